@@ -1,0 +1,91 @@
+//! How plans are made and calls behave, fixed when a key is created.
+
+use std::ffi::c_void;
+
+/// Allocates `bytes` aligned to 256; returns null when it cannot.
+pub type AllocFn = unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void;
+/// Frees what the matching `AllocFn` returned.
+pub type FreeFn = unsafe extern "C" fn(pointer: *mut c_void, bytes: usize, userdata: *mut c_void);
+
+/// The caller's allocator for workspace.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocator {
+    /// Called in `prepare` only.
+    pub alloc: AllocFn,
+    /// Called when the communicator goes, or when a larger block replaces a smaller one.
+    pub free: FreeFn,
+    /// Passed to both.
+    pub userdata: *mut c_void,
+}
+
+// SAFETY: whoever installs an allocator promises (magi_config.alloc) that both functions may be called with
+// `userdata` from any thread.
+unsafe impl Send for Allocator {}
+// SAFETY: as above.
+unsafe impl Sync for Allocator {}
+
+/// What `calc_attn` backward does with the gradient of a sink that all queries share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum DsinkReduce {
+    /// Every rank keeps its partial gradient.
+    #[default]
+    None = 0,
+    /// The sum over ranks, on every rank.
+    Sum = 1,
+    /// The sum over ranks divided by their number.
+    Avg = 2,
+}
+
+/// How chunks are given to ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum PlacementKind {
+    /// Longest first to the least loaded rank, equal numbers of chunks, then swaps while they help.
+    #[default]
+    Balanced = 0,
+    /// Contiguous blocks.
+    Sequential = 1,
+}
+
+/// Settings of a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Tokens of a chunk, the unit of placement; 0 lets the planner choose.
+    pub chunk_size: i64,
+    /// With `chunk_size` 0: at least this many chunks for every rank.
+    pub min_chunks_per_rank: i64,
+    /// How chunks are given to ranks.
+    pub placement: PlacementKind,
+    /// Remote stages of the forward pass, 0 to 8; 0 fetches everything and computes once.
+    pub degree_forward: i32,
+    /// Remote stages of the backward pass, likewise.
+    pub degree_backward: i32,
+    /// Partial dk and dv travel in the accumulator type instead of the input dtype.
+    pub backward_high_precision_reduce: bool,
+    /// What backward does with the gradient of a shared sink.
+    pub dsink_reduce: DsinkReduce,
+    /// Verify every plan when it is made, and that inputs hold no NaN.
+    pub sanity_check: bool,
+    /// Keys a communicator keeps; the least recently used goes first. 0 keeps none.
+    pub cache_size: usize,
+    /// Workspace allocator; `None` takes host memory from the system.
+    pub allocator: Option<Allocator>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            chunk_size: 0,
+            min_chunks_per_rank: 8,
+            placement: PlacementKind::Balanced,
+            degree_forward: 1,
+            degree_backward: 1,
+            backward_high_precision_reduce: false,
+            dsink_reduce: DsinkReduce::None,
+            sanity_check: false,
+            cache_size: 100,
+            allocator: None,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The ground floor: plain values that every other floor may use, and that use none of them.
+
+mod band;
+mod config;
+mod dtype;
+mod error;
+mod mask;
+mod range;
+mod ranges;
+mod shape;
+mod slice;
+mod stage;
+mod tensor;
+
+pub use band::Band;
+pub use config::{AllocFn, Allocator, Config, DsinkReduce, FreeFn, PlacementKind};
+pub use dtype::DType;
+pub use error::{Error, Result, Status};
+pub use mask::Mask;
+pub use range::Range;
+pub use ranges::Ranges;
+pub use shape::AttnShape;
+pub use slice::{MaskType, Slice, TypedSlice};
+pub use stage::{Piece, Side, StageSlice, Transfer};
+pub use tensor::{Device, MAX_DIMS, Tensor};
