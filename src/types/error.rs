@@ -1,7 +1,11 @@
 //! Status codes and the error that carries one with its message.
 
-/// What a call came to. The numbers are part of the ABI: 1xx argument, 2xx not supported, 3xx resources,
-/// 5xx communication, 6xx timeout and abort, 9xx internal.
+/// What a call came to. 1xx argument, 2xx not supported, 3xx resources, 5xx communication, 6xx timeout and abort,
+/// 9xx internal.
+///
+/// After 1xx, 2xx and 3xx outputs are untouched, every object stays good and the call may be repeated. After 5xx
+/// (but not after a plan mismatch) and 6xx the communicator is finished: abort or destroy it and make a new one.
+/// After an internal error the handle is poisoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum Status {
@@ -33,7 +37,7 @@ pub enum Status {
     StructSize = 111,
     /// An environment variable has a value that does not parse.
     InvalidEnvironment = 112,
-    /// A second call was made on a handle while one was running.
+    /// A second call was made on a handle, or on its communicator, while one was running.
     HandleBusy = 113,
     /// The communicator of this key was destroyed.
     CommDestroyed = 114,
@@ -47,16 +51,88 @@ pub enum Status {
     ResourceExhausted = 301,
     /// A peer failed, or a message was not what the plan says; the communicator is finished.
     CommFailed = 500,
-    /// Ranks disagree on the plan or on the order of calls.
+    /// Ranks disagree on the plan or on the order of calls. Nothing was moved and the communicator stays good.
     PlanMismatch = 501,
     /// A peer did not arrive within the communicator's timeout; the communicator is finished.
     Timeout = 600,
     /// The communicator was aborted.
     Aborted = 601,
-    /// A defect of this library; the handle is poisoned.
+    /// A defect of this library; the handle is poisoned and its communicator aborted.
     Internal = 900,
     /// The handle was poisoned by an earlier internal error; only `destroy` works on it.
     Poisoned = 901,
+}
+
+impl Status {
+    /// Every status there is.
+    pub const ALL: [Status; 26] = {
+        use Status::*;
+        [
+            Ok,
+            InvalidArgument,
+            NullPointer,
+            InvalidRange,
+            InvalidEnum,
+            MaskOverlap,
+            ShapeMismatch,
+            DtypeMismatch,
+            InvalidStride,
+            DeviceMismatch,
+            BufferTooSmall,
+            TensorOverlap,
+            StructSize,
+            InvalidEnvironment,
+            HandleBusy,
+            CommDestroyed,
+            NotSupported,
+            Forked,
+            OutOfMemory,
+            ResourceExhausted,
+            CommFailed,
+            PlanMismatch,
+            Timeout,
+            Aborted,
+            Internal,
+            Poisoned,
+        ]
+    };
+
+    /// The status numbered `code`.
+    pub fn from_i32(code: i32) -> Option<Status> {
+        Self::ALL.into_iter().find(|&s| s as i32 == code)
+    }
+
+    /// A few words, as a C string that lives forever.
+    pub const fn text(self) -> &'static std::ffi::CStr {
+        match self {
+            Status::Ok => c"ok",
+            Status::InvalidArgument => c"invalid argument",
+            Status::NullPointer => c"null pointer",
+            Status::InvalidRange => c"invalid range",
+            Status::InvalidEnum => c"invalid enum value",
+            Status::MaskOverlap => c"mask slices overlap",
+            Status::ShapeMismatch => c"shape mismatch",
+            Status::DtypeMismatch => c"dtype mismatch",
+            Status::InvalidStride => c"invalid stride",
+            Status::DeviceMismatch => c"device mismatch",
+            Status::BufferTooSmall => c"buffer too small",
+            Status::TensorOverlap => c"tensors overlap",
+            Status::StructSize => c"struct size not known",
+            Status::InvalidEnvironment => c"invalid environment variable",
+            Status::HandleBusy => c"handle is busy",
+            Status::CommDestroyed => c"communicator was destroyed",
+            Status::NotSupported => c"not supported",
+            Status::Forked => c"process was forked after first use",
+            Status::OutOfMemory => c"out of memory",
+            Status::ResourceExhausted => c"resource exhausted",
+            Status::CommFailed => c"communication failed",
+            Status::PlanMismatch => c"ranks disagree on the plan",
+            Status::Timeout => c"timeout",
+            Status::Aborted => c"communicator was aborted",
+            Status::Internal => c"internal error",
+            Status::Poisoned => c"handle was poisoned by an earlier internal error",
+        }
+    }
 }
 
 /// A status with the sentence that names function, parameter, value and what would have been accepted.

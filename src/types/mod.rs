@@ -1,5 +1,6 @@
 //! The ground floor: plain values that every other floor may use, and that use none of them.
 
+mod alias;
 mod band;
 mod config;
 mod dtype;

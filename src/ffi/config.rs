@@ -1,0 +1,133 @@
+//! Settings of a key.
+
+use std::ffi::c_void;
+
+use super::{guard::guard, input, status};
+use crate::types::{AllocFn, Allocator, Config, DsinkReduce, Error, FreeFn, PlacementKind, Result, Status, env};
+
+/// Settings of a key. Fill with magi_config_init, then change fields.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct magi_config {
+    /// sizeof(magi_config).
+    pub size: usize,
+    /// Tokens of a chunk, the unit in which tokens are given to ranks; 0 lets the planner choose.
+    pub chunk_size: i64,
+    /// With chunk_size 0: at least so many chunks for each rank (8).
+    pub min_chunks_per_rank: i64,
+    /// Keys that a communicator keeps for equal requests, least recently used first out (100); 0 keeps none.
+    pub cache_size: i64,
+    /// A magi_placement.
+    pub placement: i32,
+    /// Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once.
+    pub degree_forward: i32,
+    /// Remote stages of the backward pass, 0 to 8 (1).
+    pub degree_backward: i32,
+    /// A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
+    pub dsink_reduce: i32,
+    /// 0 or 1: partial dk and dv travel in the accumulator type instead of the input dtype (0).
+    pub backward_high_precision_reduce: i32,
+    /// 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
+    pub sanity_check: i32,
+    /// Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
+    /// functions may be called from any thread with the communicator's lock held: they must not call back.
+    pub alloc: Option<AllocFn>,
+    /// Frees it, at the latest when the communicator is destroyed.
+    pub free: Option<FreeFn>,
+    /// Passed to both.
+    pub userdata: *mut c_void,
+}
+
+/// Fills `config` with the defaults overlaid by the environment, which is read once per process.
+///
+/// `size`: sizeof(magi_config). Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENVIRONMENT (a variable that does not
+/// parse). Any thread.
+///
+/// # Safety
+/// `config` must point to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize) -> Status {
+    guard("magi_config_init", || {
+        if size != size_of::<magi_config>() {
+            let message = format!("size is {size}; it must be {}, sizeof(magi_config)", size_of::<magi_config>());
+            return Err(Error::new(Status::StructSize, message));
+        }
+        let c = Config::from_env()?;
+        warn_unknown_once();
+        let filled = magi_config {
+            size,
+            chunk_size: c.chunk_size,
+            min_chunks_per_rank: c.min_chunks_per_rank,
+            cache_size: c.cache_size as i64,
+            placement: c.placement as i32,
+            degree_forward: c.degree_forward,
+            degree_backward: c.degree_backward,
+            dsink_reduce: c.dsink_reduce as i32,
+            backward_high_precision_reduce: i32::from(c.backward_high_precision_reduce),
+            sanity_check: i32::from(c.sanity_check),
+            alloc: None,
+            free: None,
+            userdata: std::ptr::null_mut(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("config", config, filled) }
+    })
+}
+
+/// A name with our prefix that nobody knows is probably a spelling mistake; said once per process.
+fn warn_unknown_once() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for name in env::unknown() {
+            let line = format!("environment variable {name} is not one this library knows; it has no effect");
+            status::log(status::magi_log_level::Warning, &line);
+        }
+    });
+}
+
+/// Reads and checks a config; NULL means defaults overlaid by the environment.
+///
+/// # Safety
+/// As `input::sized`.
+pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Result<Config> {
+    if config.is_null() {
+        return Config::from_env();
+    }
+    // SAFETY: the caller's promise.
+    let c = unsafe { input::sized(param, config) }?;
+    let bad = |field: &str, value: i64, want: &str| {
+        Error::new(Status::InvalidEnum, format!("{param}.{field} is {value}; it must be {want}"))
+    };
+    let placement = match c.placement {
+        0 => PlacementKind::Balanced,
+        1 => PlacementKind::Sequential,
+        v => return Err(bad("placement", v.into(), "a magi_placement (0 or 1)")),
+    };
+    let dsink_reduce = match c.dsink_reduce {
+        0 => DsinkReduce::None,
+        1 => DsinkReduce::Sum,
+        2 => DsinkReduce::Avg,
+        v => return Err(bad("dsink_reduce", v.into(), "a magi_dsink_reduce (0, 1 or 2)")),
+    };
+    let allocator = match (c.alloc, c.free) {
+        (None, None) => None,
+        (Some(alloc), Some(free)) => Some(Allocator { alloc, free, userdata: c.userdata }),
+        _ => return Err(Error::argument(format!("{param}.alloc and {param}.free must both be set or both be NULL"))),
+    };
+    let cache_size = usize::try_from(c.cache_size)
+        .map_err(|_| Error::argument(format!("{param}.cache_size is {}; it must be 0 or more", c.cache_size)))?;
+    let read = Config {
+        chunk_size: c.chunk_size,
+        min_chunks_per_rank: c.min_chunks_per_rank,
+        placement,
+        degree_forward: c.degree_forward,
+        degree_backward: c.degree_backward,
+        backward_high_precision_reduce: input::flag("config.backward_high_precision_reduce", c.backward_high_precision_reduce)?,
+        dsink_reduce,
+        sanity_check: input::flag("config.sanity_check", c.sanity_check)?,
+        cache_size,
+        allocator,
+    };
+    read.validate().map_err(|e| Error::new(e.status, format!("{param}.{}", e.message)))?;
+    Ok(read)
+}

@@ -1,0 +1,260 @@
+//! Keys: a mask planned for the ranks of a communicator.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::comm::magi_comm;
+use super::config::{magi_config, read_config};
+use super::guard::{Handle, guard_destroy, guard_handle};
+use super::input;
+use super::mask::magi_mask;
+use super::plain::{magi_attn_shape, magi_stream, read_shape};
+use crate::device::Stream;
+use crate::runtime::Key;
+use crate::types::{Error, Result, Status};
+
+/// A mask, an attention shape, a placement, a plan and a communicator. One call at a time, and one at a time for all
+/// keys of a communicator; forward and backward may come from different threads.
+pub struct magi_key {
+    pub(super) key: Arc<Key>,
+    poisoned: AtomicBool,
+}
+
+impl Handle for magi_key {
+    fn poisoned(&self) -> &AtomicBool {
+        &self.poisoned
+    }
+    fn abort(&self, why: &str) {
+        self.key.context().fail(why);
+    }
+}
+
+/// What a plan comes to, over all ranks. Token counts are of keys, in one forward pass.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct magi_key_stats {
+    /// sizeof(magi_key_stats), set by the caller.
+    pub size: usize,
+    /// Visible cells of the mask.
+    pub area: i64,
+    /// Largest number of cells that one rank computes.
+    pub area_max: i64,
+    /// Largest over mean; 1 for an empty mask.
+    pub balance: f64,
+    /// No placement of these chunks has a smaller balance than this.
+    pub balance_bound: f64,
+    /// Keys that are sent from rank to rank, each counted once for every rank that it goes to.
+    pub tokens_moved: i64,
+    /// Keys that would be moved if every rank fetched all keys that it does not own, as all-gather does.
+    pub tokens_all_gather: i64,
+    /// Largest number of keys that one rank receives.
+    pub tokens_received_max: i64,
+    /// Largest number of keys that one rank sends.
+    pub tokens_sent_max: i64,
+    /// Tokens of a chunk.
+    pub chunk_size: i64,
+}
+
+/// What a plan comes to for one rank.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct magi_rank_stats {
+    /// sizeof(magi_rank_stats), set by the caller.
+    pub size: usize,
+    /// Cells that the rank computes.
+    pub area: i64,
+    /// Query tokens that it owns.
+    pub tokens_q: i64,
+    /// Key tokens that it owns.
+    pub tokens_k: i64,
+    /// Keys that it sends, each counted once for every rank that it goes to.
+    pub tokens_sent: i64,
+    /// Keys that it receives.
+    pub tokens_received: i64,
+}
+
+/// The caller's stream as the device floor sees it.
+pub(super) fn stream_of(stream: magi_stream) -> Stream {
+    Stream::new(stream.cast())
+}
+
+/// Plans `mask` for the ranks of `comm`. Every rank computes the same plan by itself: no communication here.
+///
+/// `config`: NULL for defaults overlaid by the environment. Equal arguments give the plan that the communicator has in
+/// its cache. Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, DTYPE_MISMATCH, INVALID_ENVIRONMENT,
+/// HANDLE_BUSY, POISONED, OUT_OF_MEMORY, and what ended the communicator. One call at a time on `comm`; not collective, but
+/// every rank has to make its keys in the same order. Destroy with magi_key_destroy.
+///
+/// # Safety
+/// `shape` must point to a magi_attn_shape, `config` to a magi_config or be NULL, `key` to a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_create(
+    comm: Option<&magi_comm>,
+    mask: Option<&magi_mask>,
+    shape: *const magi_attn_shape,
+    config: *const magi_config,
+    key: *mut *mut magi_key,
+) -> Status {
+    guard_handle("magi_key_create", "comm", comm, |c| {
+        let mask = &input::non_null("mask", mask)?.mask;
+        input::check_out("key", key)?;
+        // SAFETY: the caller's promise.
+        let (shape, config) = unsafe { (read_shape("shape", shape)?, read_config("config", config)?) };
+        let made = Key::create(&c.context, mask, shape, config)?;
+        let handle = Box::new(magi_key { key: made, poisoned: AtomicBool::new(false) });
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("key", key, Box::into_raw(handle)) }
+    })
+}
+
+/// Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first
+/// collective call on a key does it when this was not called.
+///
+/// Errors: NULL_POINTER, PLAN_MISMATCH (on every rank, naming ranks and hashes), OUT_OF_MEMORY (on every rank), HANDLE_BUSY,
+/// COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+#[unsafe(no_mangle)]
+pub extern "C" fn magi_key_prepare(key: Option<&magi_key>, stream: magi_stream) -> Status {
+    guard_handle("magi_key_prepare", "key", key, |k| k.key.prepare(stream_of(stream)))
+}
+
+/// Number of tokens of `side` (a magi_side) that this rank owns. Errors: NULL_POINTER, INVALID_ENUM, COMM_DESTROYED,
+/// POISONED. Any thread.
+///
+/// # Safety
+/// `tokens` must point to an int64_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_local_tokens(key: Option<&magi_key>, side: i32, tokens: *mut i64) -> Status {
+    guard_handle("magi_key_local_tokens", "key", key, |k| {
+        let count = k.key.local_tokens(input::side(side)?)?;
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("tokens", tokens, count) }
+    })
+}
+
+/// The global position of each local token of `side`, ascending: row i of a local tensor is token `positions[i]`.
+///
+/// `positions`: room for `*count`, or NULL to ask for the number. Errors: NULL_POINTER, INVALID_ENUM, BUFFER_TOO_SMALL,
+/// COMM_DESTROYED, POISONED. Any thread.
+///
+/// # Safety
+/// `positions` must be NULL or have room for `*count` integers; `count` must point to a size_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_position_ids(
+    key: Option<&magi_key>,
+    side: i32,
+    positions: *mut i64,
+    count: *mut usize,
+) -> Status {
+    guard_handle("magi_key_position_ids", "key", key, |k| {
+        let ids = k.key.position_ids(input::side(side)?)?;
+        // SAFETY: the caller's promise.
+        unsafe { input::fill_array("positions", &ids, positions, count) }
+    })
+}
+
+/// Fills `stats`, whose `size` the caller has set.
+///
+/// Errors: NULL_POINTER, STRUCT_SIZE, COMM_DESTROYED, POISONED. Any thread.
+///
+/// # Safety
+/// `stats` must point to a magi_key_stats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_get_stats(key: Option<&magi_key>, stats: *mut magi_key_stats) -> Status {
+    guard_handle("magi_key_get_stats", "key", key, |k| {
+        // SAFETY: the caller's promise.
+        let size = unsafe { input::sized("stats", stats) }?.size;
+        let s = k.key.stats()?;
+        let max = |f: fn(&crate::plan::RankStats) -> i64| s.ranks.iter().map(f).max().unwrap_or(0);
+        let filled = magi_key_stats {
+            size,
+            area: s.area,
+            area_max: max(|r| r.area),
+            balance: s.balance,
+            balance_bound: s.balance_bound,
+            tokens_moved: s.tokens_moved,
+            tokens_all_gather: s.tokens_all_gather,
+            tokens_received_max: max(|r| r.received),
+            tokens_sent_max: max(|r| r.sent),
+            chunk_size: s.chunk_size,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("stats", stats, filled) }
+    })
+}
+
+/// Fills `stats`, whose `size` the caller has set, with the figures of `rank`.
+///
+/// Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
+///
+/// # Safety
+/// `stats` must point to a magi_rank_stats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_get_rank_stats(
+    key: Option<&magi_key>,
+    rank: i32,
+    stats: *mut magi_rank_stats,
+) -> Status {
+    guard_handle("magi_key_get_rank_stats", "key", key, |k| {
+        // SAFETY: the caller's promise.
+        let size = unsafe { input::sized("stats", stats) }?.size;
+        let all = k.key.stats()?;
+        let r = usize::try_from(rank).ok().and_then(|i| all.ranks.get(i)).ok_or_else(|| {
+            Error::argument(format!("rank is {rank}; it must be 0 to {}", all.ranks.len() - 1))
+        })?;
+        let filled = magi_rank_stats {
+            size,
+            area: r.area,
+            tokens_q: r.tokens_q,
+            tokens_k: r.tokens_k,
+            tokens_sent: r.sent,
+            tokens_received: r.received,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("stats", stats, filled) }
+    })
+}
+
+/// Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys.
+///
+/// Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+///
+/// # Safety
+/// `bytes` must point to a size_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_workspace_size(key: Option<&magi_key>, bytes: *mut usize) -> Status {
+    guard_handle("magi_key_workspace_size", "key", key, |k| {
+        let needed = k.key.workspace_bytes()?;
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("bytes", bytes, needed) }
+    })
+}
+
+/// The plan's hash: equal on every rank that planned the same, on any machine.
+///
+/// Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+///
+/// # Safety
+/// `hash` must point to a uint64_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_key_hash(key: Option<&magi_key>, hash: *mut u64) -> Status {
+    guard_handle("magi_key_hash", "key", key, |k| {
+        let value = k.key.hash()?;
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("hash", hash, value) }
+    })
+}
+
+/// Frees the handle; the communicator may keep the plan in its cache. NULL does nothing. Not while a call on it runs.
+#[unsafe(no_mangle)]
+pub extern "C" fn magi_key_destroy(key: Option<Box<magi_key>>) {
+    guard_destroy(|| drop(key));
+}
+
+/// What the attention and movement functions need of a key.
+pub(super) fn with_key(
+    name: &str,
+    key: Option<&magi_key>,
+    f: impl FnOnce(&Key) -> Result<()>,
+) -> Status {
+    guard_handle(name, "key", key, |k| f(&k.key))
+}

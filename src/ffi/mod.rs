@@ -1,0 +1,32 @@
+//! The C ABI: handles, status codes, tensor descriptors. The only place with `extern "C"`.
+//!
+//! Every function checks, converts, and calls one function of the runtime inside a guard that turns errors and panics
+//! into a status and a message. The header is generated from here; its sections are these modules, in this order.
+
+// The names are those of the C header.
+#![allow(non_camel_case_types)]
+
+pub mod version;
+
+pub mod status;
+
+pub mod plain;
+
+pub mod config;
+
+pub mod comm;
+
+pub mod mask;
+
+pub mod key;
+
+pub mod movement;
+
+pub mod attn;
+
+pub mod single;
+
+#[cfg(feature = "fault")]
+mod fault;
+mod guard;
+mod input;

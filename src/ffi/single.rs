@@ -1,0 +1,205 @@
+//! Attention on one device: any slice mask, no communicator.
+
+use std::ffi::c_void;
+
+use super::attn::{backward_of, forward_of, magi_backward_args, magi_forward_args};
+use super::guard::guard;
+use super::input::{self, flag, optional_tensor, sized};
+use super::mask::magi_mask;
+use super::plain::{magi_stream, magi_tensor};
+use crate::runtime::single;
+use crate::types::{Error, Mask, Result, Status};
+
+/// Which kernels compute.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum magi_backend {
+    /// The best there is for the device.
+    Default = 0,
+    /// The fast kernels; need a CUDA device.
+    Ffa = 1,
+    /// Textbook attention in high precision.
+    Sdpa = 2,
+}
+
+/// How one device computes, beside the tensors. Start from MAGI_FLEX_OPTIONS_INIT.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct magi_flex_options {
+    /// sizeof(magi_flex_options).
+    pub size: usize,
+    /// NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals;
+    /// a cell that is covered twice counts twice.
+    pub q_ranges: *const magi_tensor,
+    /// NULL with a mask; without one i32 `[n, 2]` key ranges.
+    pub k_ranges: *const magi_tensor,
+    /// NULL with a mask; without one i32 `[n]`, each a magi_mask_type.
+    pub mask_types: *const magi_tensor,
+    /// Workspace of at least the queried size, aligned to 256 bytes; NULL when that is 0.
+    pub workspace: *mut c_void,
+    /// Bytes of workspace.
+    pub workspace_size: usize,
+    /// A magi_backend.
+    pub backend: i32,
+    /// 0 or 1: the same bits on every run. The CPU gives them always.
+    pub deterministic: i32,
+    /// Multiprocessors left to others; 0 on the CPU.
+    pub sm_margin: i32,
+    /// 0 or 1, forward only: out (in acc) and lse hold an earlier result, into which this one is merged. Not with a sink.
+    pub accumulate: i32,
+}
+
+/// The mask handle's mask, or the one that the ranges describe.
+///
+/// # Safety
+/// The pointers in `o` must be NULL or descriptors as magi_tensor says.
+unsafe fn source_of<'a>(mask: Option<&'a magi_mask>, o: &magi_flex_options) -> Result<single::Source<'a>> {
+    // SAFETY: the caller's promise.
+    let given = unsafe {
+        [
+            optional_tensor("options.q_ranges", o.q_ranges)?,
+            optional_tensor("options.k_ranges", o.k_ranges)?,
+            optional_tensor("options.mask_types", o.mask_types)?,
+        ]
+    };
+    match (mask, given) {
+        (Some(m), [None, None, None]) => Ok(single::Source::Mask(m.mask.as_ref() as &Mask)),
+        (None, [Some(q_ranges), Some(k_ranges), Some(mask_types)]) => {
+            Ok(single::Source::Ranges { q_ranges, k_ranges, mask_types })
+        }
+        _ => Err(Error::argument(
+            "mask and options: give a mask and no ranges, or NULL and all of q_ranges, k_ranges and mask_types",
+        )),
+    }
+}
+
+/// Checks the options and gathers them for the runtime.
+fn options_of(o: &magi_flex_options) -> Result<single::Options> {
+    let backend = match o.backend {
+        0 => single::Choice::Default,
+        1 => single::Choice::Ffa,
+        2 => single::Choice::Sdpa,
+        other => {
+            let message = format!("options.backend is {other}; it must be a magi_backend (0, 1 or 2)");
+            return Err(Error::new(Status::InvalidEnum, message));
+        }
+    };
+    flag("options.deterministic", o.deterministic)?;
+    if o.sm_margin < 0 {
+        return Err(Error::argument(format!("options.sm_margin is {}; it must be 0 or more", o.sm_margin)));
+    }
+    Ok(single::Options {
+        backend,
+        accumulate: flag("options.accumulate", o.accumulate)?,
+        workspace: o.workspace.cast(),
+        workspace_bytes: o.workspace_size,
+    })
+}
+
+/// Attention of `args.q` over `args.k` and `args.v` as `mask` says. Shapes as in magi_forward_args, with the mask's totals
+/// for the local tokens.
+///
+/// `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
+/// INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
+/// BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY. Any thread.
+///
+/// # Safety
+/// `args` and `options` must be NULL or as their types say, their tensors as magi_tensor says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_flex_flash_attn_forward(
+    mask: Option<&magi_mask>,
+    args: *const magi_forward_args,
+    options: *const magi_flex_options,
+    stream: magi_stream,
+) -> Status {
+    guard("magi_flex_flash_attn_forward", || {
+        // SAFETY: the caller's promise.
+        let (args, options) = unsafe { (forward_of(&sized("args", args)?)?, read_options(options)?) };
+        // SAFETY: the caller's promise.
+        let source = unsafe { source_of(mask, &options) }?;
+        single::forward(source, &args, &options_of(&options)?, super::key::stream_of(stream))
+    })
+}
+
+/// Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. Errors: as forward. Any thread.
+///
+/// # Safety
+/// As magi_flex_flash_attn_forward.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_flex_flash_attn_backward(
+    mask: Option<&magi_mask>,
+    args: *const magi_backward_args,
+    options: *const magi_flex_options,
+    stream: magi_stream,
+) -> Status {
+    guard("magi_flex_flash_attn_backward", || {
+        // SAFETY: the caller's promise.
+        let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
+        // SAFETY: the caller's promise.
+        let source = unsafe { source_of(mask, &options) }?;
+        single::backward(source, &args, &options_of(&options)?, super::key::stream_of(stream))
+    })
+}
+
+/// Bytes of workspace that magi_flex_flash_attn_forward needs for `args` (data pointers are not looked at beyond NULL)
+/// and `options` (NULL for defaults). Errors: as forward. Any thread.
+///
+/// # Safety
+/// As magi_flex_flash_attn_forward; `bytes` must point to a size_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_flex_flash_attn_forward_workspace_size(
+    args: *const magi_forward_args,
+    options: *const magi_flex_options,
+    bytes: *mut usize,
+) -> Status {
+    guard("magi_flex_flash_attn_forward_workspace_size", || {
+        // SAFETY: the caller's promise.
+        let (args, options) = unsafe { (forward_of(&sized("args", args)?)?, read_options(options)?) };
+        let needed = single::forward_workspace(&args, &options_of(&options)?)?;
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("bytes", bytes, needed) }
+    })
+}
+
+/// Bytes of workspace that magi_flex_flash_attn_backward needs. Otherwise as the forward query.
+///
+/// # Safety
+/// As magi_flex_flash_attn_backward; `bytes` must point to a size_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_flex_flash_attn_backward_workspace_size(
+    args: *const magi_backward_args,
+    options: *const magi_flex_options,
+    bytes: *mut usize,
+) -> Status {
+    guard("magi_flex_flash_attn_backward_workspace_size", || {
+        // SAFETY: the caller's promise.
+        let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
+        let needed = single::backward_workspace(&args, &options_of(&options)?)?;
+        // SAFETY: the caller's promise.
+        unsafe { input::write_out("bytes", bytes, needed) }
+    })
+}
+
+/// The options, or the defaults for NULL.
+///
+/// # Safety
+/// As `input::sized`.
+unsafe fn read_options(options: *const magi_flex_options) -> Result<magi_flex_options> {
+    if options.is_null() {
+        let null = std::ptr::null();
+        return Ok(magi_flex_options {
+            size: size_of::<magi_flex_options>(),
+            q_ranges: null,
+            k_ranges: null,
+            mask_types: null,
+            workspace: std::ptr::null_mut(),
+            workspace_size: 0,
+            backend: magi_backend::Default as i32,
+            deterministic: 0,
+            sm_margin: 0,
+            accumulate: 0,
+        });
+    }
+    // SAFETY: the caller's promise.
+    unsafe { sized("options", options) }
+}

@@ -1,0 +1,193 @@
+//! calc_attn backward: keys travel again, partial gradients travel back to their owners.
+
+use super::attn_args::{Backward, scale};
+use super::check;
+use super::context::Session;
+use super::forward::{Keys, check_lengths, extents, run_stages};
+use super::group::{PendingReduce, ReduceOp, group_reduce};
+use super::key::Key;
+use super::scratch::Scratch;
+use super::workspace::{BackwardSpace, KeyPair};
+use crate::backend::BackwardArgs;
+use crate::device::{Carver, Stream, fault};
+use crate::plan::Stage;
+use crate::types::{DType, DsinkReduce, Range, Result, Tensor};
+
+/// Gradients for the tokens that this rank owns. Collective. Errors as the C function documents.
+pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
+    key.context().check_open()?;
+    check::backward(a, &extents(key), stream)?;
+    if key.config().sanity_check {
+        let inputs = [("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v), ("args.out", &a.out), ("args.dout", &a.dout)];
+        check::no_nan(key.context().backend(), &inputs)?;
+    }
+    let mut session = key.collective(stream)?;
+    fault::point("calc_attn_backward", key.context().rank())?;
+    let arena = &mut session.state.arena;
+    let space = BackwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
+    let backend = session.context().backend();
+
+    backend.attn_delta(&a.out, &a.dout, &space.delta)?;
+    if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
+        sink_gradient(key, &session, a, [sink, dsink, &space.delta], stream)?;
+    }
+    let dq = Accumulator::new(&session, a.dq, space.dq, a.accumulate_dq)?;
+    let dk = Accumulator::new(&session, a.dk, space.local.k, a.accumulate_dk)?;
+    let dv = Accumulator::new(&session, a.dv, space.local.v, a.accumulate_dv)?;
+    let local = KeyPair { k: dk.running, v: dv.running };
+
+    let mut reduction = Reduction { session: &session, space: &space, local, stream, turn: 0, pending: None };
+    let keys = Keys { local: KeyPair { k: a.k, v: a.v }, packed: space.packed, recv: &space.recv };
+    run_stages(&session, &key.plan().backward().stages, &keys, stream, |stage, k, v| {
+        let partial = reduction.partial(stage)?;
+        backend.attn_backward(&BackwardArgs {
+            q: a.q,
+            k,
+            v,
+            dout: a.dout,
+            lse: a.lse,
+            delta: space.delta,
+            slices: &stage.slices,
+            shape: *key.shape(),
+            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+            softcap: a.softcap,
+            dq: dq.running,
+            dk: [Some(local.k), partial.map(|p| p.k)],
+            dv: [Some(local.v), partial.map(|p| p.v)],
+        })?;
+        reduction.start(stage)
+    })?;
+    reduction.finish()?;
+    for accumulator in [dq, dk, dv] {
+        accumulator.store(&session)?;
+    }
+    Ok(())
+}
+
+/// Where a gradient is added up, and where it goes in the end.
+struct Accumulator {
+    target: Tensor,
+    running: Tensor,
+    add: bool,
+}
+
+impl Accumulator {
+    /// Adds up in `target` itself when it has the accumulator type, else in `space`. With `add` the target's content is
+    /// the first summand.
+    fn new(session: &Session<'_>, target: Tensor, space: Tensor, add: bool) -> Result<Accumulator> {
+        let backend = session.context().backend();
+        let running = if target.dtype() == space.dtype() { target } else { space };
+        if target.dtype() != space.dtype() || !add {
+            backend.fill_zero(&running)?;
+        }
+        Ok(Accumulator { target, running, add })
+    }
+
+    /// Writes the target, unless the sum was made there.
+    fn store(&self, session: &Session<'_>) -> Result<()> {
+        if self.target.dtype() == self.running.dtype() {
+            return Ok(());
+        }
+        session.context().backend().cast(&self.running, &self.target, self.add)
+    }
+}
+
+/// The reductions of partial dk and dv, one of them on its way while the next stage is computed.
+struct Reduction<'a> {
+    session: &'a Session<'a>,
+    space: &'a BackwardSpace,
+    /// Gradients of this rank's own keys.
+    local: KeyPair,
+    stream: Stream,
+    /// Which of the two buffers the next stage takes.
+    turn: usize,
+    pending: Option<PendingReduce>,
+}
+
+impl Reduction<'_> {
+    /// Zeroed partial gradients for the keys that `stage` received; `None` when it received none.
+    fn partial(&self, stage: &Stage) -> Result<Option<KeyPair>> {
+        let rows = stage.transfer.recv_rows;
+        if rows == 0 {
+            return Ok(None);
+        }
+        let p = &self.space.partial[self.turn];
+        let partial = KeyPair { k: p.k.rows(0, rows), v: p.v.rows(0, rows) };
+        for t in [&partial.k, &partial.v] {
+            self.session.context().backend().fill_zero(t)?;
+        }
+        Ok(Some(partial))
+    }
+
+    /// Sends the stage's partial gradients to their owners, after the reduction before it has been added.
+    fn start(&mut self, stage: &Stage) -> Result<()> {
+        if stage.transfer.is_empty() {
+            return Ok(());
+        }
+        self.finish()?;
+        let context = self.session.context();
+        let (partial, wire) = (&self.space.partial[self.turn], &self.space.wire[self.turn]);
+        let staging = &self.space.staging[self.turn];
+        self.turn = 1 - self.turn;
+        let rows = stage.transfer.recv_rows;
+        let mut travels = Vec::with_capacity(2);
+        for (from, to) in [(&partial.k, &wire.k), (&partial.v, &wire.v)] {
+            let (from, to) = (from.rows(0, rows), to.rows(0, rows));
+            if from.dtype() != to.dtype() {
+                context.backend().cast(&from, &to, false)?;
+            }
+            travels.push(to);
+        }
+        let (staging, local) = ([staging.k, staging.v], [self.local.k, self.local.v]);
+        let transfer = &stage.transfer;
+        let pending = group_reduce(context.comm(), transfer, ReduceOp::Sum, &travels, &staging, &local, self.stream)?;
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    /// Adds what has been sent to this rank, if a reduction is on its way.
+    fn finish(&mut self) -> Result<()> {
+        let context = self.session.context();
+        self.pending.take().map_or(Ok(()), |p| p.finish(context.comm(), context.backend(), self.stream))
+    }
+}
+
+/// dsink: this rank's part, reduced over ranks as configured when all queries share the sink.
+fn sink_gradient(key: &Key, session: &Session<'_>, a: &Backward, t: [&Tensor; 3], stream: Stream) -> Result<()> {
+    let [sink, dsink, delta] = t;
+    let (context, backend) = (session.context(), session.context().backend());
+    let rows = [Range::new(0, sink.tokens())];
+    let mut own = Scratch::new(dsink.dtype(), sink.shape().to_vec())?;
+    backend.sink_backward(sink, &a.lse, delta, &own.tensor())?;
+    let reduce = key.config().dsink_reduce;
+    if sink.shape().len() == 2 && reduce != DsinkReduce::None {
+        let all = context.comm().all_gather(own.bytes(), stream)?;
+        check_lengths(&all, own.bytes().len())?;
+        let by = if reduce == DsinkReduce::Avg { context.size() as f64 } else { 1.0 };
+        sum_over_ranks(dsink.dtype(), &all, by, own.bytes_mut());
+    }
+    if a.accumulate_dsink {
+        backend.range_reduce(&own.tensor(), dsink, &rows)
+    } else {
+        backend.range_gather(&own.tensor(), &rows, dsink)
+    }
+}
+
+/// The sum of every rank's elements in rank order, divided by `by`, in the accumulator type.
+fn sum_over_ranks(dtype: DType, all: &[Vec<u8>], by: f64, out: &mut [u8]) {
+    let size = dtype.size();
+    for (i, word) in out.chunks_exact_mut(size).enumerate() {
+        let part = |b: &Vec<u8>| {
+            let bytes = &b[i * size..(i + 1) * size];
+            match dtype {
+                DType::F64 => f64::from_ne_bytes(bytes.try_into().unwrap_or_default()),
+                _ => f64::from(f32::from_ne_bytes(bytes.try_into().unwrap_or_default())),
+            }
+        };
+        let sum = all.iter().map(part).sum::<f64>() / by;
+        match dtype {
+            DType::F64 => word.copy_from_slice(&sum.to_ne_bytes()),
+            _ => word.copy_from_slice(&(sum as f32).to_ne_bytes()),
+        }
+    }
+}

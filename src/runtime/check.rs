@@ -1,0 +1,224 @@
+//! Everything that can be wrong with a call's tensors, found before anything is done.
+
+use super::attn_args::{Backward, Forward};
+use super::key::Key;
+use crate::backend::Backend;
+use crate::device::Stream;
+use crate::types::{AttnShape, DType, Device, Error, Result, Side, Status, Tensor};
+
+/// A tensor with the name its parameter has.
+pub(super) type Named<'a> = (&'a str, &'a Tensor);
+
+/// Tokens and heads that a call's tensors must match.
+#[derive(Clone, Copy)]
+pub(super) struct Extents {
+    pub tokens_q: i64,
+    pub tokens_k: i64,
+    pub shape: AttnShape,
+}
+
+/// The CPU has no streams.
+pub(super) fn stream(stream: Stream) -> Result<()> {
+    if stream.is_null() {
+        return Ok(());
+    }
+    Err(Error::argument("stream is not NULL; calls on host memory take no stream"))
+}
+
+/// Host memory, last stride 1.
+fn place((name, t): Named<'_>) -> Result<()> {
+    if t.device() != Device::Cpu {
+        let message = format!("{name} lies on {:?}; this communicator or mask works on host memory", t.device());
+        return Err(Error::new(Status::DeviceMismatch, message));
+    }
+    let last = t.shape().len() - 1;
+    if t.shape()[last] > 1 && t.stride()[last] != 1 {
+        let message = format!("{name} has stride {} in its last dimension; it must be 1", t.stride()[last]);
+        return Err(Error::new(Status::InvalidStride, message));
+    }
+    Ok(())
+}
+
+/// Outputs name no element twice, and share no memory with inputs or with each other.
+pub(super) fn written(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> {
+    for (i, (name, t)) in outputs.iter().enumerate() {
+        if t.overlaps_itself() {
+            let message = format!("{name} has stride {:?}, which names an element twice; an output must not", t.stride());
+            return Err(Error::new(Status::InvalidStride, message));
+        }
+        for (other, o) in inputs.iter().chain(&outputs[..i]) {
+            if t.overlaps(o) {
+                return Err(Error::new(Status::TensorOverlap, format!("{name} overlaps {other} in memory")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `global` tensors `[total, ..]` and `local` ones `[local tokens, ..]` of one dtype and trailing shape. Outputs are
+/// whichever comes second in the call; a gather into `local` is checked here.
+pub(super) fn movement(key: &Key, side: Side, global: &[Named<'_>], local: &[Named<'_>], s: Stream) -> Result<()> {
+    stream(s)?;
+    key.context().check_open()?;
+    let ((gname, g), (lname, l)) = (global[0], local[0]);
+    place((gname, g))?;
+    place((lname, l))?;
+    rows(gname, g, key.placement(side).total())?;
+    rows(lname, l, key.placement(side).tokens(key.context().rank()))?;
+    same_rows((lname, l), (gname, g))?;
+    written(&[(lname, l)], &[(gname, g)])
+}
+
+/// As `movement`, between a contiguous share and the plan's layout.
+pub(super) fn sharded(key: &Key, side: Side, share_rows: i64, share: &Tensor, local_x: &Tensor, s: Stream) -> Result<()> {
+    stream(s)?;
+    key.context().check_open()?;
+    place(("share", share))?;
+    place(("local_x", local_x))?;
+    rows("share", share, share_rows)?;
+    rows("local_x", local_x, key.placement(side).tokens(key.context().rank()))?;
+    same_rows(("local_x", local_x), ("share", share))
+}
+
+fn rows(name: &str, t: &Tensor, want: i64) -> Result<()> {
+    if t.tokens() == want {
+        return Ok(());
+    }
+    Err(Error::new(Status::ShapeMismatch, format!("{name} has {} tokens (shape[0]); it must have {want}", t.tokens())))
+}
+
+fn same_rows((name, t): Named<'_>, (other, o): Named<'_>) -> Result<()> {
+    t.expect_dtype(name, o.dtype()).map_err(|e| Error::new(e.status, format!("{}, that of {other}", e.message)))?;
+    if t.shape()[1..] == o.shape()[1..] {
+        return Ok(());
+    }
+    let message = format!("{name} has shape {:?}; behind the tokens it must be that of {other}, {:?}", t.shape(), o.shape());
+    Err(Error::new(Status::ShapeMismatch, message))
+}
+
+/// One attention tensor: place, dtype, shape.
+fn attention(named: Named<'_>, dtypes: &[DType], shape: &[i64]) -> Result<()> {
+    place(named)?;
+    let (name, t) = named;
+    if !dtypes.contains(&t.dtype()) {
+        let want: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
+        let message = format!("{name} has dtype {}; it must be {}", t.dtype().name(), want.join(" or "));
+        return Err(Error::new(Status::DtypeMismatch, message));
+    }
+    t.expect_shape(name, shape)
+}
+
+/// The dtype of inputs and the accumulator type, once where they are the same.
+fn either(dtype: DType) -> Vec<DType> {
+    let mut both = vec![dtype, dtype.accumulator()];
+    both.dedup();
+    both
+}
+
+fn numbers(softmax_scale: f64, softcap: f64) -> Result<()> {
+    if !softmax_scale.is_finite() {
+        return Err(Error::argument(format!("args.softmax_scale is {softmax_scale}; it must be finite")));
+    }
+    if !(softcap.is_finite() && softcap >= 0.0) {
+        return Err(Error::argument(format!("args.softcap is {softcap}; it must be finite and 0 or more")));
+    }
+    Ok(())
+}
+
+/// q, k and v.
+fn inputs(q: &Tensor, k: &Tensor, v: &Tensor, e: &Extents) -> Result<()> {
+    let s = &e.shape;
+    attention(("args.q", q), &[s.dtype], &[e.tokens_q, s.heads_q, s.head_dim])?;
+    attention(("args.k", k), &[s.dtype], &[e.tokens_k, s.heads_kv, s.head_dim])?;
+    attention(("args.v", v), &[s.dtype], &[e.tokens_k, s.heads_kv, s.head_dim_v])
+}
+
+/// A sink of either layout.
+fn sink(t: &Tensor, e: &Extents) -> Result<()> {
+    place(("args.sink", t))?;
+    t.expect_dtype("args.sink", DType::F32)?;
+    let heads = e.shape.heads_q;
+    let count = match *t.shape() {
+        [n, h] if h == heads => n,
+        [tokens, n, h] if tokens == e.tokens_q && h == heads => n,
+        _ => {
+            let want = format!("[s, {heads}] or [{}, s, {heads}]", e.tokens_q);
+            let message = format!("args.sink has shape {:?}; it must be {want}", t.shape());
+            return Err(Error::new(Status::ShapeMismatch, message));
+        }
+    };
+    if !(1..=8).contains(&count) {
+        let message = format!("args.sink has {count} sinks; there can be 1 to 8");
+        return Err(Error::new(Status::ShapeMismatch, message));
+    }
+    Ok(())
+}
+
+/// Everything about a forward call.
+pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
+    stream(s)?;
+    let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
+    numbers(a.softmax_scale, a.softcap)?;
+    inputs(&a.q, &a.k, &a.v, e)?;
+    attention(("args.out", &a.out), &either(shape.dtype), &[e.tokens_q, shape.heads_q, shape.head_dim_v])?;
+    let mut read = vec![("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)];
+    let mut wrote = vec![("args.out", &a.out)];
+    if let Some(t) = &a.sink {
+        sink(t, e)?;
+        read.push(("args.sink", t));
+    }
+    if let Some(t) = &a.lse {
+        attention(("args.lse", t), &[acc], &[e.tokens_q, shape.heads_q])?;
+        wrote.push(("args.lse", t));
+    }
+    if let Some(t) = &a.max_logits {
+        attention(("args.max_logits", t), &[DType::F32], &[shape.heads_q])?;
+        wrote.push(("args.max_logits", t));
+    }
+    written(&wrote, &read)
+}
+
+/// Everything about a backward call.
+pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
+    stream(s)?;
+    let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
+    let grads = either(shape.dtype);
+    numbers(a.softmax_scale, a.softcap)?;
+    inputs(&a.q, &a.k, &a.v, e)?;
+    let out_shape = [e.tokens_q, shape.heads_q, shape.head_dim_v];
+    attention(("args.out", &a.out), &grads, &out_shape)?;
+    attention(("args.lse", &a.lse), &[acc], &out_shape[..2])?;
+    attention(("args.dout", &a.dout), &[shape.dtype], &out_shape)?;
+    attention(("args.dq", &a.dq), &grads, a.q.shape())?;
+    attention(("args.dk", &a.dk), &grads, a.k.shape())?;
+    attention(("args.dv", &a.dv), &grads, a.v.shape())?;
+    let mut read = vec![("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)];
+    read.extend([("args.out", &a.out), ("args.lse", &a.lse), ("args.dout", &a.dout)]);
+    let mut wrote = vec![("args.dq", &a.dq), ("args.dk", &a.dk), ("args.dv", &a.dv)];
+    match (&a.sink, &a.dsink) {
+        (None, None) => {
+            if a.accumulate_dsink {
+                return Err(Error::argument("args.flags asks to accumulate dsink, but there is no sink"));
+            }
+        }
+        (Some(t), Some(d)) => {
+            sink(t, e)?;
+            attention(("args.dsink", d), &[acc], t.shape())?;
+            read.push(("args.sink", t));
+            wrote.push(("args.dsink", d));
+        }
+        (Some(_), None) => return Err(Error::new(Status::NullPointer, "args.dsink is NULL though args.sink is given")),
+        (None, Some(_)) => return Err(Error::argument("args.dsink is given though args.sink is NULL")),
+    }
+    written(&wrote, &read)
+}
+
+/// Fails when one of the tensors holds a NaN, naming it.
+pub(super) fn no_nan(backend: &dyn Backend, tensors: &[Named<'_>]) -> Result<()> {
+    for (name, t) in tensors {
+        if backend.has_nan(t)? {
+            return Err(Error::argument(format!("{name} holds a NaN (looked for because the sanity check is on)")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! calc_attn forward: stage by stage, the next stage's keys on their way while one is computed.
+
+use super::attn_args::{Forward, scale};
+use super::check::{self, Extents};
+use super::context::Session;
+use super::group;
+use super::key::Key;
+use super::scratch::Scratch;
+use super::workspace::{ForwardSpace, KeyPair};
+use crate::backend::ForwardArgs;
+use crate::comm::Ticket;
+use crate::device::{Carver, Stream, fault};
+use crate::plan::Stage;
+use crate::types::{DType, Range, Result, Tensor};
+
+/// Tokens and heads of `key`'s tensors on this rank.
+pub(super) fn extents(key: &Key) -> Extents {
+    let d = key.dims();
+    Extents { tokens_q: d.tokens_q, tokens_k: d.tokens_k, shape: d.shape }
+}
+
+/// Attention of this rank's queries. Collective. Errors as the C function documents.
+pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
+    key.context().check_open()?;
+    check::forward(a, &extents(key), stream)?;
+    if key.config().sanity_check {
+        check::no_nan(key.context().backend(), &[("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)])?;
+    }
+    let mut session = key.collective(stream)?;
+    fault::point("calc_attn_forward", key.context().rank())?;
+    let arena = &mut session.state.arena;
+    let space = ForwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
+
+    let (context, backend) = (session.context(), session.context().backend());
+    let acc = key.shape().dtype.accumulator();
+    let out = if a.out.dtype() == acc { a.out } else { space.out };
+    let lse = a.lse.unwrap_or(space.lse);
+    backend.attn_init(&out, &lse, a.max_logits.as_ref(), a.sink.as_ref())?;
+    let keys = Keys { local: KeyPair { k: a.k, v: a.v }, packed: space.packed, recv: &space.recv };
+    run_stages(&session, &key.plan().forward().stages, &keys, stream, |stage, k, v| {
+        backend.attn_forward(&ForwardArgs {
+            q: a.q,
+            k,
+            v,
+            slices: &stage.slices,
+            shape: *key.shape(),
+            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+            softcap: a.softcap,
+            out,
+            lse,
+            max_logits: a.max_logits,
+        })
+    })?;
+    if let Some(max_logits) = &a.max_logits {
+        reduce_max(&session, max_logits, stream)?;
+    }
+    if a.out.dtype() != acc {
+        context.backend().cast(&out, &a.out, false)?;
+    }
+    Ok(())
+}
+
+/// Where a pass finds keys and values.
+pub(super) struct Keys<'a> {
+    pub local: KeyPair,
+    /// Dense copy of the local ones, for sending, where they are strided.
+    pub packed: KeyPair,
+    pub recv: &'a [KeyPair],
+}
+
+impl Keys<'_> {
+    /// The local keys as a communicator can send them.
+    fn sendable(&self, session: &Session<'_>, stages: &[Stage]) -> Result<KeyPair> {
+        if stages.iter().all(|s| s.transfer.sends.is_empty()) {
+            return Ok(self.local);
+        }
+        let dense = |t: &Tensor, packed: &Tensor| {
+            if t.is_dense() {
+                return Ok(*t);
+            }
+            session.context().backend().range_gather(t, &[Range::new(0, t.tokens())], packed)?;
+            Ok(*packed)
+        };
+        Ok(KeyPair { k: dense(&self.local.k, &self.packed.k)?, v: dense(&self.local.v, &self.packed.v)? })
+    }
+}
+
+/// Operands of one stage by source: local tensor, receive buffer.
+pub(super) type Sources = [Option<Tensor>; 2];
+
+/// The receive buffers of every stage: two that take turns, over the stages that receive anything.
+fn receive_buffers(stages: &[Stage], recv: &[KeyPair]) -> Vec<Option<KeyPair>> {
+    let mut turn = 0;
+    let mut of = |stage: &Stage| {
+        let rows = stage.transfer.recv_rows;
+        if rows == 0 {
+            return None;
+        }
+        let buffer = recv[turn % recv.len()];
+        turn += 1;
+        Some(KeyPair { k: buffer.k.rows(0, rows), v: buffer.v.rows(0, rows) })
+    };
+    stages.iter().map(&mut of).collect()
+}
+
+/// Runs `compute` for every stage in turn, with the next stage's keys being fetched meanwhile.
+pub(super) fn run_stages(
+    session: &Session<'_>,
+    stages: &[Stage],
+    keys: &Keys<'_>,
+    stream: Stream,
+    mut compute: impl FnMut(&Stage, Sources, Sources) -> Result<()>,
+) -> Result<()> {
+    let comm = session.context().comm();
+    let source = keys.sendable(session, stages)?;
+    let buffers = receive_buffers(stages, keys.recv);
+    let fetch = |i: usize| -> Result<Option<Ticket>> {
+        let Some(stage) = stages.get(i).filter(|s| !s.transfer.is_empty()) else { return Ok(None) };
+        let received: Vec<Tensor> = buffers[i].map_or(Vec::new(), |b| vec![b.k, b.v]);
+        let local = [source.k, source.v];
+        group::group_cast(comm, &stage.transfer, &local, &received, stream).map(Some)
+    };
+    let mut ticket = fetch(0)?;
+    for (i, stage) in stages.iter().enumerate() {
+        let next = fetch(i + 1)?;
+        if let Some(ticket) = ticket {
+            comm.finish(ticket, stream)?;
+        }
+        ticket = next;
+        let (k, v) = (buffers[i].map(|b| b.k), buffers[i].map(|b| b.v));
+        compute(stage, [Some(keys.local.k), k], [Some(keys.local.v), v])?;
+    }
+    Ok(())
+}
+
+/// The maximum over ranks of each head.
+fn reduce_max(session: &Session<'_>, max_logits: &Tensor, stream: Stream) -> Result<()> {
+    let backend = session.context().backend();
+    let heads = [Range::new(0, max_logits.tokens())];
+    let mut mine = Scratch::new(DType::F32, max_logits.shape().to_vec())?;
+    backend.range_gather(max_logits, &heads, &mine.tensor())?;
+    let all = session.context().comm().all_gather(mine.bytes(), stream)?;
+    let value = |bytes: &[u8], h: usize| {
+        let word: [u8; 4] = bytes[4 * h..4 * h + 4].try_into().unwrap_or_default();
+        f32::from_ne_bytes(word)
+    };
+    check_lengths(&all, mine.bytes().len())?;
+    for (h, word) in mine.bytes_mut().chunks_exact_mut(4).enumerate() {
+        let most = all.iter().map(|b| value(b, h)).fold(f32::NEG_INFINITY, f32::max);
+        word.copy_from_slice(&most.to_ne_bytes());
+    }
+    backend.range_gather(&mine.tensor(), &heads, max_logits)
+}
+
+/// Peers that gathered something else are out of step.
+pub(super) fn check_lengths(all: &[Vec<u8>], want: usize) -> Result<()> {
+    match all.iter().position(|b| b.len() != want) {
+        None => Ok(()),
+        Some(rank) => Err(crate::types::Error::new(
+            crate::types::Status::PlanMismatch,
+            format!("rank {rank} gathered {} bytes where this rank has {want}: calls are out of step", all[rank].len()),
+        )),
+    }
+}

@@ -1,0 +1,143 @@
+//! Group collectives: group_cast fetches rows from their owners, group_reduce brings what was computed for them back.
+
+use crate::backend::Backend;
+use crate::comm::{Communicator, RecvOp, SendOp, Ticket};
+use crate::device::Stream;
+use crate::types::{Piece, Range, Result, Tensor, Transfer};
+
+/// A dense tensor and the runs of its rows that travel.
+#[derive(Clone, Copy)]
+pub struct Lane<'a> {
+    /// Dense: a run of rows is a run of bytes.
+    pub tensor: Tensor,
+    /// Sorted by peer; between two ranks in the same order on both sides.
+    pub pieces: &'a [Piece],
+}
+
+impl Lane<'_> {
+    /// (peer, address, bytes) of every piece.
+    fn ops(&self) -> impl Iterator<Item = (usize, *mut u8, usize)> + '_ {
+        let row = self.tensor.row_elements() as usize * self.tensor.dtype().size();
+        self.pieces.iter().map(move |p| {
+            let rows = self.tensor.rows(p.rows.start, p.rows.end);
+            (p.peer as usize, rows.data(), p.rows.len() as usize * row)
+        })
+    }
+}
+
+/// Starts one grouped exchange of several tensors at once, such as k and v.
+pub(super) fn start(comm: &dyn Communicator, sends: &[Lane<'_>], recvs: &[Lane<'_>], stream: Stream) -> Result<Ticket> {
+    let send = |(peer, data, bytes): (usize, *mut u8, usize)| SendOp { peer, data: data.cast_const(), bytes };
+    let recv = |(peer, data, bytes)| RecvOp { peer, data, bytes };
+    let sends: Vec<SendOp> = sends.iter().flat_map(Lane::ops).map(send).collect();
+    let recvs: Vec<RecvOp> = recvs.iter().flat_map(Lane::ops).map(recv).collect();
+    // SAFETY: `Tensor::rows` checked that every piece lies inside its tensor, whose promise covers its memory for as
+    // long as the call that made it runs; callers finish or drop the ticket before they return.
+    unsafe { comm.start(&sends, &recvs, stream) }
+}
+
+/// Starts fetching: rows of `local` go out and rows of `received` come in, as `transfer` says. The i-th tensor of one
+/// belongs to the i-th of the other. All tensors are dense.
+pub fn group_cast(
+    comm: &dyn Communicator,
+    transfer: &Transfer,
+    local: &[Tensor],
+    received: &[Tensor],
+    stream: Stream,
+) -> Result<Ticket> {
+    let sends: Vec<Lane> = local.iter().map(|&tensor| Lane { tensor, pieces: &transfer.sends }).collect();
+    let recvs: Vec<Lane> = received.iter().map(|&tensor| Lane { tensor, pieces: &transfer.recvs }).collect();
+    start(comm, &sends, &recvs, stream)
+}
+
+/// How group_reduce adds up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReduceOp {
+    /// Sum over what is there and every contribution.
+    Sum,
+    /// The sum divided by the number of contributions, what is there included.
+    Avg,
+    /// (out, lse) pairs merged by weight; tensors come in twos.
+    Lse,
+}
+
+/// A reduction under way.
+pub struct PendingReduce {
+    ticket: Ticket,
+    /// Where the contributions lie in staging, and which local rows they belong to, by ascending peer.
+    rows: Vec<(Range, Range)>,
+    local: Vec<Tensor>,
+    staging: Vec<Tensor>,
+    op: ReduceOp,
+}
+
+/// Starts the transpose of a group_cast: rows of `partial` (one per received row, in the type that travels) go back to
+/// their owners; those of this rank's rows come into `staging` (as many rows as `transfer` sends) and are added to
+/// `local` (accumulator type) by `PendingReduce::finish`, in ascending source rank. Partial and staging are dense.
+pub fn group_reduce(
+    comm: &dyn Communicator,
+    transfer: &Transfer,
+    op: ReduceOp,
+    partial: &[Tensor],
+    staging: &[Tensor],
+    local: &[Tensor],
+    stream: Stream,
+) -> Result<PendingReduce> {
+    let mut at = 0;
+    let mut staged = Vec::with_capacity(transfer.sends.len());
+    for piece in &transfer.sends {
+        staged.push(Piece { peer: piece.peer, rows: Range::new(at, at + piece.rows.len()) });
+        at += piece.rows.len();
+    }
+    let sends: Vec<Lane> = partial.iter().map(|&tensor| Lane { tensor, pieces: &transfer.recvs }).collect();
+    let recvs: Vec<Lane> = staging.iter().map(|&tensor| Lane { tensor, pieces: &staged }).collect();
+    let ticket = start(comm, &sends, &recvs, stream)?;
+    let rows = staged.iter().zip(&transfer.sends).map(|(s, l)| (s.rows, l.rows)).collect();
+    Ok(PendingReduce { ticket, rows, local: local.to_vec(), staging: staging.to_vec(), op })
+}
+
+impl PendingReduce {
+    /// Waits for the contributions and adds them.
+    pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
+        comm.finish(self.ticket, stream)?;
+        if self.op == ReduceOp::Lse {
+            for (local, staging) in self.local.chunks_exact(2).zip(self.staging.chunks_exact(2)) {
+                for &(from, to) in &self.rows {
+                    let part = |t: &Tensor, r: Range| t.rows(r.start, r.end);
+                    let (out, lse) = (part(&staging[0], from), part(&staging[1], from));
+                    backend.lse_reduce(&out, &lse, &local[0], &local[1], &[to])?;
+                }
+            }
+            return Ok(());
+        }
+        for (local, staging) in self.local.iter().zip(&self.staging) {
+            for &(from, to) in &self.rows {
+                backend.range_reduce(&staging.rows(from.start, from.end), local, &[to])?;
+            }
+        }
+        if self.op == ReduceOp::Avg {
+            for (rows, contributions) in self.contributions() {
+                for local in &self.local {
+                    backend.scale(&local.rows(rows.start, rows.end), 1.0 / contributions as f64)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs of local rows with the same number of contributions, what was there included; only where there are others.
+    fn contributions(&self) -> Vec<(Range, i64)> {
+        let mut edges: Vec<(i64, i64)> =
+            self.rows.iter().flat_map(|(_, to)| [(to.start, 1), (to.end, -1)]).collect();
+        edges.sort_unstable();
+        let (mut runs, mut count, mut at) = (Vec::new(), 0, 0);
+        for (row, change) in edges {
+            if count > 0 && row > at {
+                runs.push((Range::new(at, row), count + 1));
+            }
+            at = row;
+            count += change;
+        }
+        runs
+    }
+}

@@ -1,0 +1,20 @@
+//! Ties plans, communicators and backends together: keys, movement of tokens, group collectives, attention.
+
+pub mod attn_args;
+pub mod backward;
+mod cache;
+mod check;
+mod context;
+pub mod forward;
+mod group;
+mod key;
+pub mod movement;
+mod prepare;
+mod redistribute;
+mod scratch;
+pub mod single;
+mod workspace;
+
+pub use context::{Context, Session};
+pub use group::{Lane, PendingReduce, ReduceOp, group_cast, group_reduce};
+pub use key::Key;

@@ -1,0 +1,91 @@
+//! Before the first transfer: do all ranks mean the same plan, and does each have its workspace?
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+use super::context::Session;
+use super::key::KeyData;
+use crate::device::{Stream, fault};
+use crate::types::{Error, Result, Status};
+
+/// What each rank tells the others: number of the comparison, hash of the plan, status of its reservation.
+const MESSAGE: usize = 24;
+
+/// One rank's message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word {
+    comparison: u64,
+    hash: u64,
+    reserved: i64,
+}
+
+impl Word {
+    fn to_bytes(self) -> [u8; MESSAGE] {
+        let mut bytes = [0; MESSAGE];
+        bytes[..8].copy_from_slice(&self.comparison.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.hash.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.reserved.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Word> {
+        let part = |i: usize| Some(<[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok()?);
+        Some(Word {
+            comparison: u64::from_le_bytes(part(0)?),
+            hash: u64::from_le_bytes(part(8)?),
+            reserved: i64::from_le_bytes(part(16)?),
+        })
+    }
+}
+
+/// Takes `bytes` of workspace and compares plans with every rank. Fails on all ranks alike, with the communicator still
+/// good: `Status::PlanMismatch` when plans or call numbers differ, `Status::OutOfMemory` when one rank has no workspace.
+pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, stream: Stream) -> Result<()> {
+    session.state.comparisons += 1;
+    let rank = session.context().rank();
+    let reserved = fault::point("reserve", rank)
+        .and_then(|()| session.state.arena.reserve(bytes, data.request.config.allocator));
+    let mine = Word {
+        comparison: session.state.comparisons,
+        hash: data.plan.hash(),
+        reserved: reserved.as_ref().err().map_or(0, |e| e.status as i64),
+    };
+    // The reservation's outcome travels along, so that no rank waits for one that had to give up.
+    let all = session.context().comm().all_gather(&mine.to_bytes(), stream)?;
+    let words: Vec<Word> = all.iter().filter_map(|b| Word::from_bytes(b)).collect();
+    if words.len() != all.len() || words.iter().any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash)) {
+        return Err(mismatch(&all, &words));
+    }
+    reserved?;
+    if let Some(peer) = words.iter().position(|w| w.reserved != 0) {
+        let message = format!("rank {peer} could not take its workspace (status {})", words[peer].reserved);
+        return Err(Error::new(Status::OutOfMemory, message));
+    }
+    data.prepared.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Names each plan and the ranks that have it.
+fn mismatch(all: &[Vec<u8>], words: &[Word]) -> Error {
+    let mut message = String::from("ranks disagree on the plan or on the order of calls:");
+    if words.len() != all.len() {
+        message.push_str(" a rank runs another version of the library;");
+    }
+    let mut told: Vec<(u64, u64)> = Vec::new();
+    for w in words {
+        if told.contains(&(w.comparison, w.hash)) {
+            continue;
+        }
+        told.push((w.comparison, w.hash));
+        let ranks: Vec<String> = (0..words.len())
+            .filter(|&r| (words[r].comparison, words[r].hash) == (w.comparison, w.hash))
+            .map(|r| r.to_string())
+            .collect();
+        let plural = if ranks.len() == 1 { "rank" } else { "ranks" };
+        let separator = if told.len() == 1 { "" } else { ";" };
+        let (list, call) = (ranks.join(", "), w.comparison);
+        // Writing to a String cannot fail.
+        let _ = write!(message, "{separator} {plural} {list} compared plan {:#018x} as number {call}", w.hash);
+    }
+    Error::new(Status::PlanMismatch, message)
+}
