@@ -47,6 +47,26 @@ proptest! {
         }
     }
 
+    // Thin slices side by side, upright or slanting: they run into each other far below the row where both begin,
+    // some of them after a slice between them has ended.
+    #[test]
+    fn overlap_that_begins_late_is_found(
+        thin in prop::collection::vec((0..20i64, 1..24i64, 1..4i64, any::<bool>()), 2..8),
+    ) {
+        let total = 60;
+        let slices: Vec<Slice> = thin.iter().enumerate().map(|(i, &(start, rows, width, slants))| {
+            let (q, left) = (Range::new(start, start + rows), 4 * i as i64);
+            if slants {
+                let band = Band::new(left - start, left - start + width - 1);
+                Slice::new(q, Range::new(0, total), band)
+            } else {
+                Slice::new(q, Range::new(left, left + width), Band::FULL)
+            }
+        }).collect();
+        let twice = cells_of(&slices, total, total).iter().any(|&n| n > 1);
+        prop_assert_eq!(Mask::from_slices(slices, total, total).is_err(), twice);
+    }
+
     #[test]
     fn printed_slices_parse_back_to_the_same_cells((slices, tq, tk) in any_slices(20, 1)) {
         for s in &slices {
