@@ -15,6 +15,7 @@ fn report(variables: &[(&str, &str)]) -> String {
             "settings_follow_the_environment_of_the_process",
             "--nocapture",
         ])
+        .env_clear()
         .env(REPORT, "1")
         .envs(variables.iter().copied())
         .output()
