@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use super::{Error, Result};
+
 /// Allocates `bytes` aligned to 256; returns null when it cannot.
 pub type AllocFn = unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void;
 /// Frees what the matching `AllocFn` returned.
@@ -86,6 +88,149 @@ impl Default for Config {
             sanity_check: false,
             cache_size: 100,
             allocator: None,
+        }
+    }
+}
+
+impl Config {
+    /// Largest `chunk_size`, in tokens.
+    pub const MAX_CHUNK_SIZE: i64 = 1 << 31;
+    /// Largest `min_chunks_per_rank`.
+    pub const MAX_MIN_CHUNKS_PER_RANK: i64 = 4096;
+    /// Most remote stages of a pass.
+    pub const MAX_DEGREE: i32 = 8;
+    /// Most keys in a cache.
+    pub const MAX_CACHE_SIZE: usize = 1_000_000;
+
+    /// `Status::InvalidArgument` naming the first field that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |name: &str, value: i64, least: i64, most: i64, special: &str| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::argument(format!(
+                "{name} is {value}; it must be {special}{least} to {most}"
+            )))
+        };
+        if self.chunk_size != 0 {
+            let most = Self::MAX_CHUNK_SIZE;
+            check(
+                "chunk_size",
+                self.chunk_size,
+                1,
+                most,
+                "0 (the planner chooses) or ",
+            )?;
+        }
+        let most = Self::MAX_MIN_CHUNKS_PER_RANK;
+        check("min_chunks_per_rank", self.min_chunks_per_rank, 1, most, "")?;
+        for (name, degree) in [
+            ("degree_forward", self.degree_forward),
+            ("degree_backward", self.degree_backward),
+        ] {
+            check(name, degree.into(), 0, Self::MAX_DEGREE.into(), "")?;
+        }
+        if self.cache_size > Self::MAX_CACHE_SIZE {
+            return Err(Error::argument(format!(
+                "cache_size is {}; it must be 0 to {}",
+                self.cache_size,
+                Self::MAX_CACHE_SIZE
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn validate_names_the_field_and_its_bounds() {
+        let good = Config::default();
+        assert_eq!(good.validate(), Ok(()));
+        let most = Config {
+            chunk_size: 1 << 31,
+            min_chunks_per_rank: 4096,
+            degree_forward: 8,
+            degree_backward: 0,
+            cache_size: 1_000_000,
+            ..good
+        };
+        assert_eq!(most.validate(), Ok(()));
+        let bad: [(&str, Config); 9] = [
+            (
+                "chunk_size is -1",
+                Config {
+                    chunk_size: -1,
+                    ..good
+                },
+            ),
+            (
+                "chunk_size is 2147483649",
+                Config {
+                    chunk_size: (1 << 31) + 1,
+                    ..good
+                },
+            ),
+            (
+                "min_chunks_per_rank is 0",
+                Config {
+                    min_chunks_per_rank: 0,
+                    ..good
+                },
+            ),
+            (
+                "min_chunks_per_rank is 4097",
+                Config {
+                    min_chunks_per_rank: 4097,
+                    ..good
+                },
+            ),
+            (
+                "degree_forward is 9",
+                Config {
+                    degree_forward: 9,
+                    ..good
+                },
+            ),
+            (
+                "degree_forward is -1",
+                Config {
+                    degree_forward: -1,
+                    ..good
+                },
+            ),
+            (
+                "degree_backward is 9",
+                Config {
+                    degree_backward: 9,
+                    ..good
+                },
+            ),
+            (
+                "degree_backward is -2",
+                Config {
+                    degree_backward: -2,
+                    ..good
+                },
+            ),
+            (
+                "cache_size is 1000001",
+                Config {
+                    cache_size: 1_000_001,
+                    ..good
+                },
+            ),
+        ];
+        for (want, config) in bad {
+            let error = config.validate().unwrap_err();
+            assert!(
+                error.message.starts_with(&format!("{want}; it must be ")),
+                "{}",
+                error.message
+            );
+            assert_eq!(error.status, crate::types::Status::InvalidArgument);
         }
     }
 }

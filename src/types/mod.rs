@@ -4,12 +4,16 @@ mod alias;
 mod band;
 mod config;
 mod dtype;
+pub mod env;
 mod error;
 mod mask;
+mod mask_build;
+mod mask_overlap;
 mod range;
 mod ranges;
 mod shape;
 mod slice;
+mod slice_print;
 mod stage;
 mod tensor;
 
