@@ -143,3 +143,51 @@ fn name(kind: Kind) -> &'static str {
         Kind::Gather => "all_gather",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn message(bytes: &Arc<Vec<u8>>) -> Message {
+        Message {
+            kind: Kind::Exchange,
+            bytes: Arc::clone(bytes),
+        }
+    }
+
+    #[test]
+    fn queued_messages_are_freed_at_the_end_and_none_are_queued_after() {
+        let world = World::new(3);
+        let bytes = Arc::new(vec![1u8; 10]);
+        for peer in 0..3 {
+            world.send(0, peer, message(&bytes)).unwrap();
+        }
+        assert_eq!(Arc::strong_count(&bytes), 4);
+        world.end(Verdict::aborted(2, "stop"));
+        assert_eq!(Arc::strong_count(&bytes), 1);
+        assert_eq!(
+            world.send(0, 1, message(&bytes)).unwrap_err().status,
+            Status::Aborted
+        );
+        assert_eq!(Arc::strong_count(&bytes), 1);
+        assert_eq!(
+            world.post(1, [0].into_iter()).unwrap_err().status,
+            Status::Aborted
+        );
+    }
+
+    #[test]
+    fn the_first_cause_wins_and_each_rank_sees_its_side() {
+        let world = World::new(2);
+        let deadline = Deadline::begin(Duration::from_millis(1));
+        let from = world.post(1, [0].into_iter()).unwrap()[0];
+        let error = world.receive(1, from, Kind::Exchange, deadline).unwrap_err();
+        assert_eq!(error.status, Status::Timeout);
+        world.end(Verdict::aborted(0, "too late"));
+        assert_eq!(world.error_for(1).unwrap(), error);
+        let other = world.error_for(0).unwrap();
+        assert_eq!(other.status, Status::CommFailed);
+        assert!(other.message.contains(&error.message), "{other}");
+    }
+}
