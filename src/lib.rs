@@ -3,6 +3,10 @@
 //! The product is the C ABI (`include/magi_attn.h`); the Rust modules below it are public for tests and benchmarks
 //! and follow no stability rule. See `docs/architecture.md` for the floors.
 
+pub mod backend;
 pub mod comm;
 pub mod device;
+pub mod ffi;
+pub mod plan;
+pub mod runtime;
 pub mod types;
