@@ -164,18 +164,18 @@ pub unsafe extern "C" fn magi_key_get_stats(key: Option<&magi_key>, stats: *mut 
         // SAFETY: the caller's promise.
         let size = unsafe { input::sized("stats", stats) }?.size;
         let s = k.key.stats()?;
-        let max = |f: fn(&crate::plan::RankStats) -> i64| s.ranks.iter().map(f).max().unwrap_or(0);
+        let max = |figures: &[i64]| figures.iter().copied().max().unwrap_or(0);
         let filled = magi_key_stats {
             size,
-            area: s.area,
-            area_max: max(|r| r.area),
+            area: s.area.iter().sum(),
+            area_max: max(&s.area),
             balance: s.balance,
             balance_bound: s.balance_bound,
-            tokens_moved: s.tokens_moved,
-            tokens_all_gather: s.tokens_all_gather,
-            tokens_received_max: max(|r| r.received),
-            tokens_sent_max: max(|r| r.sent),
-            chunk_size: s.chunk_size,
+            tokens_moved: s.ideal_volume,
+            tokens_all_gather: s.all_gather_volume,
+            tokens_received_max: max(&s.received),
+            tokens_sent_max: max(&s.sent),
+            chunk_size: k.key.placement(crate::types::Side::Q).chunk_size(),
         };
         // SAFETY: the caller's promise.
         unsafe { input::write_out("stats", stats, filled) }
@@ -198,16 +198,17 @@ pub unsafe extern "C" fn magi_key_get_rank_stats(
         // SAFETY: the caller's promise.
         let size = unsafe { input::sized("stats", stats) }?.size;
         let all = k.key.stats()?;
-        let r = usize::try_from(rank).ok().and_then(|i| all.ranks.get(i)).ok_or_else(|| {
-            Error::argument(format!("rank is {rank}; it must be 0 to {}", all.ranks.len() - 1))
+        let world = all.area.len();
+        let r = usize::try_from(rank).ok().filter(|&r| r < world).ok_or_else(|| {
+            Error::argument(format!("rank is {rank}; it must be 0 to {}", world - 1))
         })?;
         let filled = magi_rank_stats {
             size,
-            area: r.area,
-            tokens_q: r.tokens_q,
-            tokens_k: r.tokens_k,
-            tokens_sent: r.sent,
-            tokens_received: r.received,
+            area: all.area[r],
+            tokens_q: all.tokens_q[r],
+            tokens_k: all.tokens_k[r],
+            tokens_sent: all.sent[r],
+            tokens_received: all.received[r],
         };
         // SAFETY: the caller's promise.
         unsafe { input::write_out("stats", stats, filled) }

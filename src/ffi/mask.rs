@@ -56,20 +56,20 @@ fn typed_slice((i, s): (usize, &magi_slice)) -> Result<TypedSlice> {
     Ok(TypedSlice { q: s.q, k: s.k, mask_type: MaskType::from_i32(s.mask_type).map_err(named)? })
 }
 
-/// The mask of documents packed one after the other: document i owns queries `[cu_q[i], cu_q[i+1])` and keys
-/// `[cu_k[i], cu_k[i+1])`, and sees nothing of the others.
+/// The mask of documents packed one after the other: document i owns queries `[cu_seqlens_q[i], cu_seqlens_q[i+1])` and keys
+/// `[cu_seqlens_k[i], cu_seqlens_k[i+1])`, and sees nothing of the others.
 ///
-/// `cu_q`, `cu_k`: `[n]`, n >= 1, from 0 ascending; the last are the totals. `causal` (0 or 1) aligns bottom-right.
+/// `cu_seqlens_q`, `cu_seqlens_k`: `[n]`, n >= 1, from 0 ascending; the last are the totals. `causal` (0 or 1) aligns bottom-right.
 /// A query sees `window_left` keys before its diagonal and `window_right` after it (-1: all of them; with `causal`
 /// none after it), and the first `global_window` keys of its document besides.
 /// Errors: NULL_POINTER, INVALID_ARGUMENT, INVALID_RANGE. Any thread. Destroy with magi_mask_destroy.
 ///
 /// # Safety
-/// `cu_q` and `cu_k` must point to `n` integers each, `mask` to a pointer.
+/// `cu_seqlens_q` and `cu_seqlens_k` must point to `n` integers each, `mask` to a pointer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn magi_mask_create_from_cu_seqlens(
-    cu_q: *const i64,
-    cu_k: *const i64,
+    cu_seqlens_q: *const i64,
+    cu_seqlens_k: *const i64,
     n: usize,
     causal: i32,
     window_left: i64,
@@ -81,8 +81,8 @@ pub unsafe extern "C" fn magi_mask_create_from_cu_seqlens(
         input::check_out("mask", mask)?;
         let causal = input::flag("causal", causal)?;
         // SAFETY: the caller's promise.
-        let (cu_q, cu_k) = unsafe { (input::array("cu_q", cu_q, n)?, input::array("cu_k", cu_k, n)?) };
-        let made = Mask::from_cu_seqlens(cu_q, cu_k, causal, (window_left, window_right), global_window)?;
+        let (cu_seqlens_q, cu_seqlens_k) = unsafe { (input::array("cu_seqlens_q", cu_seqlens_q, n)?, input::array("cu_seqlens_k", cu_seqlens_k, n)?) };
+        let made = Mask::from_cu_seqlens(cu_seqlens_q, cu_seqlens_k, causal, (window_left, window_right), global_window)?;
         // SAFETY: the caller's promise.
         unsafe { hand_out(mask, made) }
     })

@@ -27,9 +27,9 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     let space = BackwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
     let backend = session.context().backend();
 
-    backend.attn_delta(&a.out, &a.dout, &space.delta)?;
+    backend.attn_delta(a.out, a.dout, space.delta)?;
     if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
-        sink_gradient(key, &session, a, [sink, dsink, &space.delta], stream)?;
+        sink_gradient(key, &session, a, [*sink, *dsink, space.delta], stream)?;
     }
     let dq = Accumulator::new(&session, a.dq, space.dq, a.accumulate_dq)?;
     let dk = Accumulator::new(&session, a.dk, space.local.k, a.accumulate_dk)?;
@@ -38,7 +38,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
 
     let mut reduction = Reduction { session: &session, space: &space, local, stream, turn: 0, pending: None };
     let keys = Keys { local: KeyPair { k: a.k, v: a.v }, packed: space.packed, recv: &space.recv };
-    run_stages(&session, &key.plan().backward().stages, &keys, stream, |stage, k, v| {
+    run_stages(&session, &key.plan().backward.stages, &keys, stream, |stage, k, v| {
         let partial = reduction.partial(stage)?;
         backend.attn_backward(&BackwardArgs {
             q: a.q,
@@ -78,7 +78,7 @@ impl Accumulator {
         let backend = session.context().backend();
         let running = if target.dtype() == space.dtype() { target } else { space };
         if target.dtype() != space.dtype() || !add {
-            backend.fill_zero(&running)?;
+            backend.fill_zero(running)?;
         }
         Ok(Accumulator { target, running, add })
     }
@@ -88,7 +88,7 @@ impl Accumulator {
         if self.target.dtype() == self.running.dtype() {
             return Ok(());
         }
-        session.context().backend().cast(&self.running, &self.target, self.add)
+        session.context().backend().cast(self.running, self.target, self.add)
     }
 }
 
@@ -113,7 +113,7 @@ impl Reduction<'_> {
         }
         let p = &self.space.partial[self.turn];
         let partial = KeyPair { k: p.k.rows(0, rows), v: p.v.rows(0, rows) };
-        for t in [&partial.k, &partial.v] {
+        for t in [partial.k, partial.v] {
             self.session.context().backend().fill_zero(t)?;
         }
         Ok(Some(partial))
@@ -134,7 +134,7 @@ impl Reduction<'_> {
         for (from, to) in [(&partial.k, &wire.k), (&partial.v, &wire.v)] {
             let (from, to) = (from.rows(0, rows), to.rows(0, rows));
             if from.dtype() != to.dtype() {
-                context.backend().cast(&from, &to, false)?;
+                context.backend().cast(from, to, false)?;
             }
             travels.push(to);
         }
@@ -153,12 +153,12 @@ impl Reduction<'_> {
 }
 
 /// dsink: this rank's part, reduced over ranks as configured when all queries share the sink.
-fn sink_gradient(key: &Key, session: &Session<'_>, a: &Backward, t: [&Tensor; 3], stream: Stream) -> Result<()> {
+fn sink_gradient(key: &Key, session: &Session<'_>, a: &Backward, t: [Tensor; 3], stream: Stream) -> Result<()> {
     let [sink, dsink, delta] = t;
     let (context, backend) = (session.context(), session.context().backend());
     let rows = [Range::new(0, sink.tokens())];
     let mut own = Scratch::new(dsink.dtype(), sink.shape().to_vec())?;
-    backend.sink_backward(sink, &a.lse, delta, &own.tensor())?;
+    backend.sink_backward(sink, a.lse, delta, own.tensor())?;
     let reduce = key.config().dsink_reduce;
     if sink.shape().len() == 2 && reduce != DsinkReduce::None {
         let all = context.comm().all_gather(own.bytes(), stream)?;
@@ -167,9 +167,9 @@ fn sink_gradient(key: &Key, session: &Session<'_>, a: &Backward, t: [&Tensor; 3]
         sum_over_ranks(dsink.dtype(), &all, by, own.bytes_mut());
     }
     if a.accumulate_dsink {
-        backend.range_reduce(&own.tensor(), dsink, &rows)
+        backend.range_reduce(own.tensor(), dsink, &rows)
     } else {
-        backend.range_gather(&own.tensor(), &rows, dsink)
+        backend.range_gather(own.tensor(), &rows, dsink)
     }
 }
 

@@ -216,7 +216,7 @@ pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
 /// Fails when one of the tensors holds a NaN, naming it.
 pub(super) fn no_nan(backend: &dyn Backend, tensors: &[Named<'_>]) -> Result<()> {
     for (name, t) in tensors {
-        if backend.has_nan(t)? {
+        if backend.has_nan(**t)? {
             return Err(Error::argument(format!("{name} holds a NaN (looked for because the sanity check is on)")));
         }
     }

@@ -35,9 +35,9 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     let acc = key.shape().dtype.accumulator();
     let out = if a.out.dtype() == acc { a.out } else { space.out };
     let lse = a.lse.unwrap_or(space.lse);
-    backend.attn_init(&out, &lse, a.max_logits.as_ref(), a.sink.as_ref())?;
+    backend.attn_init(out, lse, a.max_logits, a.sink)?;
     let keys = Keys { local: KeyPair { k: a.k, v: a.v }, packed: space.packed, recv: &space.recv };
-    run_stages(&session, &key.plan().forward().stages, &keys, stream, |stage, k, v| {
+    run_stages(&session, &key.plan().forward.stages, &keys, stream, |stage, k, v| {
         backend.attn_forward(&ForwardArgs {
             q: a.q,
             k,
@@ -55,7 +55,7 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         reduce_max(&session, max_logits, stream)?;
     }
     if a.out.dtype() != acc {
-        context.backend().cast(&out, &a.out, false)?;
+        context.backend().cast(out, a.out, false)?;
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ impl Keys<'_> {
             if t.is_dense() {
                 return Ok(*t);
             }
-            session.context().backend().range_gather(t, &[Range::new(0, t.tokens())], packed)?;
+            session.context().backend().range_gather(*t, &[Range::new(0, t.tokens())], *packed)?;
             Ok(*packed)
         };
         Ok(KeyPair { k: dense(&self.local.k, &self.packed.k)?, v: dense(&self.local.v, &self.packed.v)? })
@@ -138,7 +138,7 @@ fn reduce_max(session: &Session<'_>, max_logits: &Tensor, stream: Stream) -> Res
     let backend = session.context().backend();
     let heads = [Range::new(0, max_logits.tokens())];
     let mut mine = Scratch::new(DType::F32, max_logits.shape().to_vec())?;
-    backend.range_gather(max_logits, &heads, &mine.tensor())?;
+    backend.range_gather(*max_logits, &heads, mine.tensor())?;
     let all = session.context().comm().all_gather(mine.bytes(), stream)?;
     let value = |bytes: &[u8], h: usize| {
         let word: [u8; 4] = bytes[4 * h..4 * h + 4].try_into().unwrap_or_default();
@@ -149,7 +149,7 @@ fn reduce_max(session: &Session<'_>, max_logits: &Tensor, stream: Stream) -> Res
         let most = all.iter().map(|b| value(b, h)).fold(f32::NEG_INFINITY, f32::max);
         word.copy_from_slice(&most.to_ne_bytes());
     }
-    backend.range_gather(&mine.tensor(), &heads, max_logits)
+    backend.range_gather(mine.tensor(), &heads, *max_logits)
 }
 
 /// Peers that gathered something else are out of step.

@@ -105,20 +105,20 @@ impl PendingReduce {
                 for &(from, to) in &self.rows {
                     let part = |t: &Tensor, r: Range| t.rows(r.start, r.end);
                     let (out, lse) = (part(&staging[0], from), part(&staging[1], from));
-                    backend.lse_reduce(&out, &lse, &local[0], &local[1], &[to])?;
+                    backend.lse_reduce(out, lse, local[0], local[1], &[to])?;
                 }
             }
             return Ok(());
         }
         for (local, staging) in self.local.iter().zip(&self.staging) {
             for &(from, to) in &self.rows {
-                backend.range_reduce(&staging.rows(from.start, from.end), local, &[to])?;
+                backend.range_reduce(staging.rows(from.start, from.end), *local, &[to])?;
             }
         }
         if self.op == ReduceOp::Avg {
             for (rows, contributions) in self.contributions() {
                 for local in &self.local {
-                    backend.scale(&local.rows(rows.start, rows.end), 1.0 / contributions as f64)?;
+                    backend.divide(local.rows(rows.start, rows.end), contributions)?;
                 }
             }
         }

@@ -126,7 +126,7 @@ impl Key {
 
     /// The placement of one side.
     pub fn placement(&self, side: Side) -> &SidePlacement {
-        self.data.plan.placement().side(side)
+        self.data.plan.placement.side(side)
     }
 
     /// Tokens of `side` on this rank.
@@ -145,7 +145,11 @@ impl Key {
     pub fn stats(&self) -> Result<&Stats> {
         self.context.check_open()?;
         let r = &self.data.request;
-        Ok(self.data.stats.get_or_init(|| Stats::new(&r.mask, self.data.plan.placement(), &r.config)))
+        if let Some(stats) = self.data.stats.get() {
+            return Ok(stats);
+        }
+        let made = Stats::new(&r.mask, &self.data.plan.placement, &r.config)?;
+        Ok(self.data.stats.get_or_init(|| made))
     }
 
     /// Bytes of workspace that forward and backward need, the larger of the two.
@@ -157,7 +161,7 @@ impl Key {
     /// The plan's hash, equal on ranks that planned the same.
     pub fn hash(&self) -> Result<u64> {
         self.context.check_open()?;
-        Ok(self.data.plan.hash())
+        Ok(self.data.plan.hash)
     }
 }
 

@@ -20,7 +20,7 @@ pub fn dispatch(key: &Key, side: Side, x: Tensor, local_x: Tensor, stream: Strea
     check::movement(key, side, &[("x", &x)], &[("local_x", &local_x)], stream)?;
     let session = key.context().enter()?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
-    session.context().backend().range_gather(&x, runs, &local_x)
+    session.context().backend().range_gather(x, runs, local_x)
 }
 
 /// Gathers every rank's `local_x` into `x` in global order, on every rank. Collective. `names` are the parameters'.
@@ -38,7 +38,7 @@ pub fn undispatch_backward_full(key: &Key, side: Side, dx: Tensor, dlocal_x: Ten
     check::movement(key, side, &[("dx", &dx)], &[("dlocal_x", &dlocal_x)], stream)?;
     let session = key.context().enter()?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
-    session.context().backend().range_gather(&dx, runs, &dlocal_x)
+    session.context().backend().range_gather(dx, runs, dlocal_x)
 }
 
 /// Gradient of undispatch when each rank holds a part of it: the sum over ranks of their `dx`, for this rank's tokens,
@@ -74,15 +74,15 @@ pub fn undispatch_backward_partial(key: &Key, side: Side, dx: Tensor, dlocal_x: 
     context.comm().finish(ticket, stream)?;
 
     let backend = context.backend();
-    backend.range_gather(&source, own.as_slice(), &staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine))?;
+    backend.range_gather(source, own.as_slice(), staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine))?;
     let mut shape = dlocal_x.shape().to_vec();
     shape[0] = mine;
     let mut sum = Scratch::new(dx.dtype().accumulator(), shape)?;
     let total = sum.tensor();
     for r in 0..world as i64 {
-        backend.range_reduce(&staging.rows(r * mine, (r + 1) * mine), &total, &[Range::new(0, mine)])?;
+        backend.range_reduce(staging.rows(r * mine, (r + 1) * mine), total, &[Range::new(0, mine)])?;
     }
-    backend.cast(&total, &dlocal_x, false)
+    backend.cast(total, dlocal_x, false)
 }
 
 /// From contiguous shares to the plan's layout. Collective.
@@ -113,7 +113,7 @@ fn dense(session: &Session<'_>, t: &Tensor, scratch: &mut Scratch) -> Result<Ten
         return Ok(*t);
     }
     let copy = scratch.tensor();
-    session.context().backend().range_gather(t, &[Range::new(0, t.tokens())], &copy)?;
+    session.context().backend().range_gather(*t, &[Range::new(0, t.tokens())], copy)?;
     Ok(copy)
 }
 
@@ -135,11 +135,11 @@ fn redistribute(
     let lanes = [Lane { tensor: source, pieces: &plan.sends }, Lane { tensor: target, pieces: &plan.recvs }];
     let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
     for (old_rows, new_rows) in &plan.keeps {
-        backend.range_gather(&source, &[*old_rows], &target.rows(new_rows.start, new_rows.end))?;
+        backend.range_gather(source, &[*old_rows], target.rows(new_rows.start, new_rows.end))?;
     }
     context.comm().finish(ticket, stream)?;
     if !to.is_dense() {
-        backend.range_gather(&target, &[Range::new(0, to.tokens())], to)?;
+        backend.range_gather(target, &[Range::new(0, to.tokens())], *to)?;
     }
     Ok(())
 }

@@ -47,7 +47,7 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
         .and_then(|()| session.state.arena.reserve(bytes, data.request.config.allocator));
     let mine = Word {
         comparison: session.state.comparisons,
-        hash: data.plan.hash(),
+        hash: data.plan.hash,
         reserved: reserved.as_ref().err().map_or(0, |e| e.status as i64),
     };
     // The reservation's outcome travels along, so that no rank waits for one that had to give up.

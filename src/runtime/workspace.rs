@@ -40,15 +40,15 @@ impl PassDims {
 impl Dims {
     /// The sizes of `plan` for its rank.
     pub fn new(plan: &Plan, shape: &AttnShape, config: &Config) -> Dims {
-        let (placement, rank) = (plan.placement(), plan.rank());
+        let (placement, rank) = (&plan.placement, plan.rank);
         let wire = if config.backward_high_precision_reduce { shape.dtype.accumulator() } else { shape.dtype };
         Dims {
             tokens_q: placement.side(Side::Q).tokens(rank),
             tokens_k: placement.side(Side::K).tokens(rank),
             shape: *shape,
             wire,
-            forward: PassDims::new(plan.forward()),
-            backward: PassDims::new(plan.backward()),
+            forward: PassDims::new(&plan.forward),
+            backward: PassDims::new(&plan.backward),
         }
     }
 }
