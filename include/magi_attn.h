@@ -16,6 +16,13 @@
 /* A CUDA stream: a cudaStream_t or CUstream passes without a cast. NULL on the CPU backend. */
 typedef struct CUstream_st *magi_stream;
 
+/* Defaults of the argument structs: magi_forward_args args = MAGI_FORWARD_ARGS_INIT; */
+#define MAGI_FORWARD_ARGS_INIT {sizeof(magi_forward_args), NULL, NULL, NULL, NULL, 0.0, 0.0, NULL, NULL, NULL}
+#define MAGI_BACKWARD_ARGS_INIT                                                                              \
+    {sizeof(magi_backward_args), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0.0, 0.0, NULL, NULL, NULL, NULL, 0, 0}
+#define MAGI_FLEX_OPTIONS_INIT {sizeof(magi_flex_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0}
+#define MAGI_ATTN_SHAPE_INIT {sizeof(magi_attn_shape), 0, 0, 0, 0, 0, 0}
+
 /**
  * Major version of this header. With major version 0, a new minor version may change the ABI.
  */
@@ -36,6 +43,884 @@ typedef struct CUstream_st *magi_stream;
  */
 #define MAGI_VERSION (((MAGI_VERSION_MAJOR * 10000) + (MAGI_VERSION_MINOR * 100)) + MAGI_VERSION_PATCH)
 
+/**
+ * dq is added to what it holds.
+ */
+#define MAGI_ACCUMULATE_DQ 1
+
+/**
+ * dk is added to what it holds.
+ */
+#define MAGI_ACCUMULATE_DK 2
+
+/**
+ * dv is added to what it holds.
+ */
+#define MAGI_ACCUMULATE_DV 4
+
+/**
+ * dsink is added to what it holds.
+ */
+#define MAGI_ACCUMULATE_DSINK 8
+
+/**
+ * Largest `chunk_size`, in tokens.
+ */
+#define Config_MAX_CHUNK_SIZE (1 << 31)
+
+/**
+ * Largest `min_chunks_per_rank`.
+ */
+#define Config_MAX_MIN_CHUNKS_PER_RANK 4096
+
+/**
+ * Most remote stages of a pass.
+ */
+#define Config_MAX_DEGREE 8
+
+/**
+ * Most keys in a cache.
+ */
+#define Config_MAX_CACHE_SIZE 1000000
+
+/**
+ * Largest total of either side.
+ */
+#define Mask_MAX_TOKENS (1 << 31)
+
+/**
+ * Largest number of heads of either kind.
+ */
+#define AttnShape_MAX_HEADS 65536
+
+/**
+ * What a call came to. 1xx argument, 2xx not supported, 3xx resources, 5xx communication, 6xx timeout and abort,
+ * 9xx internal.
+ *
+ * After 1xx, 2xx and 3xx outputs are untouched, every object stays good and the call may be repeated. After 5xx
+ * (but not after a plan mismatch) and 6xx the communicator is finished: abort or destroy it and make a new one.
+ * After an internal error the handle is poisoned.
+ */
+enum magi_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The call did what it says.
+     */
+    MAGI_STATUS_OK = 0,
+    /**
+     * An argument has a value that the function does not accept; the message says which and what would do.
+     */
+    MAGI_STATUS_INVALID_ARGUMENT = 100,
+    /**
+     * A pointer that must not be NULL is NULL.
+     */
+    MAGI_STATUS_NULL_POINTER = 101,
+    /**
+     * A range is out of order, negative, or beyond the total.
+     */
+    MAGI_STATUS_INVALID_RANGE = 102,
+    /**
+     * An integer that stands for an enum has no such value.
+     */
+    MAGI_STATUS_INVALID_ENUM = 103,
+    /**
+     * Two slices of a mask cover the same (query, key) cell.
+     */
+    MAGI_STATUS_MASK_OVERLAP = 104,
+    /**
+     * A tensor has another shape than the call needs.
+     */
+    MAGI_STATUS_SHAPE_MISMATCH = 105,
+    /**
+     * A tensor has another dtype than the call needs.
+     */
+    MAGI_STATUS_DTYPE_MISMATCH = 106,
+    /**
+     * A tensor has a stride that the call cannot use.
+     */
+    MAGI_STATUS_INVALID_STRIDE = 107,
+    /**
+     * A tensor lies on another device than the communicator or mask works on.
+     */
+    MAGI_STATUS_DEVICE_MISMATCH = 108,
+    /**
+     * A caller's buffer is too small; the needed size is in the size argument.
+     */
+    MAGI_STATUS_BUFFER_TOO_SMALL = 109,
+    /**
+     * An output overlaps an input or another output in memory.
+     */
+    MAGI_STATUS_TENSOR_OVERLAP = 110,
+    /**
+     * The `size` field of a struct is not one this library knows, or unknown trailing bytes are not zero.
+     */
+    MAGI_STATUS_STRUCT_SIZE = 111,
+    /**
+     * An environment variable has a value that does not parse.
+     */
+    MAGI_STATUS_INVALID_ENVIRONMENT = 112,
+    /**
+     * A second call was made on a handle, or on its communicator, while one was running.
+     */
+    MAGI_STATUS_HANDLE_BUSY = 113,
+    /**
+     * The communicator of this key was destroyed.
+     */
+    MAGI_STATUS_COMM_DESTROYED = 114,
+    /**
+     * A combination that this build cannot run; the message holds every reason.
+     */
+    MAGI_STATUS_NOT_SUPPORTED = 200,
+    /**
+     * The process was forked after the library was used; make a fresh process instead.
+     */
+    MAGI_STATUS_FORKED = 201,
+    /**
+     * Memory could not be had.
+     */
+    MAGI_STATUS_OUT_OF_MEMORY = 300,
+    /**
+     * The operating system refused a thread or another resource.
+     */
+    MAGI_STATUS_RESOURCE_EXHAUSTED = 301,
+    /**
+     * A peer failed, or a message was not what the plan says; the communicator is finished.
+     */
+    MAGI_STATUS_COMM_FAILED = 500,
+    /**
+     * Ranks disagree on the plan or on the order of calls. Nothing was moved and the communicator stays good.
+     */
+    MAGI_STATUS_PLAN_MISMATCH = 501,
+    /**
+     * A peer did not arrive within the communicator's timeout; the communicator is finished.
+     */
+    MAGI_STATUS_TIMEOUT = 600,
+    /**
+     * The communicator was aborted.
+     */
+    MAGI_STATUS_ABORTED = 601,
+    /**
+     * A defect of this library; the handle is poisoned and its communicator aborted.
+     */
+    MAGI_STATUS_INTERNAL = 900,
+    /**
+     * The handle was poisoned by an earlier internal error; only `destroy` works on it.
+     */
+    MAGI_STATUS_POISONED = 901,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_status magi_status;
+#else
+typedef int32_t magi_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Element type of a tensor. The first four can be attended over; all of them can be moved.
+ */
+enum magi_dtype
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * IEEE double.
+     */
+    MAGI_DTYPE_F64 = 0,
+    /**
+     * IEEE single.
+     */
+    MAGI_DTYPE_F32 = 1,
+    /**
+     * bfloat16.
+     */
+    MAGI_DTYPE_BF16 = 2,
+    /**
+     * IEEE half.
+     */
+    MAGI_DTYPE_F16 = 3,
+    /**
+     * Signed 64-bit.
+     */
+    MAGI_DTYPE_I64 = 4,
+    /**
+     * Signed 32-bit.
+     */
+    MAGI_DTYPE_I32 = 5,
+    /**
+     * Signed 16-bit.
+     */
+    MAGI_DTYPE_I16 = 6,
+    /**
+     * Signed 8-bit.
+     */
+    MAGI_DTYPE_I8 = 7,
+    /**
+     * Unsigned 8-bit, and the bytes of any 1-byte type.
+     */
+    MAGI_DTYPE_U8 = 8,
+    /**
+     * One byte, 0 or 1.
+     */
+    MAGI_DTYPE_BOOL = 9,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_dtype magi_dtype;
+#else
+typedef int32_t magi_dtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * The four spellings of a slice's band, as they come in and are printed.
+ */
+enum magi_mask_type
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Every cell of the rectangle.
+     */
+    MAGI_MASK_TYPE_FULL = 0,
+    /**
+     * `k - q <= ke - qe`: the diagonal ends in the bottom-right corner.
+     */
+    MAGI_MASK_TYPE_CAUSAL = 1,
+    /**
+     * `k - q >= ks - qs`: the diagonal starts in the top-left corner.
+     */
+    MAGI_MASK_TYPE_INV_CAUSAL = 2,
+    /**
+     * Both bounds.
+     */
+    MAGI_MASK_TYPE_BI_CAUSAL = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_mask_type magi_mask_type;
+#else
+typedef int32_t magi_mask_type;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Queries or keys. With equal totals both sides share one placement.
+ */
+enum magi_side
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Query tokens (q, out, lse, dout, dq, per-token sinks).
+     */
+    MAGI_SIDE_Q = 0,
+    /**
+     * Key tokens (k, v, dk, dv).
+     */
+    MAGI_SIDE_K = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_side magi_side;
+#else
+typedef int32_t magi_side;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What `calc_attn` backward does with the gradient of a sink that all queries share.
+ */
+enum magi_dsink_reduce
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Every rank keeps its partial gradient.
+     */
+    MAGI_DSINK_REDUCE_NONE = 0,
+    /**
+     * The sum over ranks, on every rank.
+     */
+    MAGI_DSINK_REDUCE_SUM = 1,
+    /**
+     * The sum over ranks divided by their number.
+     */
+    MAGI_DSINK_REDUCE_AVG = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_dsink_reduce magi_dsink_reduce;
+#else
+typedef int32_t magi_dsink_reduce;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How chunks are given to ranks.
+ */
+enum magi_placement
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Longest first to the least loaded rank, equal numbers of chunks, then swaps while they help.
+     */
+    MAGI_PLACEMENT_BALANCED = 0,
+    /**
+     * Contiguous blocks.
+     */
+    MAGI_PLACEMENT_SEQUENTIAL = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_placement magi_placement;
+#else
+typedef int32_t magi_placement;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which kernels compute.
+ */
+enum magi_backend
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The best there is for the device.
+     */
+    MAGI_BACKEND_DEFAULT = 0,
+    /**
+     * The fast kernels; need a CUDA device.
+     */
+    MAGI_BACKEND_FFA = 1,
+    /**
+     * Textbook attention in high precision.
+     */
+    MAGI_BACKEND_SDPA = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_backend magi_backend;
+#else
+typedef int32_t magi_backend;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Where a tensor's bytes lie.
+ */
+enum magi_device_type
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Host memory.
+     */
+    MAGI_DEVICE_TYPE_CPU = 0,
+    /**
+     * Memory of a CUDA device.
+     */
+    MAGI_DEVICE_TYPE_CUDA = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_device_type magi_device_type;
+#else
+typedef int32_t magi_device_type;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How much is said.
+ */
+enum magi_log_level
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Nothing.
+     */
+    MAGI_LOG_LEVEL_OFF = 0,
+    /**
+     * What failed.
+     */
+    MAGI_LOG_LEVEL_ERROR = 1,
+    /**
+     * Also what is probably not meant, such as an unknown environment variable.
+     */
+    MAGI_LOG_LEVEL_WARNING = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_log_level magi_log_level;
+#else
+typedef int32_t magi_log_level;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * One rank of a communicator. One call at a time; abort and async_error may come from any thread at any time.
+ */
+typedef struct magi_comm magi_comm;
+
+/**
+ * A mask, an attention shape, a placement, a plan and a communicator. One call at a time, and one at a time for all
+ * keys of a communicator; forward and backward may come from different threads.
+ */
+typedef struct magi_key magi_key;
+
+/**
+ * A mask. Immutable: every function on it may be called from any thread, many at once.
+ */
+typedef struct magi_mask magi_mask;
+
+/**
+ * Called with (level, line, userdata), from whichever thread has something to say. `line` ends without a newline and
+ * is good during the call. Must not call back into the library.
+ */
+typedef void (*magi_log_callback)(int32_t level, const char *line, void *userdata);
+
+/**
+ * A tensor that the caller owns: element `[i, j, ..]` lies `i * stride[0] + j * stride[1] + ..` elements after `data`.
+ *
+ * The last stride must be 1; other strides may be anything, for outputs anything that names no element twice. `data`
+ * must be aligned to its element, and may be NULL when a dimension is 0. Attention tensors are
+ * `[tokens, heads, head_dim]`.
+ */
+typedef struct magi_tensor {
+    /**
+     * First element.
+     */
+    void *data;
+    /**
+     * A magi_dtype.
+     */
+    int32_t dtype;
+    /**
+     * A magi_device_type.
+     */
+    int32_t device_type;
+    /**
+     * Index of the device; 0 on the CPU.
+     */
+    int32_t device_index;
+    /**
+     * Dimensions in use, 1 to 8.
+     */
+    int32_t ndim;
+    /**
+     * Extent of each dimension.
+     */
+    int64_t shape[8];
+    /**
+     * Elements from one index to the next in each dimension.
+     */
+    int64_t stride[8];
+} magi_tensor;
+
+/**
+ * Allocates `bytes` aligned to 256; returns NULL when it cannot.
+ */
+typedef void *(*magi_alloc_fn)(size_t bytes, void *userdata);
+
+/**
+ * Frees what the matching magi_alloc_fn returned.
+ */
+typedef void (*magi_free_fn)(void *pointer, size_t bytes, void *userdata);
+
+/**
+ * Settings of a key. Fill with magi_config_init, then change fields.
+ */
+typedef struct magi_config {
+    /**
+     * sizeof(magi_config).
+     */
+    size_t size;
+    /**
+     * Tokens of a chunk, the unit in which tokens are given to ranks; 0 lets the planner choose.
+     */
+    int64_t chunk_size;
+    /**
+     * With chunk_size 0: at least so many chunks for each rank (8).
+     */
+    int64_t min_chunks_per_rank;
+    /**
+     * Keys that a communicator keeps for equal requests, least recently used first out (100); 0 keeps none.
+     */
+    int64_t cache_size;
+    /**
+     * A magi_placement.
+     */
+    int32_t placement;
+    /**
+     * Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once.
+     */
+    int32_t degree_forward;
+    /**
+     * Remote stages of the backward pass, 0 to 8 (1).
+     */
+    int32_t degree_backward;
+    /**
+     * A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
+     */
+    int32_t dsink_reduce;
+    /**
+     * 0 or 1: partial dk and dv travel in the accumulator type instead of the input dtype (0).
+     */
+    int32_t backward_high_precision_reduce;
+    /**
+     * 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
+     */
+    int32_t sanity_check;
+    /**
+     * Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
+     * functions may be called from any thread with the communicator's lock held: they must not call back.
+     */
+    magi_alloc_fn alloc;
+    /**
+     * Frees it, at the latest when the communicator is destroyed.
+     */
+    magi_free_fn free;
+    /**
+     * Passed to both.
+     */
+    void *userdata;
+} magi_config;
+
+/**
+ * What magi_local_run runs on each rank's thread: gets the rank's communicator (good until it returns), its rank and
+ * userdata, returns a magi_status. Must not let a C++ exception out.
+ */
+typedef int32_t (*magi_local_fn)(struct magi_comm *comm, int32_t rank, void *userdata);
+
+/**
+ * Tokens `[start, end)`. Empty when `end <= start`; negative starts are refused where ranges come in.
+ */
+typedef struct magi_range {
+    /**
+     * First token.
+     */
+    int64_t start;
+    /**
+     * One past the last token.
+     */
+    int64_t end;
+} magi_range;
+
+/**
+ * One slice of a mask: queries `q`, keys `k`, and which corners the diagonals run through.
+ */
+typedef struct magi_slice {
+    /**
+     * Query rows.
+     */
+    struct magi_range q;
+    /**
+     * Key columns.
+     */
+    struct magi_range k;
+    /**
+     * A magi_mask_type.
+     */
+    int32_t mask_type;
+    /**
+     * Must be 0.
+     */
+    int32_t reserved;
+} magi_slice;
+
+/**
+ * Heads, head dimensions and dtype of an attention layer.
+ */
+typedef struct magi_attn_shape {
+    /**
+     * sizeof(magi_attn_shape).
+     */
+    size_t size;
+    /**
+     * Query heads, 1 to 65,536.
+     */
+    int64_t heads_q;
+    /**
+     * Key and value heads; a divisor of heads_q.
+     */
+    int64_t heads_kv;
+    /**
+     * Elements of a query or key row, 8 to 1,024.
+     */
+    int64_t head_dim;
+    /**
+     * Elements of a value row, 8 to 1,024.
+     */
+    int64_t head_dim_v;
+    /**
+     * A magi_dtype: f64, f32, bf16 or f16.
+     */
+    int32_t dtype;
+    /**
+     * Must be 0.
+     */
+    int32_t reserved;
+} magi_attn_shape;
+
+/**
+ * What a plan comes to, over all ranks. Token counts are of keys, in one forward pass.
+ */
+typedef struct magi_key_stats {
+    /**
+     * sizeof(magi_key_stats), set by the caller.
+     */
+    size_t size;
+    /**
+     * Visible cells of the mask.
+     */
+    int64_t area;
+    /**
+     * Largest number of cells that one rank computes.
+     */
+    int64_t area_max;
+    /**
+     * Largest over mean; 1 for an empty mask.
+     */
+    double balance;
+    /**
+     * No placement of these chunks has a smaller balance than this.
+     */
+    double balance_bound;
+    /**
+     * Keys that are sent from rank to rank, each counted once for every rank that it goes to.
+     */
+    int64_t tokens_moved;
+    /**
+     * Keys that would be moved if every rank fetched all keys that it does not own, as all-gather does.
+     */
+    int64_t tokens_all_gather;
+    /**
+     * Largest number of keys that one rank receives.
+     */
+    int64_t tokens_received_max;
+    /**
+     * Largest number of keys that one rank sends.
+     */
+    int64_t tokens_sent_max;
+    /**
+     * Tokens of a chunk.
+     */
+    int64_t chunk_size;
+} magi_key_stats;
+
+/**
+ * What a plan comes to for one rank.
+ */
+typedef struct magi_rank_stats {
+    /**
+     * sizeof(magi_rank_stats), set by the caller.
+     */
+    size_t size;
+    /**
+     * Cells that the rank computes.
+     */
+    int64_t area;
+    /**
+     * Query tokens that it owns.
+     */
+    int64_t tokens_q;
+    /**
+     * Key tokens that it owns.
+     */
+    int64_t tokens_k;
+    /**
+     * Keys that it sends, each counted once for every rank that it goes to.
+     */
+    int64_t tokens_sent;
+    /**
+     * Keys that it receives.
+     */
+    int64_t tokens_received;
+} magi_rank_stats;
+
+/**
+ * Arguments of magi_calc_attn_forward. Start from MAGI_FORWARD_ARGS_INIT. "acc" is the accumulator type: f64 for f64
+ * tensors, else f32.
+ */
+typedef struct magi_forward_args {
+    /**
+     * sizeof(magi_forward_args).
+     */
+    size_t size;
+    /**
+     * `[local q tokens, heads_q, head_dim]`.
+     */
+    const struct magi_tensor *q;
+    /**
+     * `[local k tokens, heads_kv, head_dim]`.
+     */
+    const struct magi_tensor *k;
+    /**
+     * `[local k tokens, heads_kv, head_dim_v]`.
+     */
+    const struct magi_tensor *v;
+    /**
+     * NULL, or f32 `[s, heads_q]` shared by all queries (the same on every rank), or f32 `[local q tokens, s, heads_q]`;
+     * 1 to 8 sinks. A sink is a key of value 0 whose logit is given, neither scaled nor capped.
+     */
+    const struct magi_tensor *sink;
+    /**
+     * Factor on q . k; 0 means 1 / sqrt(head_dim).
+     */
+    double softmax_scale;
+    /**
+     * Logits become softcap * tanh(logit / softcap); 0 leaves them.
+     */
+    double softcap;
+    /**
+     * Output `[local q tokens, heads_q, head_dim_v]`, in the input dtype or acc. Rows that see nothing are 0.
+     */
+    const struct magi_tensor *out;
+    /**
+     * Output acc `[local q tokens, heads_q]`, natural logarithm, sink included, -inf for rows that see nothing; may be
+     * NULL. Backward needs it.
+     */
+    const struct magi_tensor *lse;
+    /**
+     * Output f32 `[heads_q]`: largest scaled and capped logit over all ranks, sink excluded, -inf if there is none; may
+     * be NULL, on all ranks or on none.
+     */
+    const struct magi_tensor *max_logits;
+} magi_forward_args;
+
+/**
+ * Arguments of magi_calc_attn_backward. Start from MAGI_BACKWARD_ARGS_INIT. "acc" is the accumulator type: f64 for f64
+ * tensors, else f32.
+ */
+typedef struct magi_backward_args {
+    /**
+     * sizeof(magi_backward_args).
+     */
+    size_t size;
+    /**
+     * As in forward.
+     */
+    const struct magi_tensor *q;
+    /**
+     * As in forward.
+     */
+    const struct magi_tensor *k;
+    /**
+     * As in forward.
+     */
+    const struct magi_tensor *v;
+    /**
+     * As in forward.
+     */
+    const struct magi_tensor *sink;
+    /**
+     * What forward returned, in the input dtype or acc.
+     */
+    const struct magi_tensor *out;
+    /**
+     * What forward returned.
+     */
+    const struct magi_tensor *lse;
+    /**
+     * Gradient of out, `[local q tokens, heads_q, head_dim_v]`, input dtype.
+     */
+    const struct magi_tensor *dout;
+    /**
+     * As in forward.
+     */
+    double softmax_scale;
+    /**
+     * As in forward.
+     */
+    double softcap;
+    /**
+     * Output like q, in the input dtype or acc.
+     */
+    const struct magi_tensor *dq;
+    /**
+     * Output like k, in the input dtype or acc.
+     */
+    const struct magi_tensor *dk;
+    /**
+     * Output like v, in the input dtype or acc.
+     */
+    const struct magi_tensor *dv;
+    /**
+     * Output like sink, in acc; NULL exactly when sink is NULL. For a shared sink this rank's part of the sum over
+     * queries, reduced over ranks as the key's config says.
+     */
+    const struct magi_tensor *dsink;
+    /**
+     * MAGI_ACCUMULATE_*: outputs that are added to instead of overwritten.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} magi_backward_args;
+
+/**
+ * How one device computes, beside the tensors. Start from MAGI_FLEX_OPTIONS_INIT.
+ */
+typedef struct magi_flex_options {
+    /**
+     * sizeof(magi_flex_options).
+     */
+    size_t size;
+    /**
+     * NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals;
+     * a cell that is covered twice counts twice.
+     */
+    const struct magi_tensor *q_ranges;
+    /**
+     * NULL with a mask; without one i32 `[n, 2]` key ranges.
+     */
+    const struct magi_tensor *k_ranges;
+    /**
+     * NULL with a mask; without one i32 `[n]`, each a magi_mask_type.
+     */
+    const struct magi_tensor *mask_types;
+    /**
+     * Workspace of at least the queried size, aligned to 256 bytes; NULL when that is 0.
+     */
+    void *workspace;
+    /**
+     * Bytes of workspace.
+     */
+    size_t workspace_size;
+    /**
+     * A magi_backend.
+     */
+    int32_t backend;
+    /**
+     * 0 or 1: the same bits on every run. The CPU gives them always.
+     */
+    int32_t deterministic;
+    /**
+     * Multiprocessors left to others; 0 on the CPU.
+     */
+    int32_t sm_margin;
+    /**
+     * 0 or 1, forward only: out (in acc) and lse hold an earlier result, into which this one is merged. Not with a sink.
+     */
+    int32_t accumulate;
+} magi_flex_options;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -53,6 +938,514 @@ int32_t magi_version(void);
  * Thread-safe; never fails.
  */
 const char *magi_version_string(void);
+
+/**
+ * A few words for `code`, in a static string; "unknown status" for a number that is none.
+ *
+ * Any thread.
+ */
+const char *magi_status_string(int32_t code);
+
+/**
+ * The message of the last call on this thread that did not return MAGI_STATUS_OK: function, parameter, value and what
+ * would have been accepted. "" before the first. Good until the next failing call on this thread.
+ *
+ * Any thread.
+ */
+const char *magi_last_error_message(void);
+
+/**
+ * Sends log lines of at most `level` (a magi_log_level) to `callback`, or to stderr when it is NULL. Starts off.
+ *
+ * Any thread. Returns when no call of the previous callback is running.
+ */
+magi_status magi_log_set_callback(magi_log_callback callback,
+                                  void *userdata,
+                                  int32_t level);
+
+/**
+ * Describes `data` as a dense row-major host tensor of `ndim` dimensions. Nothing is read or allocated.
+ *
+ * `shape`: `[ndim]`. Errors: NULL_POINTER, INVALID_ENUM (dtype), SHAPE_MISMATCH (ndim outside 1 to 8, a negative
+ * extent, more elements than memory holds). Any thread.
+ *
+ * # Safety
+ * `shape` must point to `ndim` integers, `tensor` to a magi_tensor.
+ */
+magi_status magi_tensor_init(void *data,
+                             int32_t dtype,
+                             int32_t ndim,
+                             const int64_t *shape,
+                             struct magi_tensor *tensor);
+
+/**
+ * Fills `config` with the defaults overlaid by the environment, which is read once per process.
+ *
+ * `size`: sizeof(magi_config). Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENVIRONMENT (a variable that does not
+ * parse). Any thread.
+ *
+ * # Safety
+ * `config` must point to `size` writable bytes.
+ */
+magi_status magi_config_init(struct magi_config *config,
+                             size_t size);
+
+/**
+ * Makes the ranks of a communicator inside this process: host memory, no GPU.
+ *
+ * `world_size`: 1 to 64. `comms`: `[world_size]`, each to be used by a thread of its own (collectives block) and to be
+ * destroyed by magi_comm_destroy. Waits end after 300 s unless magi_comm_set_timeout says otherwise.
+ * Errors: NULL_POINTER, INVALID_ARGUMENT. Any thread; not collective.
+ *
+ * # Safety
+ * `comms` must have room for `world_size` pointers.
+ */
+magi_status magi_comm_create_local(int32_t world_size,
+                                   struct magi_comm **comms);
+
+/**
+ * Runs `run` for ranks 0 to world_size - 1, each on a thread of its own with a communicator of its own, and returns the
+ * first error of any rank. A rank that returns an error, or panics, wakes the others with MAGI_STATUS_COMM_FAILED.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (a thread was refused), and whatever a rank returned.
+ * Any thread; waits for all ranks.
+ *
+ * # Safety
+ * `run` must be callable with `userdata` from world_size threads at once, and must not unwind.
+ */
+magi_status magi_local_run(int32_t world_size,
+                           magi_local_fn run,
+                           void *userdata);
+
+/**
+ * This handle's rank, 0 to world size - 1. Errors: NULL_POINTER, POISONED. Any thread.
+ *
+ * # Safety
+ * `rank` must point to an int32_t.
+ */
+magi_status magi_comm_rank(const struct magi_comm *comm, int32_t *rank);
+
+/**
+ * Number of ranks. Errors: NULL_POINTER, POISONED. Any thread.
+ *
+ * # Safety
+ * `size` must point to an int32_t.
+ */
+magi_status magi_comm_size(const struct magi_comm *comm, int32_t *size);
+
+/**
+ * Longest time that a call of this rank waits for a peer, in milliseconds, 1 to 86,400,000; 300,000 at first.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT, POISONED. Any thread; holds for waits that start later.
+ */
+magi_status magi_comm_set_timeout(const struct magi_comm *comm, int64_t milliseconds);
+
+/**
+ * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
+ * Any thread at any time.
+ */
+magi_status magi_comm_async_error(const struct magi_comm *comm);
+
+/**
+ * Ends the communicator: every rank's running and later calls return MAGI_STATUS_ABORTED with `reason` (may be NULL).
+ * Always returns, and does nothing to a communicator that has ended. Any thread at any time.
+ *
+ * # Safety
+ * `reason` must be NULL or a string that ends with a zero byte.
+ */
+magi_status magi_comm_abort(const struct magi_comm *comm,
+                            const char *reason);
+
+/**
+ * Frees the handle. Later calls on its keys return MAGI_STATUS_COMM_DESTROYED; peers that wait for it get
+ * MAGI_STATUS_COMM_FAILED. NULL does nothing. Not while another call on the handle runs.
+ */
+void magi_comm_destroy(struct magi_comm *comm);
+
+/**
+ * The mask whose visible cells are those of `slices`, over `total_q` queries and `total_k` keys (0 to 2^31).
+ *
+ * `slices`: `[n]`; they may share rows and columns and may be empty, in any order; NULL with n = 0 is the mask that
+ * shows nothing. Errors: NULL_POINTER, INVALID_RANGE (naming the slice), INVALID_ENUM, MASK_OVERLAP (naming two slices
+ * and a cell that both cover), INVALID_ARGUMENT. Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `slices` must point to `n` slices, `mask` to a pointer.
+ */
+magi_status magi_mask_create(const struct magi_slice *slices,
+                             size_t n,
+                             int64_t total_q,
+                             int64_t total_k,
+                             struct magi_mask **mask);
+
+/**
+ * The mask of documents packed one after the other: document i owns queries `[cu_seqlens_q[i], cu_seqlens_q[i+1])` and keys
+ * `[cu_seqlens_k[i], cu_seqlens_k[i+1])`, and sees nothing of the others.
+ *
+ * `cu_seqlens_q`, `cu_seqlens_k`: `[n]`, n >= 1, from 0 ascending; the last are the totals. `causal` (0 or 1) aligns bottom-right.
+ * A query sees `window_left` keys before its diagonal and `window_right` after it (-1: all of them; with `causal`
+ * none after it), and the first `global_window` keys of its document besides.
+ * Errors: NULL_POINTER, INVALID_ARGUMENT, INVALID_RANGE. Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `cu_seqlens_q` and `cu_seqlens_k` must point to `n` integers each, `mask` to a pointer.
+ */
+magi_status magi_mask_create_from_cu_seqlens(const int64_t *cu_seqlens_q,
+                                             const int64_t *cu_seqlens_k,
+                                             size_t n,
+                                             int32_t causal,
+                                             int64_t window_left,
+                                             int64_t window_right,
+                                             int64_t global_window,
+                                             struct magi_mask **mask);
+
+/**
+ * The mask of one sequence in which each query sees a window of keys: as magi_mask_create_from_cu_seqlens with one
+ * document of `total_q` queries and `total_k` keys. A causal window of w keys is (w - 1, 0).
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT, INVALID_RANGE. Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `mask` must point to a pointer.
+ */
+magi_status magi_mask_create_from_sliding_window(int64_t total_q,
+                                                 int64_t total_k,
+                                                 int64_t window_left,
+                                                 int64_t window_right,
+                                                 int64_t global_window,
+                                                 struct magi_mask **mask);
+
+/**
+ * The mask in which each token sees its own block of `block` tokens and all blocks before it, in each document.
+ *
+ * `cu_seqlens`: `[n]`, n >= 1, from 0 ascending; the last is the total. Errors: NULL_POINTER, INVALID_ARGUMENT,
+ * INVALID_RANGE. Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `cu_seqlens` must point to `n` integers, `mask` to a pointer.
+ */
+magi_status magi_mask_create_from_block_causal(const int64_t *cu_seqlens,
+                                               size_t n,
+                                               int64_t block,
+                                               struct magi_mask **mask);
+
+/**
+ * Totals of a mask: query tokens and key tokens. Either pointer may be NULL. Errors: NULL_POINTER. Any thread.
+ *
+ * # Safety
+ * `total_q` and `total_k` must be NULL or point to an int64_t each.
+ */
+magi_status magi_mask_totals(const struct magi_mask *mask,
+                             int64_t *total_q,
+                             int64_t *total_k);
+
+/**
+ * Number of visible (query, key) cells. Errors: NULL_POINTER. Any thread.
+ *
+ * # Safety
+ * `area` must point to an int64_t.
+ */
+magi_status magi_mask_area(const struct magi_mask *mask, int64_t *area);
+
+/**
+ * Prints the mask as typed slices that cover the same cells, each once.
+ *
+ * `slices`: room for `*count`, or NULL to ask for the number; `*count` becomes the number there is.
+ * Errors: NULL_POINTER, BUFFER_TOO_SMALL. Any thread.
+ *
+ * # Safety
+ * `slices` must be NULL or have room for `*count` slices; `count` must point to a size_t.
+ */
+magi_status magi_mask_slices(const struct magi_mask *mask, struct magi_slice *slices, size_t *count);
+
+/**
+ * Frees the handle. Keys made from it stay good. NULL does nothing.
+ */
+void magi_mask_destroy(struct magi_mask *mask);
+
+/**
+ * Plans `mask` for the ranks of `comm`. Every rank computes the same plan by itself: no communication here.
+ *
+ * `config`: NULL for defaults overlaid by the environment. Equal arguments give the plan that the communicator has in
+ * its cache. Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, DTYPE_MISMATCH, INVALID_ENVIRONMENT,
+ * HANDLE_BUSY, POISONED, OUT_OF_MEMORY, and what ended the communicator. One call at a time on `comm`; not collective, but
+ * every rank has to make its keys in the same order. Destroy with magi_key_destroy.
+ *
+ * # Safety
+ * `shape` must point to a magi_attn_shape, `config` to a magi_config or be NULL, `key` to a pointer.
+ */
+magi_status magi_key_create(const struct magi_comm *comm,
+                            const struct magi_mask *mask,
+                            const struct magi_attn_shape *shape,
+                            const struct magi_config *config,
+                            struct magi_key **key);
+
+/**
+ * Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first
+ * collective call on a key does it when this was not called.
+ *
+ * Errors: NULL_POINTER, PLAN_MISMATCH (on every rank, naming ranks and hashes), OUT_OF_MEMORY (on every rank), HANDLE_BUSY,
+ * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+ */
+magi_status magi_key_prepare(const struct magi_key *key,
+                             magi_stream stream);
+
+/**
+ * Number of tokens of `side` (a magi_side) that this rank owns. Errors: NULL_POINTER, INVALID_ENUM, COMM_DESTROYED,
+ * POISONED. Any thread.
+ *
+ * # Safety
+ * `tokens` must point to an int64_t.
+ */
+magi_status magi_key_local_tokens(const struct magi_key *key,
+                                  int32_t side,
+                                  int64_t *tokens);
+
+/**
+ * The global position of each local token of `side`, ascending: row i of a local tensor is token `positions[i]`.
+ *
+ * `positions`: room for `*count`, or NULL to ask for the number. Errors: NULL_POINTER, INVALID_ENUM, BUFFER_TOO_SMALL,
+ * COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `positions` must be NULL or have room for `*count` integers; `count` must point to a size_t.
+ */
+magi_status magi_key_position_ids(const struct magi_key *key,
+                                  int32_t side,
+                                  int64_t *positions,
+                                  size_t *count);
+
+/**
+ * Fills `stats`, whose `size` the caller has set.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `stats` must point to a magi_key_stats.
+ */
+magi_status magi_key_get_stats(const struct magi_key *key, struct magi_key_stats *stats);
+
+/**
+ * Fills `stats`, whose `size` the caller has set, with the figures of `rank`.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `stats` must point to a magi_rank_stats.
+ */
+magi_status magi_key_get_rank_stats(const struct magi_key *key, int32_t rank, struct magi_rank_stats *stats);
+
+/**
+ * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys.
+ *
+ * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `bytes` must point to a size_t.
+ */
+magi_status magi_key_workspace_size(const struct magi_key *key,
+                                    size_t *bytes);
+
+/**
+ * The plan's hash: equal on every rank that planned the same, on any machine.
+ *
+ * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `hash` must point to a uint64_t.
+ */
+magi_status magi_key_hash(const struct magi_key *key, uint64_t *hash);
+
+/**
+ * Frees the handle; the communicator may keep the plan in its cache. NULL does nothing. Not while a call on it runs.
+ */
+void magi_key_destroy(struct magi_key *key);
+
+/**
+ * Picks this rank's tokens: `local_x[i] = x[position i]`. No communication.
+ *
+ * `x`: `[total of side, ..]`, the same on every rank; `local_x`: `[local tokens of side, ..]`, same dtype and trailing
+ * shape, any strides. Errors: NULL_POINTER, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE,
+ * DEVICE_MISMATCH, TENSOR_OVERLAP, HANDLE_BUSY, COMM_DESTROYED, POISONED. Backward: magi_dispatch_backward.
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_dispatch(const struct magi_key *key,
+                          int32_t side,
+                          const struct magi_tensor *x,
+                          const struct magi_tensor *local_x,
+                          magi_stream stream);
+
+/**
+ * Gradient of magi_dispatch: gathers every rank's `dlocal_x` `[local tokens, ..]` into `dx` `[total, ..]`, the sum over
+ * ranks of what each contributed, on every rank.
+ *
+ * Errors: as magi_undispatch. Collective.
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_dispatch_backward(const struct magi_key *key,
+                                   int32_t side,
+                                   const struct magi_tensor *dlocal_x,
+                                   const struct magi_tensor *dx,
+                                   magi_stream stream);
+
+/**
+ * Gathers the ranks' tokens into the full tensor in global order, on every rank.
+ *
+ * `local_x`: `[local tokens of side, ..]`; `x`: `[total of side, ..]`, same dtype and trailing shape, any strides.
+ * Errors: as magi_dispatch, and PLAN_MISMATCH, OUT_OF_MEMORY, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+ * Backward: magi_undispatch_backward.
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_undispatch(const struct magi_key *key,
+                            int32_t side,
+                            const struct magi_tensor *local_x,
+                            const struct magi_tensor *x,
+                            magi_stream stream);
+
+/**
+ * Gradient of magi_undispatch. With `partial` 0 every rank holds the full gradient `dx` `[total, ..]` and picks its
+ * tokens, without communication. With `partial` 1 each rank holds a part of it: `dlocal_x` is the sum over ranks, added
+ * in rank order in the accumulator type (f64 for f64, else f32); the dtype must be f64, f32, bf16 or f16, and the call is
+ * collective.
+ *
+ * `dlocal_x`: `[local tokens, ..]`. Errors: as magi_undispatch, and INVALID_ARGUMENT (partial).
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_undispatch_backward(const struct magi_key *key,
+                                     int32_t side,
+                                     const struct magi_tensor *dx,
+                                     int32_t partial,
+                                     const struct magi_tensor *dlocal_x,
+                                     magi_stream stream);
+
+/**
+ * From contiguous shares to the plan's layout, for tensors too large to replicate.
+ *
+ * `share`: this rank's share `[total / world size, ..]` of the global tensor (the first total % world size ranks hold one
+ * token more); `local_x`: `[local tokens of side, ..]`, same dtype and trailing shape. Errors: as magi_undispatch.
+ * Collective. It is a permutation: its gradient is magi_undispatch_sharded of the gradients.
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_dispatch_sharded(const struct magi_key *key,
+                                  int32_t side,
+                                  const struct magi_tensor *share,
+                                  const struct magi_tensor *local_x,
+                                  magi_stream stream);
+
+/**
+ * The inverse of magi_dispatch_sharded: from the plan's layout to contiguous shares. Errors: as magi_undispatch.
+ * Collective. Its gradient is magi_dispatch_sharded of the gradients.
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_undispatch_sharded(const struct magi_key *key,
+                                    int32_t side,
+                                    const struct magi_tensor *local_x,
+                                    const struct magi_tensor *share,
+                                    magi_stream stream);
+
+/**
+ * Attention of this rank's queries over all keys that they see, on whichever rank those are.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
+ * INVALID_ARGUMENT, HANDLE_BUSY, COMM_DESTROYED, POISONED; PLAN_MISMATCH, OUT_OF_MEMORY when the key was not prepared;
+ * COMM_FAILED, TIMEOUT, ABORTED. Collective: every rank of the key calls it, also one without tokens.
+ *
+ * # Safety
+ * `args` must be NULL or as its type says, its tensors as magi_tensor says.
+ */
+magi_status magi_calc_attn_forward(const struct magi_key *key,
+                                   const struct magi_forward_args *args,
+                                   magi_stream stream);
+
+/**
+ * Gradients of magi_calc_attn_forward for the tokens that this rank owns. Keys travel again; nothing but out and lse is
+ * kept from forward.
+ *
+ * Errors: as magi_calc_attn_forward. Collective.
+ *
+ * # Safety
+ * As magi_calc_attn_forward.
+ */
+magi_status magi_calc_attn_backward(const struct magi_key *key,
+                                    const struct magi_backward_args *args,
+                                    magi_stream stream);
+
+/**
+ * Attention of `args.q` over `args.k` and `args.v` as `mask` says. Shapes as in magi_forward_args, with the mask's totals
+ * for the local tokens.
+ *
+ * `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
+ * INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
+ * BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY. Any thread.
+ *
+ * # Safety
+ * `args` and `options` must be NULL or as their types say, their tensors as magi_tensor says.
+ */
+magi_status magi_flex_flash_attn_forward(const struct magi_mask *mask,
+                                         const struct magi_forward_args *args,
+                                         const struct magi_flex_options *options,
+                                         magi_stream stream);
+
+/**
+ * Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. Errors: as forward. Any thread.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_forward.
+ */
+magi_status magi_flex_flash_attn_backward(const struct magi_mask *mask,
+                                          const struct magi_backward_args *args,
+                                          const struct magi_flex_options *options,
+                                          magi_stream stream);
+
+/**
+ * Bytes of workspace that magi_flex_flash_attn_forward needs for `args` (data pointers are not looked at beyond NULL)
+ * and `options` (NULL for defaults). Errors: as forward. Any thread.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_forward; `bytes` must point to a size_t.
+ */
+magi_status magi_flex_flash_attn_forward_workspace_size(const struct magi_forward_args *args,
+                                                        const struct magi_flex_options *options,
+                                                        size_t *bytes);
+
+/**
+ * Bytes of workspace that magi_flex_flash_attn_backward needs. Otherwise as the forward query.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_backward; `bytes` must point to a size_t.
+ */
+magi_status magi_flex_flash_attn_backward_workspace_size(const struct magi_backward_args *args,
+                                                         const struct magi_flex_options *options,
+                                                         size_t *bytes);
+
+/**
+ * Makes the point named `point` fail on `rank` (-1: any) after `after` harmless hits: with a panic when `status` is 0,
+ * else with that status. Declared by the C tests themselves.
+ *
+ * # Safety
+ * `point` must be a string that ends with a zero byte.
+ */
+magi_status magi_test_fault_set(const char *point,
+                                int64_t rank,
+                                int32_t status,
+                                uint32_t after);
+
+/**
+ * Forgets all faults.
+ */
+void magi_test_fault_clear(void);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -3,7 +3,13 @@
 use std::ffi::c_void;
 
 use super::{guard::guard, input, status};
-use crate::types::{AllocFn, Allocator, Config, DsinkReduce, Error, FreeFn, PlacementKind, Result, Status, env};
+use crate::types::{Allocator, Config, DsinkReduce, Error, PlacementKind, Result, Status, env};
+
+/// Allocates `bytes` aligned to 256; returns NULL when it cannot.
+pub type magi_alloc_fn = Option<unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void>;
+
+/// Frees what the matching magi_alloc_fn returned.
+pub type magi_free_fn = Option<unsafe extern "C" fn(pointer: *mut c_void, bytes: usize, userdata: *mut c_void)>;
 
 /// Settings of a key. Fill with magi_config_init, then change fields.
 #[repr(C)]
@@ -31,9 +37,9 @@ pub struct magi_config {
     pub sanity_check: i32,
     /// Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
     /// functions may be called from any thread with the communicator's lock held: they must not call back.
-    pub alloc: Option<AllocFn>,
+    pub alloc: magi_alloc_fn,
     /// Frees it, at the latest when the communicator is destroyed.
-    pub free: Option<FreeFn>,
+    pub free: magi_free_fn,
     /// Passed to both.
     pub userdata: *mut c_void,
 }

@@ -99,6 +99,7 @@ pub fn group_reduce(
 impl PendingReduce {
     /// Waits for the contributions and adds them.
     pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
+        let contributions = if self.op == ReduceOp::Avg { self.contributions() } else { Vec::new() };
         comm.finish(self.ticket, stream)?;
         if self.op == ReduceOp::Lse {
             for (local, staging) in self.local.chunks_exact(2).zip(self.staging.chunks_exact(2)) {
@@ -115,11 +116,9 @@ impl PendingReduce {
                 backend.range_reduce(staging.rows(from.start, from.end), *local, &[to])?;
             }
         }
-        if self.op == ReduceOp::Avg {
-            for (rows, contributions) in self.contributions() {
-                for local in &self.local {
-                    backend.divide(local.rows(rows.start, rows.end), contributions)?;
-                }
+        for (rows, count) in contributions {
+            for local in &self.local {
+                backend.divide(local.rows(rows.start, rows.end), count)?;
             }
         }
         Ok(())
