@@ -64,36 +64,6 @@ typedef struct CUstream_st *magi_stream;
 #define MAGI_ACCUMULATE_DSINK 8
 
 /**
- * Largest `chunk_size`, in tokens.
- */
-#define Config_MAX_CHUNK_SIZE (1 << 31)
-
-/**
- * Largest `min_chunks_per_rank`.
- */
-#define Config_MAX_MIN_CHUNKS_PER_RANK 4096
-
-/**
- * Most remote stages of a pass.
- */
-#define Config_MAX_DEGREE 8
-
-/**
- * Most keys in a cache.
- */
-#define Config_MAX_CACHE_SIZE 1000000
-
-/**
- * Largest total of either side.
- */
-#define Mask_MAX_TOKENS (1 << 31)
-
-/**
- * Largest number of heads of either kind.
- */
-#define AttnShape_MAX_HEADS 65536
-
-/**
  * What a call came to. 1xx argument, 2xx not supported, 3xx resources, 5xx communication, 6xx timeout and abort,
  * 9xx internal.
  *

@@ -92,6 +92,7 @@ impl Default for Config {
     }
 }
 
+/// cbindgen:ignore
 impl Config {
     /// Largest `chunk_size`, in tokens.
     pub const MAX_CHUNK_SIZE: i64 = 1 << 31;

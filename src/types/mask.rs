@@ -11,6 +11,7 @@ pub struct Mask {
     total_k: i64,
 }
 
+/// cbindgen:ignore
 impl Mask {
     /// Largest total of either side.
     pub const MAX_TOKENS: i64 = 1 << 31;

@@ -17,6 +17,7 @@ pub struct AttnShape {
     pub dtype: DType,
 }
 
+/// cbindgen:ignore
 impl AttnShape {
     /// Largest number of heads of either kind.
     pub const MAX_HEADS: i64 = 65_536;
