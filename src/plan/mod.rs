@@ -1,0 +1,122 @@
+//! From a mask to what every rank stores, fetches and computes.
+//!
+//! Pure functions of the mask, the attention shape, the world size and the config: no collective, no clock, no
+//! randomness, integer costs. Every rank derives the needs of all ranks from the placement, so the two ends of every
+//! transfer agree without a message, and equal hashes mean equal plans.
+
+mod balance;
+mod chunks;
+mod hash;
+mod needs;
+mod placement;
+mod side;
+mod slices;
+mod stage;
+mod stats;
+mod transfer;
+mod verify;
+
+pub use placement::Placement;
+pub use side::{OwnedRun, SidePlacement};
+pub use stage::{Pass, Stage};
+pub use stats::Stats;
+pub use verify::verify;
+
+use crate::types::{AttnShape, Config, Error, Mask, Result};
+use hash::Hasher;
+use needs::Needs;
+use std::sync::Arc;
+
+/// What one rank does for one mask. Immutable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The rank it is for.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world: usize,
+    /// Who stores which tokens.
+    pub placement: Arc<Placement>,
+    /// Stages of the forward pass.
+    pub forward: Arc<Pass>,
+    /// Stages of the backward pass; the same object when both passes have the same degree.
+    pub backward: Arc<Pass>,
+    /// Equal on two ranks when mask, shape, world, placement and the config fields that shape the plan and its
+    /// messages are equal; on any machine.
+    pub hash: u64,
+}
+
+impl Plan {
+    /// Places the mask's tokens and plans for `rank`.
+    ///
+    /// Errors: those of `Placement::new` and `Plan::with_placement`.
+    pub fn new(mask: &Mask, shape: &AttnShape, world: usize, rank: usize, config: &Config) -> Result<Plan> {
+        let placement = Placement::new(mask, world, config)?;
+        Plan::with_placement(mask, shape, Arc::new(placement), rank, config)
+    }
+
+    /// Plans for `rank` on a placement that may have been made for another mask with the same totals.
+    ///
+    /// `Status::InvalidArgument` when totals differ, `rank` is not below the placement's world size, a degree is
+    /// outside 0 to 8, or the shape is not valid; with `config.sanity_check`, `Status::Internal` when the plan does
+    /// not cover the mask.
+    pub fn with_placement(
+        mask: &Mask,
+        shape: &AttnShape,
+        placement: Arc<Placement>,
+        rank: usize,
+        config: &Config,
+    ) -> Result<Plan> {
+        shape.validate()?;
+        placement.check_mask(mask)?;
+        stage::check_degree("degree_forward", config.degree_forward)?;
+        stage::check_degree("degree_backward", config.degree_backward)?;
+        let world = placement.world();
+        if rank >= world {
+            return Err(Error::argument(format!(
+                "rank is {rank}; it must be below the world size {world}"
+            )));
+        }
+        let needs = Needs::new(mask, &placement, Some(rank));
+        let forward = Arc::new(Pass::new(&placement, rank, &needs, config.degree_forward));
+        let backward = if config.degree_backward == config.degree_forward {
+            Arc::clone(&forward)
+        } else {
+            Arc::new(Pass::new(&placement, rank, &needs, config.degree_backward))
+        };
+        let plan = Plan {
+            rank,
+            world,
+            hash: plan_hash(mask, shape, &placement, config),
+            placement,
+            forward,
+            backward,
+        };
+        if config.sanity_check {
+            verify(&plan, mask)?;
+        }
+        Ok(plan)
+    }
+}
+
+fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Config) -> u64 {
+    let mut h = Hasher::new();
+    h.mask(mask);
+    h.words([
+        shape.heads_q,
+        shape.heads_kv,
+        shape.head_dim,
+        shape.head_dim_v,
+        shape.dtype as i64,
+    ]);
+    for side in [crate::types::Side::Q, crate::types::Side::K] {
+        h.word(placement.side(side).hash() as i64);
+    }
+    h.words([
+        placement.world() as i64,
+        i64::from(config.degree_forward),
+        i64::from(config.degree_backward),
+        i64::from(config.backward_high_precision_reduce),
+        config.dsink_reduce as i64,
+    ]);
+    h.finish()
+}

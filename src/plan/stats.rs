@@ -1,0 +1,121 @@
+//! How well a placement serves a mask.
+
+use super::chunks::areas;
+use super::needs::Needs;
+use super::placement::Placement;
+use super::side::{DivCeil, SidePlacement};
+use super::stage::{check_degree, cut_even};
+use crate::types::{Config, Mask, Ranges, Result, Side};
+
+/// Figures of all ranks for one mask on one placement. Tokens are key tokens of the forward pass: one counts for its
+/// K and V rows together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stats {
+    /// Visible cells that each rank computes.
+    pub area: Vec<i64>,
+    /// Largest area over mean area; 1 when nothing is visible.
+    pub balance: f64,
+    /// No placement of these chunks in equal counts has a lower balance. The true minimum may be higher.
+    pub balance_bound: f64,
+    /// Query tokens that each rank stores.
+    pub tokens_q: Vec<i64>,
+    /// Key tokens that each rank stores.
+    pub tokens_k: Vec<i64>,
+    /// Tokens that each rank sends, counted once for every rank they go to.
+    pub sent: Vec<i64>,
+    /// Tokens that each rank receives.
+    pub received: Vec<i64>,
+    /// The same by stage: `[stages of the forward pass][ranks]`, the host stage with zeros.
+    pub received_by_stage: Vec<Vec<i64>>,
+    /// Tokens that all ranks must receive on this placement: what their queries see and they do not own, each
+    /// once. The plan moves exactly these.
+    pub ideal_volume: i64,
+    /// Tokens that all ranks would receive if every key went to every other rank.
+    pub all_gather_volume: i64,
+}
+
+impl Stats {
+    /// The figures of `mask` on `placement`. `Status::InvalidArgument` when their totals differ or the forward
+    /// degree is outside 0 to 8.
+    pub fn new(mask: &Mask, placement: &Placement, config: &Config) -> Result<Stats> {
+        placement.check_mask(mask)?;
+        check_degree("degree_forward", config.degree_forward)?;
+        let (q, k) = (placement.side(Side::Q), placement.side(Side::K));
+        let world = placement.world();
+        let chunk_areas = areas(mask, q.bounds());
+        let mut area = vec![0; world];
+        for (&a, &owner) in chunk_areas.iter().zip(q.owners()) {
+            area[owner as usize] += a;
+        }
+        let needs = Needs::new(mask, placement, None);
+        let received: Vec<i64> = needs.remote.iter().map(Ranges::tokens).collect();
+        let ideal_volume = received.iter().sum();
+        let over_mean = |most: i64| {
+            let total: i64 = area.iter().sum();
+            if total == 0 {
+                1.0
+            } else {
+                most as f64 * world as f64 / total as f64
+            }
+        };
+        Ok(Stats {
+            balance: over_mean(area.iter().copied().max().unwrap_or(0)),
+            balance_bound: over_mean(area_bound(chunk_areas, world)),
+            area,
+            tokens_q: (0..world).map(|r| q.tokens(r)).collect(),
+            tokens_k: (0..world).map(|r| k.tokens(r)).collect(),
+            sent: sent(k, &needs.remote),
+            received_by_stage: by_stage(&needs.remote, config.degree_forward),
+            received,
+            ideal_volume,
+            all_gather_volume: k.total() * (world as i64 - 1),
+        })
+    }
+}
+
+/// The least that the largest area can be: the mean; or the heaviest chunk with the lightest ones that must
+/// stand beside it, counts being equal.
+fn area_bound(mut areas: Vec<i64>, world: usize) -> i64 {
+    areas.sort_unstable();
+    let mean = areas.iter().sum::<i64>().div_ceil_by(world as i64);
+    let beside = (areas.len() / world).saturating_sub(1);
+    let heaviest = areas.last().copied().unwrap_or(0);
+    mean.max(heaviest + areas[..beside].iter().sum::<i64>())
+}
+
+/// Tokens received in each stage by each rank.
+fn by_stage(remote: &[Ranges], degree: i32) -> Vec<Vec<i64>> {
+    let host = usize::from(degree > 0);
+    let mut stages = vec![vec![0; remote.len()]; host + degree.max(1) as usize];
+    for (rank, keys) in remote.iter().enumerate() {
+        for (i, group) in cut_even(keys, degree).iter().enumerate() {
+            stages[host + i][rank] = group.tokens();
+        }
+    }
+    stages
+}
+
+/// Tokens sent by each rank. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at
+/// a thousand ranks.
+fn sent(keys: &SidePlacement, remote: &[Ranges]) -> Vec<i64> {
+    let mut ends: Vec<(i64, i64)> = remote
+        .iter()
+        .flat_map(|r| r.iter().flat_map(|x| [(x.start, 1), (x.end, -1)]))
+        .collect();
+    ends.sort_unstable();
+    let mut sent = vec![0; remote.len()];
+    let (mut next, mut readers) = (0, 0);
+    for run in keys.all_runs() {
+        let mut at = run.tokens.start;
+        while at < run.tokens.end {
+            while next < ends.len() && ends[next].0 <= at {
+                readers += ends[next].1;
+                next += 1;
+            }
+            let until = ends.get(next).map_or(run.tokens.end, |e| e.0.min(run.tokens.end));
+            sent[run.owner as usize] += readers * (until - at);
+            at = until;
+        }
+    }
+    sent
+}
