@@ -35,7 +35,9 @@ fn declared(keywords: &[&str]) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for path in sources(&root().join("src/ffi")) {
         for line in fs::read_to_string(path).unwrap().lines() {
-            let name = keywords.iter().find_map(|k| line.strip_prefix(&format!("pub {k} ")));
+            let name = keywords
+                .iter()
+                .find_map(|k| line.strip_prefix(&format!("pub {k} ")));
             let Some(name) = name else { continue };
             let end = name
                 .find(|c: char| !c.is_alphanumeric() && c != '_')
@@ -96,9 +98,7 @@ fn header_is_current() {
 #[test]
 fn header_names_everything_public() {
     let header = generate();
-    let words: BTreeSet<&str> = header
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .collect();
+    let words: BTreeSet<&str> = header.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
     let items = [
         "enum",
         "struct",
@@ -136,7 +136,8 @@ fn every_name_has_the_prefix() {
             .strip_prefix("#define ")
             .or_else(|| line.strip_prefix("typedef struct "));
         let Some(name) = name else { continue };
-        let allowed = name.starts_with("MAGI_") || name.starts_with("magi_") || name.starts_with("CUstream_st *");
+        let allowed =
+            name.starts_with("MAGI_") || name.starts_with("magi_") || name.starts_with("CUstream_st *");
         assert!(allowed, "a name without the prefix: {line}");
     }
 }

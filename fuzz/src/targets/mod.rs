@@ -1,0 +1,17 @@
+//! What is fuzzed. A target is a function of bytes that panics when the library breaks a promise.
+
+mod enums;
+
+/// A name for the command line and the folders of seeds and corpus, and the function.
+pub struct Target {
+    /// Unique.
+    pub name: &'static str,
+    /// Runs one input. Must leave nothing behind: the next input runs in the same process.
+    pub run: fn(&[u8]),
+}
+
+/// All targets, in the order in which they run.
+pub const TARGETS: &[Target] = &[Target {
+    name: "enums",
+    run: enums::run,
+}];
