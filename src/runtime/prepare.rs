@@ -29,7 +29,7 @@ impl Word {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Word> {
-        let part = |i: usize| Some(<[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok()?);
+        let part = |i: usize| <[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok();
         Some(Word {
             comparison: u64::from_le_bytes(part(0)?),
             hash: u64::from_le_bytes(part(8)?),
