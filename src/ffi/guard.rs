@@ -89,8 +89,14 @@ pub(super) fn guard_handle<H: Handle>(
     status
 }
 
-/// Runs the body of a destroy function: whatever happens inside stays inside.
+/// Runs the body of a destroy function: whatever happens inside stays inside. In a forked child nothing is freed: a lock
+/// that another thread held at the fork would never open.
 pub(super) fn guard_destroy(f: impl FnOnce()) {
+    if process::check().is_err() {
+        std::mem::forget(f);
+        return;
+    }
+    quiet_panics();
     // A panic while freeing leaves nothing to report to: the handle is gone either way.
     let _ = catch_unwind(AssertUnwindSafe(f));
 }
