@@ -216,7 +216,8 @@ pub(super) fn uniform_bounds(total: i64, chunk_size: i64) -> Result<Vec<i64>> {
         .collect())
 }
 
-fn check_world(world: usize) -> Result<()> {
+/// `Status::InvalidArgument` unless there can be so many ranks.
+pub(super) fn check_world(world: usize) -> Result<()> {
     if (1..=SidePlacement::MAX_WORLD).contains(&world) {
         return Ok(());
     }
