@@ -319,6 +319,7 @@ fn what_is_refused() {
         "-1",
     );
 
+    refused(SidePlacement::shares(-1, 2), Status::InvalidRange, "-1");
     let other = Arc::new(Placement::shared(Arc::new(owners(&[0, 1]).unwrap())));
     let shorter = documents(&[15], MaskType::Causal);
     let plan = Plan::with_placement(&shorter, &shape(), Arc::clone(&other), 0, &Config::default());
