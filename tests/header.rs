@@ -53,7 +53,10 @@ fn declared(keywords: &[&str]) -> BTreeSet<String> {
 fn generate() -> String {
     let mut config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
     // Enums come in as int32_t, so that cbindgen finds no function that mentions them.
-    config.export.include.extend(declared(&["enum", "struct", "union", "type"]));
+    config
+        .export
+        .include
+        .extend(declared(&["enum", "struct", "union", "type"]));
     let bindings = cbindgen::Builder::new()
         // The ABI, and the ground floor whose plain types it uses. Constants of the floors between stay out.
         .with_src(root().join("src/ffi/mod.rs"))
