@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::context::Session;
 use super::key::KeyData;
-use crate::device::{Stream, fault};
+use crate::device::Stream;
 use crate::types::{Error, Result, Status};
 
 /// What each rank tells the others: number of the comparison, hash of the plan, status of its reservation.
@@ -29,7 +29,7 @@ impl Word {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Word> {
-        let part = |i: usize| Some(<[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok()?);
+        let part = |i: usize| <[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok();
         Some(Word {
             comparison: u64::from_le_bytes(part(0)?),
             hash: u64::from_le_bytes(part(8)?),
@@ -42,9 +42,7 @@ impl Word {
 /// good: `Status::PlanMismatch` when plans or call numbers differ, `Status::OutOfMemory` when one rank has no workspace.
 pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, stream: Stream) -> Result<()> {
     session.state.comparisons += 1;
-    let rank = session.context().rank();
-    let reserved = fault::point("reserve", rank)
-        .and_then(|()| session.state.arena.reserve(bytes, data.request.config.allocator));
+    let reserved = session.state.arena.reserve(bytes, data.request.config.allocator);
     let mine = Word {
         comparison: session.state.comparisons,
         hash: data.plan.hash,

@@ -9,21 +9,25 @@ use crate::types::{
     AttnShape, DType, Device, Error, Mask, MaskType, Range, Result, Slice, StageSlice, Status, Tensor, TypedSlice,
 };
 
+/// A mask as tensors on the device. Ranges are clamped to the totals before the type's diagonals are laid through their
+/// corners; a cell covered twice counts twice.
+#[derive(Clone, Copy, Debug)]
+pub struct RangeLists {
+    /// i32 `[n, 2]`.
+    pub q_ranges: Tensor,
+    /// i32 `[n, 2]`.
+    pub k_ranges: Tensor,
+    /// i32 `[n]`.
+    pub mask_types: Tensor,
+}
+
 /// Where the mask comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// A mask handle.
     Mask(&'a Mask),
-    /// Tensors on the device: i32 `[n, 2]`, `[n, 2]` and `[n]`. Ranges are clamped to the totals before the type's
-    /// diagonals are laid through their corners; a cell covered twice counts twice.
-    Ranges {
-        /// Query ranges.
-        q_ranges: Tensor,
-        /// Key ranges.
-        k_ranges: Tensor,
-        /// Mask types.
-        mask_types: Tensor,
-    },
+    /// Tensors on the device.
+    Ranges(&'a RangeLists),
 }
 
 /// Which kernels compute.
@@ -77,7 +81,7 @@ fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Ex
     let shape = shape_of(q, k, v)?;
     Ok(match source {
         Source::Mask(m) => Extents { tokens_q: m.total_q(), tokens_k: m.total_k(), shape },
-        Source::Ranges { .. } => Extents { tokens_q: q.tokens(), tokens_k: k.tokens(), shape },
+        Source::Ranges(_) => Extents { tokens_q: q.tokens(), tokens_k: k.tokens(), shape },
     })
 }
 
@@ -97,14 +101,14 @@ fn integers(name: &str, t: &Tensor, shape: &[i64]) -> Result<Vec<i32>> {
 /// The slices to compute.
 fn slices(source: &Source<'_>, e: &Extents) -> Result<Vec<StageSlice>> {
     let local = |slice: &Slice| StageSlice { slice: *slice, source: 0 };
-    let (q_ranges, k_ranges, mask_types) = match source {
+    let lists = match source {
         Source::Mask(m) => return Ok(m.slices().iter().map(local).collect()),
-        Source::Ranges { q_ranges, k_ranges, mask_types } => (q_ranges, k_ranges, mask_types),
+        Source::Ranges(lists) => lists,
     };
-    let n = q_ranges.tokens();
-    let q = integers("options.q_ranges", q_ranges, &[n, 2])?;
-    let k = integers("options.k_ranges", k_ranges, &[n, 2])?;
-    let types = integers("options.mask_types", mask_types, &[n])?;
+    let n = lists.q_ranges.tokens();
+    let q = integers("options.q_ranges", &lists.q_ranges, &[n, 2])?;
+    let k = integers("options.k_ranges", &lists.k_ranges, &[n, 2])?;
+    let types = integers("options.mask_types", &lists.mask_types, &[n])?;
     let clamp = |ends: &[i32], total: i64| {
         let start = i64::from(ends[0]).clamp(0, total);
         Range::new(start, i64::from(ends[1]).clamp(start, total))
