@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::status::magi_log_level;
 use crate::device::process;
 use crate::types::{Error, Result, Status};
 
@@ -33,15 +35,32 @@ fn remember(name: &str, error: &Error) -> Status {
 /// The text a panic was raised with.
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without text")
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without text")
+}
+
+/// Nothing prints across the boundary: panics become error messages, so the hook that would write them to stderr is
+/// replaced, once, by one that sends them to the log. The shared library has a runtime of its own; a Rust program that
+/// loads it keeps its hook.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            super::status::log(magi_log_level::Error, &info.to_string())
+        }));
+    });
 }
 
 /// Runs `f`, the body of the C function `name`; errors and panics become a status and the thread's last error.
 pub(super) fn guard(name: &str, f: impl FnOnce() -> Result<()>) -> Status {
+    quiet_panics();
     match catch_unwind(AssertUnwindSafe(|| process::check().and_then(|()| f()))) {
         Ok(Ok(())) => Status::Ok,
         Ok(Err(e)) => remember(name, &e),
-        Err(payload) => remember(name, &Error::internal(format!("a panic: {}", panic_text(payload.as_ref())))),
+        Err(payload) => remember(
+            name,
+            &Error::internal(format!("a panic: {}", panic_text(payload.as_ref()))),
+        ),
     }
 }
 
@@ -64,7 +83,8 @@ pub(super) fn guard_handle<H: Handle>(
     let status = guard(name, || {
         let handle = super::input::non_null(param, handle)?;
         if handle.poisoned().load(Ordering::Acquire) {
-            let message = format!("{param} was poisoned by an earlier internal error; only destroy works on it");
+            let message =
+                format!("{param} was poisoned by an earlier internal error; only destroy works on it");
             return Err(Error::new(Status::Poisoned, message));
         }
         f(handle)
@@ -76,8 +96,14 @@ pub(super) fn guard_handle<H: Handle>(
     status
 }
 
-/// Runs the body of a destroy function: whatever happens inside stays inside.
+/// Runs the body of a destroy function: whatever happens inside stays inside. In a forked child nothing is freed: a lock
+/// that another thread held at the fork would never open.
 pub(super) fn guard_destroy(f: impl FnOnce()) {
+    if process::check().is_err() {
+        std::mem::forget(f);
+        return;
+    }
+    quiet_panics();
     // A panic while freeing leaves nothing to report to: the handle is gone either way.
     let _ = catch_unwind(AssertUnwindSafe(f));
 }

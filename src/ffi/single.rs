@@ -8,7 +8,7 @@ use super::input::{self, flag, optional_tensor, sized};
 use super::mask::magi_mask;
 use super::plain::{magi_stream, magi_tensor};
 use crate::runtime::single;
-use crate::types::{Error, Mask, Result, Status};
+use crate::types::{Error, Result, Status};
 
 /// Which kernels compute.
 #[repr(i32)]
@@ -49,11 +49,11 @@ pub struct magi_flex_options {
     pub accumulate: i32,
 }
 
-/// The mask handle's mask, or the one that the ranges describe.
+/// The range lists in the options; `None` when there are none at all.
 ///
 /// # Safety
 /// The pointers in `o` must be NULL or descriptors as magi_tensor says.
-unsafe fn source_of<'a>(mask: Option<&'a magi_mask>, o: &magi_flex_options) -> Result<single::Source<'a>> {
+unsafe fn lists_of(o: &magi_flex_options) -> Result<Option<single::RangeLists>> {
     // SAFETY: the caller's promise.
     let given = unsafe {
         [
@@ -62,13 +62,34 @@ unsafe fn source_of<'a>(mask: Option<&'a magi_mask>, o: &magi_flex_options) -> R
             optional_tensor("options.mask_types", o.mask_types)?,
         ]
     };
-    match (mask, given) {
-        (Some(m), [None, None, None]) => Ok(single::Source::Mask(m.mask.as_ref() as &Mask)),
-        (None, [Some(q_ranges), Some(k_ranges), Some(mask_types)]) => {
-            Ok(single::Source::Ranges { q_ranges, k_ranges, mask_types })
-        }
-        _ => Err(Error::argument(
-            "mask and options: give a mask and no ranges, or NULL and all of q_ranges, k_ranges and mask_types",
+    match given {
+        [None, None, None] => Ok(None),
+        [Some(q_ranges), Some(k_ranges), Some(mask_types)] => Ok(Some(single::RangeLists {
+            q_ranges,
+            k_ranges,
+            mask_types,
+        })),
+        _ => Err(Error::new(
+            Status::NullPointer,
+            "options has some of q_ranges, k_ranges and mask_types; give all three or none",
+        )),
+    }
+}
+
+/// The mask handle's mask, or the one that the lists describe.
+fn source_of<'a>(
+    mask: Option<&'a magi_mask>,
+    lists: Option<&'a single::RangeLists>,
+) -> Result<single::Source<'a>> {
+    match (mask, lists) {
+        (Some(m), None) => Ok(single::Source::Mask(&m.mask)),
+        (None, Some(lists)) => Ok(single::Source::Ranges(lists)),
+        (None, None) => Err(Error::new(
+            Status::NullPointer,
+            "mask is NULL and options holds no ranges; give one of them",
+        )),
+        (Some(_), Some(_)) => Err(Error::argument(
+            "mask is given and options holds ranges; give one of them",
         )),
     }
 }
@@ -86,7 +107,10 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     };
     flag("options.deterministic", o.deterministic)?;
     if o.sm_margin < 0 {
-        return Err(Error::argument(format!("options.sm_margin is {}; it must be 0 or more", o.sm_margin)));
+        return Err(Error::argument(format!(
+            "options.sm_margin is {}; it must be 0 or more",
+            o.sm_margin
+        )));
     }
     Ok(single::Options {
         backend,
@@ -116,8 +140,13 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward(
         // SAFETY: the caller's promise.
         let (args, options) = unsafe { (forward_of(&sized("args", args)?)?, read_options(options)?) };
         // SAFETY: the caller's promise.
-        let source = unsafe { source_of(mask, &options) }?;
-        single::forward(source, &args, &options_of(&options)?, super::key::stream_of(stream))
+        let lists = unsafe { lists_of(&options) }?;
+        single::forward(
+            source_of(mask, lists.as_ref())?,
+            &args,
+            &options_of(&options)?,
+            super::key::stream_of(stream),
+        )
     })
 }
 
@@ -136,8 +165,13 @@ pub unsafe extern "C" fn magi_flex_flash_attn_backward(
         // SAFETY: the caller's promise.
         let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
         // SAFETY: the caller's promise.
-        let source = unsafe { source_of(mask, &options) }?;
-        single::backward(source, &args, &options_of(&options)?, super::key::stream_of(stream))
+        let lists = unsafe { lists_of(&options) }?;
+        single::backward(
+            source_of(mask, lists.as_ref())?,
+            &args,
+            &options_of(&options)?,
+            super::key::stream_of(stream),
+        )
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::context::Session;
 use super::key::KeyData;
-use crate::device::{Stream, fault};
+use crate::device::Stream;
 use crate::types::{Error, Result, Status};
 
 /// What each rank tells the others: number of the comparison, hash of the plan, status of its reservation.
@@ -29,7 +29,7 @@ impl Word {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Word> {
-        let part = |i: usize| Some(<[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok()?);
+        let part = |i: usize| <[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok();
         Some(Word {
             comparison: u64::from_le_bytes(part(0)?),
             hash: u64::from_le_bytes(part(8)?),
@@ -42,9 +42,7 @@ impl Word {
 /// good: `Status::PlanMismatch` when plans or call numbers differ, `Status::OutOfMemory` when one rank has no workspace.
 pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, stream: Stream) -> Result<()> {
     session.state.comparisons += 1;
-    let rank = session.context().rank();
-    let reserved = fault::point("reserve", rank)
-        .and_then(|()| session.state.arena.reserve(bytes, data.request.config.allocator));
+    let reserved = session.state.arena.reserve(bytes, data.request.config.allocator);
     let mine = Word {
         comparison: session.state.comparisons,
         hash: data.plan.hash,
@@ -53,12 +51,19 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
     // The reservation's outcome travels along, so that no rank waits for one that had to give up.
     let all = session.context().comm().all_gather(&mine.to_bytes(), stream)?;
     let words: Vec<Word> = all.iter().filter_map(|b| Word::from_bytes(b)).collect();
-    if words.len() != all.len() || words.iter().any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash)) {
+    if words.len() != all.len()
+        || words
+            .iter()
+            .any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash))
+    {
         return Err(mismatch(&all, &words));
     }
     reserved?;
     if let Some(peer) = words.iter().position(|w| w.reserved != 0) {
-        let message = format!("rank {peer} could not take its workspace (status {})", words[peer].reserved);
+        let message = format!(
+            "rank {peer} could not take its workspace (status {})",
+            words[peer].reserved
+        );
         return Err(Error::new(Status::OutOfMemory, message));
     }
     data.prepared.store(true, Ordering::Release);
@@ -85,7 +90,11 @@ fn mismatch(all: &[Vec<u8>], words: &[Word]) -> Error {
         let separator = if told.len() == 1 { "" } else { ";" };
         let (list, call) = (ranks.join(", "), w.comparison);
         // Writing to a String cannot fail.
-        let _ = write!(message, "{separator} {plural} {list} compared plan {:#018x} as number {call}", w.hash);
+        let _ = write!(
+            message,
+            "{separator} {plural} {list} compared plan {:#018x} as number {call}",
+            w.hash
+        );
     }
     Error::new(Status::PlanMismatch, message)
 }

@@ -242,3 +242,42 @@ fn copy(bytes: &[u8]) -> Result<Vec<u8>> {
     out.extend_from_slice(bytes);
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(comm: &LocalComm, peer: usize, bytes: &Arc<Vec<u8>>) {
+        let message = Message {
+            kind: Kind::Exchange,
+            bytes: Arc::clone(bytes),
+        };
+        comm.world.send(comm.rank, peer, message).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_dropped_ticket_or_a_rank_that_left() {
+        let comms = create(2).unwrap();
+        let mut destination = [0u8; 3];
+        let recv = RecvOp {
+            peer: 0,
+            data: destination.as_mut_ptr(),
+            bytes: 3,
+        };
+        let bytes = Arc::new(vec![1, 2, 3]);
+        send(&comms[0], 1, &bytes);
+        // SAFETY: `destination` outlives the ticket.
+        let ticket = unsafe { comms[1].start(&[], &[recv, recv], Stream::NULL) }.unwrap();
+        assert_eq!(Arc::strong_count(&bytes), 2);
+        drop(ticket);
+        assert_eq!(Arc::strong_count(&bytes), 1, "arrived before the drop");
+        send(&comms[0], 1, &bytes);
+        assert_eq!(Arc::strong_count(&bytes), 1, "arrived after it");
+        assert_eq!(destination, [0; 3]);
+
+        send(&comms[0], 1, &bytes);
+        assert_eq!(Arc::strong_count(&bytes), 2);
+        comms[1].leave();
+        assert_eq!(Arc::strong_count(&bytes), 1);
+    }
+}
