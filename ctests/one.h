@@ -4,7 +4,8 @@
 
 #include "ranks.h"
 
-enum { ONE_TOKENS = 6, ONE_HEADS = 2, ONE_DIM = 8, ONE_Q = ONE_TOKENS * ONE_HEADS * ONE_DIM, ONE_K = ONE_TOKENS * ONE_DIM };
+enum { ONE_TOKENS = 6, ONE_HEADS = 2, ONE_DIM = 8 };
+enum { ONE_Q = ONE_TOKENS * ONE_HEADS * ONE_DIM, ONE_K = ONE_TOKENS * ONE_DIM };
 
 // Everything that is written.
 struct one_outputs {
