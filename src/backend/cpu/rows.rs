@@ -69,7 +69,7 @@ pub(super) unsafe fn softmax<V: Vector>(
         let factor = if max == state.max {
             1.0
         } else {
-            (state.max - max).exp()
+            libm::exp(state.max - max)
         };
         let (shift, mut sum) = (V::splat(max), V::splat(0.0));
         for at in (first..last).step_by(V::LANES) {
