@@ -31,7 +31,7 @@ impl Handle for magi_comm {
         &self.poisoned
     }
     fn abort(&self, why: &str) {
-        self.context.fail(why);
+        self.context.fail(&Error::internal(why));
     }
 }
 
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn magi_local_run(
             let code = unsafe { run(&raw mut *handle, rank as i32, userdata.0) };
             let outcome = rank_outcome(rank, code);
             if let Err(e) = &outcome {
-                handle.context.fail(&e.message);
+                handle.context.fail(e);
             }
             handle.context.close();
             outcome

@@ -31,23 +31,33 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     fault::point("calc_attn_backward", key.context().rank())?;
     let arena = &mut session.state.arena;
     let space = BackwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
-    let backend = session.context().backend();
+    session.in_step(|| gradients(key, a, &session, &space, stream))
+}
 
+/// What follows once arguments are checked and every rank has the same plan.
+fn gradients(
+    key: &Key,
+    a: &Backward,
+    session: &Session<'_>,
+    space: &BackwardSpace,
+    stream: Stream,
+) -> Result<()> {
+    let backend = session.context().backend();
     backend.attn_delta(a.out, a.dout, space.delta)?;
     if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
-        sink_gradient(key, &session, a, [*sink, *dsink, space.delta], stream)?;
+        sink_gradient(key, session, a, [*sink, *dsink, space.delta], stream)?;
     }
-    let dq = Accumulator::new(&session, a.dq, space.dq, a.accumulate_dq)?;
-    let dk = Accumulator::new(&session, a.dk, space.local.k, a.accumulate_dk)?;
-    let dv = Accumulator::new(&session, a.dv, space.local.v, a.accumulate_dv)?;
+    let dq = Accumulator::new(session, a.dq, space.dq, a.accumulate_dq)?;
+    let dk = Accumulator::new(session, a.dk, space.local.k, a.accumulate_dk)?;
+    let dv = Accumulator::new(session, a.dv, space.local.v, a.accumulate_dv)?;
     let local = KeyPair {
         k: dk.running,
         v: dv.running,
     };
 
     let mut reduction = Reduction {
-        session: &session,
-        space: &space,
+        session,
+        space,
         local,
         stream,
         turn: 0,
@@ -59,7 +69,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
         recv: &space.recv,
     };
     run_stages(
-        &session,
+        session,
         &key.plan().backward.stages,
         &keys,
         stream,
@@ -85,7 +95,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     )?;
     reduction.finish()?;
     for accumulator in [dq, dk, dv] {
-        accumulator.store(&session)?;
+        accumulator.store(session)?;
     }
     Ok(())
 }

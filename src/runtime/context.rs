@@ -89,9 +89,9 @@ impl Context {
         self.comm.abort(reason);
     }
 
-    /// Ends the communicator because this rank failed.
-    pub fn fail(&self, why: &str) {
-        self.comm.fail(&Error::internal(why));
+    /// Ends the communicator because this rank failed with `error`.
+    pub fn fail(&self, error: &Error) {
+        self.comm.fail(error);
     }
 
     /// Gives up this rank's part: keys of this context refuse further calls, workspace and cache are freed.
@@ -132,5 +132,29 @@ impl Session<'_> {
     /// Whose call this is.
     pub fn context(&self) -> &Context {
         self.context
+    }
+
+    /// Runs the part of a collective call in which ranks move data. A failure in there leaves this rank out of step
+    /// with its peers, who would pair a repeated call's messages with those of the first. So it ends the communicator,
+    /// and a status that says that the call may be repeated becomes `Status::CommFailed`.
+    pub(super) fn in_step(&self, f: impl FnOnce() -> Result<()>) -> Result<()> {
+        f().map_err(|e| {
+            let rank = self.context.rank();
+            let error = match e.status {
+                // Whoever turns it into a poisoned handle ends the communicator, with a better text.
+                Status::Internal => return e,
+                Status::CommFailed | Status::Timeout | Status::Aborted => e,
+                status => {
+                    let message = format!(
+                        "rank {rank} failed with {status:?} in the middle of a collective call: {}",
+                        e.message
+                    );
+                    Error::new(Status::CommFailed, message)
+                }
+            };
+            // Does nothing to a communicator that has ended, which is what brought most errors here.
+            self.context.fail(&error);
+            error
+        })
     }
 }

@@ -37,7 +37,11 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     fault::point("calc_attn_forward", key.context().rank())?;
     let arena = &mut session.state.arena;
     let space = ForwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
+    session.in_step(|| attend(key, a, &session, &space, stream))
+}
 
+/// What follows once arguments are checked and every rank has the same plan.
+fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, stream: Stream) -> Result<()> {
     let (context, backend) = (session.context(), session.context().backend());
     let acc = key.shape().dtype.accumulator();
     let out = if a.out.dtype() == acc { a.out } else { space.out };
@@ -49,7 +53,7 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         recv: &space.recv,
     };
     run_stages(
-        &session,
+        session,
         &key.plan().forward.stages,
         &keys,
         stream,
@@ -69,7 +73,7 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         },
     )?;
     if let Some(max_logits) = &a.max_logits {
-        reduce_max(&session, max_logits, stream)?;
+        reduce_max(session, max_logits, stream)?;
     }
     if a.out.dtype() != acc {
         context.backend().cast(out, a.out, false)?;
@@ -185,7 +189,7 @@ pub(super) fn check_lengths(all: &[Vec<u8>], want: usize) -> Result<()> {
     match all.iter().position(|b| b.len() != want) {
         None => Ok(()),
         Some(rank) => Err(crate::types::Error::new(
-            crate::types::Status::PlanMismatch,
+            crate::types::Status::CommFailed,
             format!(
                 "rank {rank} gathered {} bytes where this rank has {want}: calls are out of step",
                 all[rank].len()

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::context::{Context, Session};
 use super::workspace::{self, Dims};
 use super::{check, prepare};
-use crate::device::Stream;
+use crate::device::{Stream, fault};
 use crate::plan::{Plan, SidePlacement, Stats};
 use crate::types::{Allocator, AttnShape, Config, Mask, Result, Side};
 
@@ -90,6 +90,7 @@ impl Key {
         config: Config,
     ) -> Result<Arc<Key>> {
         let mut session = context.enter()?;
+        fault::point("key_create", context.rank())?;
         let request = Request {
             mask: Arc::clone(mask),
             shape,
