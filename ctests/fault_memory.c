@@ -29,6 +29,7 @@ static void no_workspace(magi_comm *comm, int32_t rank, int32_t size, void *data
 }
 
 static int32_t statuses[WORLD];
+static pthread_barrier_t prepared;
 
 // Rank 1 cannot start its second exchange, after the first has begun.
 static int32_t no_message(magi_comm *comm, int32_t rank, void *userdata) {
@@ -36,6 +37,7 @@ static int32_t no_message(magi_comm *comm, int32_t rank, void *userdata) {
     (void)userdata;
     magi_key *key = key_of(comm);
     CHECK_OK(magi_key_prepare(key, NULL));
+    pthread_barrier_wait(&prepared); // what fails below is not to reach a rank that still prepares
     const int64_t n = tokens_of(key, MAGI_SIDE_Q);
     memset(q, 0, sizeof q);
     memset(k, 0, sizeof k);
@@ -57,10 +59,12 @@ static int32_t no_message(magi_comm *comm, int32_t rank, void *userdata) {
 int main(void) {
     CHECK_OK(magi_test_fault_set("arena.reserve", 0, MAGI_STATUS_OUT_OF_MEMORY, 0));
     run_ranks(WORLD, no_workspace, NULL);
+    CHECK(pthread_barrier_init(&prepared, NULL, WORLD) == 0);
     CHECK_OK(magi_test_fault_set("comm.start", 1, MAGI_STATUS_OUT_OF_MEMORY, 1));
     const double start = now_ms();
     CHECK_REFUSED(magi_local_run(WORLD, no_message, NULL), MAGI_STATUS_COMM_FAILED, "comm.start on rank 1");
     CHECK(now_ms() - start < 60000); // nobody waited for a timeout
     magi_test_fault_clear();
+    pthread_barrier_destroy(&prepared);
     return 0;
 }

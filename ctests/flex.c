@@ -232,8 +232,10 @@ static void wrong_ranges(const magi_mask *mask) {
     FORWARD(NULL, MAGI_STATUS_SHAPE_MISMATCH, "options.mask_types has shape [1]; it must be [2]");
     tt.shape[0] = 2;
     tr.ndim = 1;
+    tr.stride[0] = 1;
     FORWARD(NULL, MAGI_STATUS_SHAPE_MISMATCH, "options.q_ranges has shape [2]; it must be [2, 2]");
     tr.ndim = 2;
+    tr.stride[0] = 2;
     tr.dtype = MAGI_DTYPE_F32;
     FORWARD(NULL, MAGI_STATUS_DTYPE_MISMATCH, "options.q_ranges has dtype f32; it must be i32");
     tr.dtype = MAGI_DTYPE_I32;

@@ -27,19 +27,20 @@ static void shapes(one_rank *o) {
     const magi_status s = MAGI_STATUS_SHAPE_MISMATCH;
     BOTH(o->tq, o->tq.shape[0] = 5, s, "args.q has shape [5, 2, 8]; it must be [6, 2, 8]");
     CHANGED(o->tq, o->tq.shape[1] = 1, magi_calc_attn_forward(o->key, &o->forward, NULL), s, "args.q has shape");
-    CHANGED(o->tq, o->tq.ndim = 2, magi_calc_attn_forward(o->key, &o->forward, NULL), s, "args.q has shape [6, 2]");
+    CHANGED(o->tq, o->tq.ndim = 2; o->tq.stride[1] = 1, magi_calc_attn_forward(o->key, &o->forward, NULL), s,
+            "args.q has shape [6, 2]; it must be [6, 2, 8]");
     CHANGED(o->tq, o->tq.ndim = 2, magi_flex_flash_attn_forward(o->mask, &o->forward, NULL, NULL), s, "args.q");
     BOTH(o->tk, o->tk.shape[0] = 7, s, "args.k has shape [7, 1, 8]; it must be [6, 1, 8]");
     BOTH(o->tk, o->tk.shape[2] = 4, s, "args.k");
     BOTH(o->tv, o->tv.shape[0] = 0, s, "args.v");
     BOTH(o->tout, o->tout.shape[2] = 7, s, "args.out");
     BOTH(o->tlse, o->tlse.shape[1] = 1, s, "args.lse");
-    BOTH(o->tlse, o->tlse.ndim = 1, s, "args.lse");
+    BOTH(o->tlse, o->tlse.ndim = 1; o->tlse.stride[0] = 1, s, "args.lse has shape [6]; it must be [6, 2]");
     FORWARD(o->tmax, o->tmax.shape[0] = 1, s, "args.max_logits has shape [1]; it must be [2]");
     BOTH(o->tsink, o->tsink.shape[1] = 1, s, "args.sink has shape [1, 1]; it must be [s, 2] or [6, s, 2]");
     BOTH(o->tsink, o->tsink.shape[0] = 0, s, "args.sink has 0 sinks");
     BOTH(o->tsink, o->tsink.shape[0] = 9; o->tsink.stride[0] = 0, s, "args.sink has 9 sinks");
-    BOTH(o->tsink, o->tsink.ndim = 1, s, "args.sink");
+    BOTH(o->tsink, o->tsink.ndim = 1; o->tsink.stride[0] = 1, s, "args.sink has shape [1]");
     BACKWARD(o->tdout, o->tdout.shape[0] = 1, s, "args.dout");
     BACKWARD(o->tdq, o->tdq.shape[0] = 1, s, "args.dq");
     BACKWARD(o->tdk, o->tdk.shape[2] = 2, s, "args.dk");
@@ -168,16 +169,16 @@ static void movement(one_rank *o) {
     const magi_status shape = MAGI_STATUS_SHAPE_MISMATCH, dtype = MAGI_STATUS_DTYPE_MISMATCH;
     const int32_t side = MAGI_SIDE_K;
     const magi_tensor *x = &o->tq, *y = &o->tmoved;
-#define MOVED(t, change, status, first, second)                                                                        \
-    CHANGED(t, change, magi_dispatch(o->key, side, x, y, NULL), status, first "x" second);                             \
-    CHANGED(t, change, magi_undispatch_backward(o->key, side, x, 0, y, NULL), status, first "dx" second)
-    MOVED(o->tq, o->tq.shape[0] = 5, shape, "", " has 5 tokens (shape[0]); it must have 6");
-    MOVED(o->tq, o->tq.stride[2] = 3, MAGI_STATUS_INVALID_STRIDE, "", " has stride 3 in its last dimension");
-    MOVED(o->tmoved, o->tmoved.shape[0] = 5, shape, "local_", " has 5 tokens");
-    MOVED(o->tmoved, o->tmoved.shape[1] = 1, shape, "local_", " has shape [6, 1, 8]");
-    MOVED(o->tmoved, o->tmoved.dtype = MAGI_DTYPE_I64, dtype, "local_", " has dtype i64; it must be f64");
-    MOVED(o->tmoved, o->tmoved.stride[0] = 0, MAGI_STATUS_INVALID_STRIDE, "local_", " has stride [0, 8, 1]");
-    MOVED(o->tq, o->tq.device_type = MAGI_DEVICE_TYPE_CUDA, MAGI_STATUS_DEVICE_MISMATCH, "", " lies on");
+#define MOVED(t, change, status, x_name, dx_name, rest)                                                                       \
+    CHANGED(t, change, magi_dispatch(o->key, side, x, y, NULL), status, x_name rest);                           \
+    CHANGED(t, change, magi_undispatch_backward(o->key, side, x, 0, y, NULL), status, dx_name rest)
+    MOVED(o->tq, o->tq.shape[0] = 5, shape, "x", "dx", " has 5 tokens (shape[0]); it must have 6");
+    MOVED(o->tq, o->tq.stride[2] = 3, MAGI_STATUS_INVALID_STRIDE, "x", "dx", " has stride 3 in its last dimension");
+    MOVED(o->tmoved, o->tmoved.shape[0] = 5, shape, "local_x", "dlocal_x", " has 5 tokens");
+    MOVED(o->tmoved, o->tmoved.shape[1] = 1, shape, "local_x", "dlocal_x", " has shape [6, 1, 8]");
+    MOVED(o->tmoved, o->tmoved.dtype = MAGI_DTYPE_I64, dtype, "local_x", "dlocal_x", " has dtype i64; it must be f64");
+    MOVED(o->tmoved, o->tmoved.stride[0] = 0, MAGI_STATUS_INVALID_STRIDE, "local_x", "dlocal_x", " has stride [0, 8, 1]");
+    MOVED(o->tq, o->tq.device_type = MAGI_DEVICE_TYPE_CUDA, MAGI_STATUS_DEVICE_MISMATCH, "x", "dx", " lies on");
 #undef MOVED
     CHANGED(o->tmoved, o->tmoved.stride[0] = 0, magi_undispatch(o->key, side, x, y, NULL),
             MAGI_STATUS_INVALID_STRIDE, "x has stride [0, 8, 1]");
