@@ -42,8 +42,7 @@ static void tensors(one_rank *o) {
     CHECK(memcmp(&t, &before, sizeof t) == 0);
     t = o->tq;
     t.dtype = 99;
-    CHECK_REFUSED(magi_dispatch(o->key, MAGI_SIDE_Q, &t, &o->tmoved, NULL), MAGI_STATUS_INVALID_ENUM,
-                  "x.dtype is 99");
+    CHECK_REFUSED(magi_dispatch(o->key, MAGI_SIDE_Q, &t, &o->tmoved, NULL), MAGI_STATUS_INVALID_ENUM, "x.dtype is 99");
     o->forward.k = &t;
     CHECK_REFUSED(magi_calc_attn_forward(o->key, &o->forward, NULL), MAGI_STATUS_INVALID_ENUM, "args.k.dtype is 99");
     t = o->tk;
@@ -58,8 +57,7 @@ static void settings(one_rank *o) {
     magi_attn_shape shape = shape_of(2, 1, 8, 8, 10);
     magi_config config = default_config();
     magi_key *key = NULL;
-    CHECK_REFUSED(magi_key_create(o->comm, o->mask, &shape, NULL, &key), MAGI_STATUS_INVALID_ENUM,
-                  "shape.dtype is 10");
+    CHECK_REFUSED(magi_key_create(o->comm, o->mask, &shape, NULL, &key), MAGI_STATUS_INVALID_ENUM, "shape.dtype is 10");
     shape.dtype = MAGI_DTYPE_F64;
     config.placement = 2;
     CHECK_REFUSED(magi_key_create(o->comm, o->mask, &shape, &config, &key), MAGI_STATUS_INVALID_ENUM,

@@ -50,7 +50,9 @@ static void refuse(const char *name, const char *text) {
     in_child(name, text, is_refused);
 }
 
-static void precision(const char *text) { CHECK_INT(default_config().backward_high_precision_reduce, atoi(text)); }
+static void precision(const char *text) {
+    CHECK_INT(default_config().backward_high_precision_reduce, atoi(text));
+}
 
 static void reduce(const char *text) {
     const int32_t want = strcmp(text, "none") == 0  ? MAGI_DSINK_REDUCE_NONE
@@ -61,11 +63,17 @@ static void reduce(const char *text) {
     CHECK_INT(default_config().dsink_reduce, want);
 }
 
-static void cache(const char *text) { CHECK_INT(default_config().cache_size, atoi(text)); }
+static void cache(const char *text) {
+    CHECK_INT(default_config().cache_size, atoi(text));
+}
 
-static void sanity(const char *text) { CHECK_INT(default_config().sanity_check, atoi(text)); }
+static void sanity(const char *text) {
+    CHECK_INT(default_config().sanity_check, atoi(text));
+}
 
-static void chunks(const char *text) { CHECK_INT(default_config().min_chunks_per_rank, atoi(text)); }
+static void chunks(const char *text) {
+    CHECK_INT(default_config().min_chunks_per_rank, atoi(text));
+}
 
 static int warnings;
 

@@ -25,8 +25,10 @@ static void *attends(void *data) {
     double outputs[4][TOKENS * 2 * 8];
     const int64_t n = tokens_of(r->key, MAGI_SIDE_Q);
     magi_tensor q = tensor_of(zeros, MAGI_DTYPE_F64, 3, n, 2, 8), k = tensor_of(zeros, MAGI_DTYPE_F64, 3, n, 1, 8);
-    magi_tensor out = tensor_of(outputs[0], MAGI_DTYPE_F64, 3, n, 2, 8), lse = tensor_of(zeros, MAGI_DTYPE_F64, 2, n, 2, 0);
-    magi_tensor dk = tensor_of(outputs[1], MAGI_DTYPE_F64, 3, n, 1, 8), dv = tensor_of(outputs[2], MAGI_DTYPE_F64, 3, n, 1, 8);
+    magi_tensor out = tensor_of(outputs[0], MAGI_DTYPE_F64, 3, n, 2, 8),
+                lse = tensor_of(zeros, MAGI_DTYPE_F64, 2, n, 2, 0);
+    magi_tensor dk = tensor_of(outputs[1], MAGI_DTYPE_F64, 3, n, 1, 8),
+                dv = tensor_of(outputs[2], MAGI_DTYPE_F64, 3, n, 1, 8);
     if (r->backward) {
         magi_backward_args args = MAGI_BACKWARD_ARGS_INIT;
         args.q = args.out = args.dout = &q;

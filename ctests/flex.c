@@ -2,7 +2,18 @@
 #include "dense.h"
 #include "ranks.h"
 
-enum { TQ = 21, TK = 26, HQ = 4, HKV = 2, D = 9, DV = 8, SINKS = 2, NQ = TQ * HQ * D, NO = TQ * HQ * DV, NK = TK * HKV * D };
+enum {
+    TQ = 21,
+    TK = 26,
+    HQ = 4,
+    HKV = 2,
+    D = 9,
+    DV = 8,
+    SINKS = 2,
+    NQ = TQ * HQ * D,
+    NO = TQ * HQ * DV,
+    NK = TK * HKV * D
+};
 enum { NV = TK * HKV * DV, NL = TQ * HQ, NS = SINKS * HQ };
 
 static double q[NQ], k[NK], v[NV], dout[NO], sink[NS];
@@ -176,7 +187,8 @@ static void with_ranges(void) {
     q_ranges[2][1] = 1000;
     k_ranges[2][0] = -9;
     k_ranges[2][1] = INT32_MAX;
-    magi_tensor tqr = tensor_of(q_ranges, MAGI_DTYPE_I32, 2, 4, 2, 0), tkr = tensor_of(k_ranges, MAGI_DTYPE_I32, 2, 4, 2, 0);
+    magi_tensor tqr = tensor_of(q_ranges, MAGI_DTYPE_I32, 2, 4, 2, 0),
+                tkr = tensor_of(k_ranges, MAGI_DTYPE_I32, 2, 4, 2, 0);
     magi_tensor tt = tensor_of(types, MAGI_DTYPE_I32, 1, 4, 0, 0);
     magi_flex_options options = with_workspace();
     options.q_ranges = &tqr;
@@ -310,12 +322,14 @@ static void workspaces(const magi_mask *mask) {
     CHECK_OK(magi_flex_flash_attn_forward_workspace_size(&args, NULL, &bytes));
     CHECK(bytes >= sizeof(float) * (NO + NL) && bytes < sizeof buffer - 256);
     const magi_status small = MAGI_STATUS_BUFFER_TOO_SMALL;
-    CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, NULL, NULL), small, "options.workspace_size is 0; this call needs");
+    CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, NULL, NULL), small,
+                  "options.workspace_size is 0; this call needs");
     o.workspace_size = bytes - 1;
     CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), small, "options.workspace_size is");
     o.workspace_size = bytes;
     o.workspace = workspace + 8;
-    CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), MAGI_STATUS_INVALID_ARGUMENT, "options.workspace");
+    CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), MAGI_STATUS_INVALID_ARGUMENT,
+                  "options.workspace");
     o.workspace = NULL;
     CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), MAGI_STATUS_NULL_POINTER, "options.workspace");
     CHECK(out16[0] == 0xffff && out16[NO - 1] == 0xffff);

@@ -1,4 +1,5 @@
-// The whole job from C, on every rank: plan, dispatch, forward, backward, undispatch; then compare with dense attention.
+// The whole job from C, on every rank: plan, dispatch, forward, backward, undispatch; then compare with dense
+// attention.
 #ifndef MAGI_CTEST_JOB_H
 #define MAGI_CTEST_JOB_H
 
@@ -11,14 +12,14 @@ typedef struct {
     const char *name;
     int64_t tq, tk, hq, hkv, d, dv;
     int32_t dtype;
-    double scale, softcap;           // as in the arguments: 0 for the default, for none
-    int64_t sinks;                   // 0: no sink
+    double scale, softcap; // as in the arguments: 0 for the default, for none
+    int64_t sinks;         // 0: no sink
     int sink_per_token;
-    int interleaved;                 // q, k, v in one buffer, and their gradients in another; needs tq == tk
-    int acc_outputs;                 // out and gradients in the accumulator type
-    uint32_t flags;                  // MAGI_ACCUMULATE_*
-    int no_optional;                 // no lse, no max_logits in a second forward, which has to give the same out
-    double bound, gradient_bound;    // relative
+    int interleaved;              // q, k, v in one buffer, and their gradients in another; needs tq == tk
+    int acc_outputs;              // out and gradients in the accumulator type
+    uint32_t flags;               // MAGI_ACCUMULATE_*
+    int no_optional;              // no lse, no max_logits in a second forward, which has to give the same out
+    double bound, gradient_bound; // relative
     magi_slice slices[JOB_MOST_SLICES];
     size_t n;
     magi_config config;
@@ -32,7 +33,9 @@ typedef struct {
 // Gradients that are added to hold this before.
 static const double JOB_BEFORE = 0.25;
 
-static inline int32_t job_acc(const job *j) { return j->dtype == MAGI_DTYPE_F64 ? MAGI_DTYPE_F64 : MAGI_DTYPE_F32; }
+static inline int32_t job_acc(const job *j) {
+    return j->dtype == MAGI_DTYPE_F64 ? MAGI_DTYPE_F64 : MAGI_DTYPE_F32;
+}
 
 // Packs `n` doubles in `dtype`.
 static inline void *packed(const double *x, int64_t n, int32_t dtype) {

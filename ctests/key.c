@@ -64,7 +64,8 @@ static void ownership(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     CHECK(all.tokens_received_max >= all.tokens_moved / size && all.tokens_sent_max >= all.tokens_moved / size);
     CHECK(all.chunk_size >= 1);
     one.area = -5;
-    CHECK_REFUSED(magi_key_get_rank_stats(key, size, &one), MAGI_STATUS_INVALID_ARGUMENT, "rank is 3; it must be 0 to 2");
+    CHECK_REFUSED(magi_key_get_rank_stats(key, size, &one), MAGI_STATUS_INVALID_ARGUMENT,
+                  "rank is 3; it must be 0 to 2");
     CHECK_REFUSED(magi_key_get_rank_stats(key, -1, &one), MAGI_STATUS_INVALID_ARGUMENT, "rank is -1");
     CHECK_INT(one.area, -5);
     magi_key_destroy(key);

@@ -16,7 +16,9 @@ static void keep(int32_t level, const char *line, void *userdata) {
     snprintf(l->last, sizeof l->last, "%s", line);
 }
 
-static void provoke(void) { CHECK_REFUSED(magi_comm_abort(NULL, NULL), MAGI_STATUS_NULL_POINTER, "comm is NULL"); }
+static void provoke(void) {
+    CHECK_REFUSED(magi_comm_abort(NULL, NULL), MAGI_STATUS_NULL_POINTER, "comm is NULL");
+}
 
 // What the library writes to stderr while `run` runs.
 static size_t stderr_of(void (*run)(void), char *text, size_t room) {

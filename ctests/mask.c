@@ -88,9 +88,9 @@ static void documents(void) {
             for (int d = 0; d < 4; d++) {
                 for (int64_t q = cu_q[d]; q < cu_q[d + 1]; q++) {
                     for (int64_t k = cu_k[d]; k < cu_k[d + 1]; k++) {
-                        cells[q * 60 + k] = (unsigned char)window_shows(q - cu_q[d], k - cu_k[d], cu_q[d + 1] - cu_q[d],
-                                                                        cu_k[d + 1] - cu_k[d], causal, left, right,
-                                                                        global_window);
+                        cells[q * 60 + k] =
+                            (unsigned char)window_shows(q - cu_q[d], k - cu_k[d], cu_q[d + 1] - cu_q[d],
+                                                        cu_k[d + 1] - cu_k[d], causal, left, right, global_window);
                     }
                 }
             }

@@ -59,12 +59,14 @@ static void refused(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     heaps[rank].refuse = rank == 1;
     for (int i = 0; i < 2; i++) {
         if (rank == 1) {
-            CHECK_REFUSED(magi_key_prepare(key, NULL), MAGI_STATUS_OUT_OF_MEMORY, "was refused by the caller's allocator");
+            CHECK_REFUSED(magi_key_prepare(key, NULL), MAGI_STATUS_OUT_OF_MEMORY,
+                          "was refused by the caller's allocator");
             char part[32];
             snprintf(part, sizeof part, "%zu bytes", bytes);
             CHECK_HAS(magi_last_error_message(), part);
         } else {
-            CHECK_REFUSED(magi_key_prepare(key, NULL), MAGI_STATUS_OUT_OF_MEMORY, "rank 1 could not take its workspace");
+            CHECK_REFUSED(magi_key_prepare(key, NULL), MAGI_STATUS_OUT_OF_MEMORY,
+                          "rank 1 could not take its workspace");
         }
         CHECK_OK(magi_comm_async_error(comm));
     }

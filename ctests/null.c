@@ -128,8 +128,8 @@ static void forward(one_rank *o) {
     WITHOUT(o->forward, v, "args.v");
     WITHOUT(o->forward, out, "args.out");
     magi_tensor *const given[] = {&o->tq, &o->tk, &o->tv, &o->tsink, &o->tout, &o->tlse, &o->tmax};
-    const char *const names[] = {"args.q.data is NULL",    "args.k.data is NULL",   "args.v.data is NULL",
-                                 "args.sink.data is NULL", "args.out.data is NULL", "args.lse.data is NULL",
+    const char *const names[] = {"args.q.data is NULL",         "args.k.data is NULL",   "args.v.data is NULL",
+                                 "args.sink.data is NULL",      "args.out.data is NULL", "args.lse.data is NULL",
                                  "args.max_logits.data is NULL"};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
         void *data = given[i]->data;
@@ -166,9 +166,9 @@ static void backward(one_rank *o) {
     WITHOUT(o->backward, dsink, "args.dsink");
     magi_tensor *const given[] = {&o->tq,    &o->tk,  &o->tv,  &o->tsink, &o->tout,  &o->tlse,
                                   &o->tdout, &o->tdq, &o->tdk, &o->tdv,   &o->tdsink};
-    const char *const names[] = {"args.q.data",    "args.k.data",   "args.v.data",   "args.sink.data",
-                                 "args.out.data",  "args.lse.data", "args.dout.data", "args.dq.data",
-                                 "args.dk.data",   "args.dv.data",  "args.dsink.data"};
+    const char *const names[] = {"args.q.data",   "args.k.data",   "args.v.data",    "args.sink.data",
+                                 "args.out.data", "args.lse.data", "args.dout.data", "args.dq.data",
+                                 "args.dk.data",  "args.dv.data",  "args.dsink.data"};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
         void *data = given[i]->data;
         given[i]->data = NULL;

@@ -82,7 +82,9 @@ static inline void one_destroy(one_rank *o) {
 }
 
 // Fills every output with a pattern that no result has.
-static inline void one_poison(one_rank *o) { memset(&o->outputs, 0x5a, sizeof o->outputs); }
+static inline void one_poison(one_rank *o) {
+    memset(&o->outputs, 0x5a, sizeof o->outputs);
+}
 
 // The pattern is still there, in every byte.
 static inline void one_check_untouched(const one_rank *o) {

@@ -89,7 +89,9 @@ static inline pthread_t start_thread(void *(*run)(void *), void *data) {
     return thread;
 }
 
-static inline void join_thread(pthread_t thread) { CHECK(pthread_join(thread, NULL) == 0); }
+static inline void join_thread(pthread_t thread) {
+    CHECK(pthread_join(thread, NULL) == 0);
+}
 
 static inline void sleep_ms(long milliseconds) {
     struct timespec t;

@@ -49,7 +49,9 @@ static inline size_t element_size(int32_t dtype) {
 }
 
 // Rounds to a multiple of 2^exponent, ties to even.
-static inline double round_to_step(double x, int exponent) { return ldexp(nearbyint(ldexp(x, -exponent)), exponent); }
+static inline double round_to_step(double x, int exponent) {
+    return ldexp(nearbyint(ldexp(x, -exponent)), exponent);
+}
 
 // The value nearest to x that a dtype holds (bf16 and f16: of normal size or smaller).
 static inline double rounded(int32_t dtype, double x) {

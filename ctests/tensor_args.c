@@ -28,7 +28,7 @@ static void shapes(one_rank *o) {
     BOTH(o->tq, o->tq.shape[0] = 5, s, "args.q has shape [5, 2, 8]; it must be [6, 2, 8]");
     CHANGED(o->tq, o->tq.shape[1] = 1, magi_calc_attn_forward(o->key, &o->forward, NULL), s, "args.q has shape");
     CHANGED(o->tq, o->tq.ndim = 2; o->tq.stride[1] = 1, magi_calc_attn_forward(o->key, &o->forward, NULL), s,
-            "args.q has shape [6, 2]; it must be [6, 2, 8]");
+                                   "args.q has shape [6, 2]; it must be [6, 2, 8]");
     CHANGED(o->tq, o->tq.ndim = 2, magi_flex_flash_attn_forward(o->mask, &o->forward, NULL, NULL), s, "args.q");
     BOTH(o->tk, o->tk.shape[0] = 7, s, "args.k has shape [7, 1, 8]; it must be [6, 1, 8]");
     BOTH(o->tk, o->tk.shape[2] = 4, s, "args.k");
@@ -117,10 +117,10 @@ static void overlaps(one_rank *o) {
             "local_x overlaps x");
     CHANGED(o->tmoved, o->tmoved.data = o->q, magi_undispatch(o->key, MAGI_SIDE_Q, &o->tq, &o->tmoved, NULL), s,
             "x overlaps local_x");
-    CHANGED(o->tmoved, o->tmoved.data = o->q, magi_dispatch_sharded(o->key, MAGI_SIDE_Q, &o->tq, &o->tmoved, NULL),
-            s, "local_x overlaps share");
-    CHANGED(o->tmoved, o->tmoved.data = o->q, magi_undispatch_sharded(o->key, MAGI_SIDE_Q, &o->tq, &o->tmoved, NULL),
-            s, "share overlaps local_x");
+    CHANGED(o->tmoved, o->tmoved.data = o->q, magi_dispatch_sharded(o->key, MAGI_SIDE_Q, &o->tq, &o->tmoved, NULL), s,
+            "local_x overlaps share");
+    CHANGED(o->tmoved, o->tmoved.data = o->q, magi_undispatch_sharded(o->key, MAGI_SIDE_Q, &o->tq, &o->tmoved, NULL), s,
+            "share overlaps local_x");
     CHANGED(o->tmoved, o->tmoved.data = o->q,
             magi_undispatch_backward(o->key, MAGI_SIDE_Q, &o->tq, 1, &o->tmoved, NULL), s, "dlocal_x overlaps dx");
     CHECK(memcmp(before, o->q, sizeof before) == 0);
@@ -169,19 +169,20 @@ static void movement(one_rank *o) {
     const magi_status shape = MAGI_STATUS_SHAPE_MISMATCH, dtype = MAGI_STATUS_DTYPE_MISMATCH;
     const int32_t side = MAGI_SIDE_K;
     const magi_tensor *x = &o->tq, *y = &o->tmoved;
-#define MOVED(t, change, status, x_name, dx_name, rest)                                                                       \
-    CHANGED(t, change, magi_dispatch(o->key, side, x, y, NULL), status, x_name rest);                           \
+#define MOVED(t, change, status, x_name, dx_name, rest)                                                                \
+    CHANGED(t, change, magi_dispatch(o->key, side, x, y, NULL), status, x_name rest);                                  \
     CHANGED(t, change, magi_undispatch_backward(o->key, side, x, 0, y, NULL), status, dx_name rest)
     MOVED(o->tq, o->tq.shape[0] = 5, shape, "x", "dx", " has 5 tokens (shape[0]); it must have 6");
     MOVED(o->tq, o->tq.stride[2] = 3, MAGI_STATUS_INVALID_STRIDE, "x", "dx", " has stride 3 in its last dimension");
     MOVED(o->tmoved, o->tmoved.shape[0] = 5, shape, "local_x", "dlocal_x", " has 5 tokens");
     MOVED(o->tmoved, o->tmoved.shape[1] = 1, shape, "local_x", "dlocal_x", " has shape [6, 1, 8]");
     MOVED(o->tmoved, o->tmoved.dtype = MAGI_DTYPE_I64, dtype, "local_x", "dlocal_x", " has dtype i64; it must be f64");
-    MOVED(o->tmoved, o->tmoved.stride[0] = 0, MAGI_STATUS_INVALID_STRIDE, "local_x", "dlocal_x", " has stride [0, 8, 1]");
+    MOVED(o->tmoved, o->tmoved.stride[0] = 0, MAGI_STATUS_INVALID_STRIDE, "local_x", "dlocal_x",
+          " has stride [0, 8, 1]");
     MOVED(o->tq, o->tq.device_type = MAGI_DEVICE_TYPE_CUDA, MAGI_STATUS_DEVICE_MISMATCH, "x", "dx", " lies on");
 #undef MOVED
-    CHANGED(o->tmoved, o->tmoved.stride[0] = 0, magi_undispatch(o->key, side, x, y, NULL),
-            MAGI_STATUS_INVALID_STRIDE, "x has stride [0, 8, 1]");
+    CHANGED(o->tmoved, o->tmoved.stride[0] = 0, magi_undispatch(o->key, side, x, y, NULL), MAGI_STATUS_INVALID_STRIDE,
+            "x has stride [0, 8, 1]");
     CHANGED(o->tq, o->tq.shape[0] = 5, magi_undispatch(o->key, side, x, y, NULL), shape, "local_x has 5 tokens");
     CHANGED(o->tq, o->tq.shape[0] = 5, magi_dispatch_backward(o->key, side, x, y, NULL), shape, "dlocal_x has 5");
     CHANGED(o->tq, o->tq.shape[0] = 5, magi_dispatch_sharded(o->key, side, x, y, NULL), shape, "share has 5 tokens");
