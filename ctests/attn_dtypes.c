@@ -26,6 +26,7 @@ int main(void) {
                 j.config.degree_forward = j.config.degree_backward = 2;
                 j.flags = wide ? MAGI_ACCUMULATE_DQ | MAGI_ACCUMULATE_DK | MAGI_ACCUMULATE_DV : 0;
                 j.interleaved = wide;
+                j.nan_unseen = !wide;
                 job_run(&j, 4);
             }
         }

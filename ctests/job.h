@@ -19,6 +19,7 @@ typedef struct {
     int acc_outputs;              // out and gradients in the accumulator type
     uint32_t flags;               // MAGI_ACCUMULATE_*
     int no_optional;              // no lse, no max_logits in a second forward, which has to give the same out
+    int nan_unseen;               // NaN in every token that sees nothing, or that nothing sees
     double bound, gradient_bound; // relative
     magi_slice slices[JOB_MOST_SLICES];
     size_t n;
@@ -259,6 +260,20 @@ static inline double *job_random(int64_t n, int32_t dtype, double by, uint64_t *
     return x;
 }
 
+// NaN in the rows of `x` whose tokens have no visible cell.
+static inline void job_spoil(const unsigned char *cells, const job *j, int32_t side, double *x, int64_t row) {
+    const int64_t n = side == MAGI_SIDE_Q ? j->tq : j->tk, others = side == MAGI_SIDE_Q ? j->tk : j->tq;
+    for (int64_t t = 0; t < n; t++) {
+        int seen = 0;
+        for (int64_t o = 0; o < others; o++) {
+            seen |= side == MAGI_SIDE_Q ? cells[t * j->tk + o] : cells[o * j->tk + t];
+        }
+        for (int64_t e = 0; !seen && e < row; e++) {
+            x[t * row + e] = NAN;
+        }
+    }
+}
+
 // Fills in the global tensors and what dense attention makes of them.
 static inline void job_prepare(job *j) {
     uint64_t seed = 7;
@@ -277,6 +292,14 @@ static inline void job_prepare(job *j) {
     j->dsink = job_random(nsink, MAGI_DTYPE_F64, 1, &seed);
     unsigned char *cells = (unsigned char *)memory((size_t)(j->tq * j->tk) + 1);
     fill_cells(j->slices, j->n, j->tq, j->tk, cells);
+    if (j->nan_unseen) {
+        job_spoil(cells, j, MAGI_SIDE_Q, j->q, j->hq * j->d);
+        if (j->sinks == 0) { // every query sees a sink
+            job_spoil(cells, j, MAGI_SIDE_Q, j->dout, j->hq * j->dv);
+        }
+        job_spoil(cells, j, MAGI_SIDE_K, j->k, j->hkv * j->d);
+        job_spoil(cells, j, MAGI_SIDE_K, j->v, j->hkv * j->dv);
+    }
     p.tq = j->tq;
     p.tk = j->tk;
     p.hq = j->hq;
