@@ -1400,23 +1400,6 @@ magi_status magi_flex_flash_attn_backward_workspace_size(const struct magi_backw
                                                          const struct magi_flex_options *options,
                                                          size_t *bytes);
 
-/**
- * Makes the point named `point` fail on `rank` (-1: any) after `after` harmless hits: with a panic when `status` is 0,
- * else with that status. Declared by the C tests themselves.
- *
- * # Safety
- * `point` must be a string that ends with a zero byte.
- */
-magi_status magi_test_fault_set(const char *point,
-                                int64_t rank,
-                                int32_t status,
-                                uint32_t after);
-
-/**
- * Forgets all faults.
- */
-void magi_test_fault_clear(void);
-
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

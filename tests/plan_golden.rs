@@ -108,6 +108,29 @@ fn two_remote_stages_and_none() {
 }
 
 #[test]
+fn a_window_over_contiguous_halves() {
+    let all = Range::new(0, 8);
+    let mask = Mask::from_slices(vec![Slice::new(all, all, Band::new(-2, 0))], 8, 8).unwrap();
+    let settings = Config {
+        placement: PlacementKind::Sequential,
+        ..config(1, 1)
+    };
+    for rank in 0..2 {
+        let plan = Plan::new(&mask, &shape(), 2, rank, &settings).unwrap();
+        let stages = &plan.forward.stages;
+        assert_eq!(stages[0].slices, [local(0, (0, 4), (0, 4), Band::new(-2, 0))]);
+        // Only row 4 (keys 2 and 3) and row 5 (key 3) reach back over the boundary.
+        assert_eq!(stages[1].recv, ranges(if rank == 0 { &[] } else { &[(2, 4)] }));
+        if rank == 1 {
+            assert_eq!(
+                stages[1].slices,
+                [local(1, (0, 2), (0, 2), Band::new(0, Band::NO_HI))]
+            );
+        }
+    }
+}
+
+#[test]
 fn the_hash_is_the_same_on_every_machine() {
     assert_eq!(plan(0, 1, 1).hash, 15_244_203_819_050_424_168);
     assert_eq!(plan(1, 1, 1).hash, plan(0, 1, 1).hash);

@@ -113,10 +113,16 @@ pub(super) unsafe fn forward_of(a: &magi_forward_args) -> Result<attn_args::Forw
 pub(super) unsafe fn backward_of(a: &magi_backward_args) -> Result<attn_args::Backward> {
     let known = MAGI_ACCUMULATE_DQ | MAGI_ACCUMULATE_DK | MAGI_ACCUMULATE_DV | MAGI_ACCUMULATE_DSINK;
     if a.flags & !known != 0 {
-        return Err(Error::argument(format!("args.flags is {:#x}; only the bits of {known:#x} are known", a.flags)));
+        return Err(Error::argument(format!(
+            "args.flags is {:#x}; only the bits of {known:#x} are known",
+            a.flags
+        )));
     }
     if a.reserved != 0 {
-        return Err(Error::argument(format!("args.reserved is {}; it must be 0", a.reserved)));
+        return Err(Error::argument(format!(
+            "args.reserved is {}; it must be 0",
+            a.reserved
+        )));
     }
     // SAFETY: the caller's promise.
     unsafe {

@@ -19,7 +19,10 @@ pub struct magi_comm {
 
 impl magi_comm {
     fn new(context: Arc<Context>) -> Box<magi_comm> {
-        Box::new(magi_comm { context, poisoned: AtomicBool::new(false) })
+        Box::new(magi_comm {
+            context,
+            poisoned: AtomicBool::new(false),
+        })
     }
 }
 
@@ -60,9 +63,10 @@ pub unsafe extern "C" fn magi_comm_create_local(world_size: i32, comms: *mut *mu
 }
 
 fn world_size_of(world_size: i32) -> Result<usize> {
-    usize::try_from(world_size).ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| {
-        Error::argument(format!("world_size is {world_size}; local ranks can be 1 to 64"))
-    })
+    usize::try_from(world_size)
+        .ok()
+        .filter(|n| (1..=64).contains(n))
+        .ok_or_else(|| Error::argument(format!("world_size is {world_size}; local ranks can be 1 to 64")))
 }
 
 /// Userdata on its way to the ranks' threads.
@@ -79,7 +83,11 @@ unsafe impl Sync for Userdata {}
 /// # Safety
 /// `run` must be callable with `userdata` from world_size threads at once, and must not unwind.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn magi_local_run(world_size: i32, run: magi_local_fn, userdata: *mut c_void) -> Status {
+pub unsafe extern "C" fn magi_local_run(
+    world_size: i32,
+    run: magi_local_fn,
+    userdata: *mut c_void,
+) -> Status {
     guard("magi_local_run", || {
         let run = run.ok_or_else(|| input::null("run"))?;
         let userdata = Userdata(userdata);
@@ -110,7 +118,11 @@ fn rank_outcome(rank: usize, code: i32) -> Result<()> {
     };
     let (last, text) = guard::last_error();
     let text = text.to_string_lossy();
-    let message = if last == status { format!("rank {rank}: {text}") } else { format!("rank {rank} returned {code}") };
+    let message = if last == status {
+        format!("rank {rank}: {text}")
+    } else {
+        format!("rank {rank} returned {code}")
+    };
     Err(Error::new(status, message))
 }
 
@@ -145,7 +157,9 @@ pub unsafe extern "C" fn magi_comm_size(comm: Option<&magi_comm>, size: *mut i32
 pub extern "C" fn magi_comm_set_timeout(comm: Option<&magi_comm>, milliseconds: i64) -> Status {
     guard_handle("magi_comm_set_timeout", "comm", comm, |c| {
         if !(1..=86_400_000).contains(&milliseconds) {
-            return Err(Error::argument(format!("milliseconds is {milliseconds}; it must be 1 to 86400000")));
+            return Err(Error::argument(format!(
+                "milliseconds is {milliseconds}; it must be 1 to 86400000"
+            )));
         }
         c.context.set_timeout(Duration::from_millis(milliseconds as u64))
     })
@@ -156,7 +170,10 @@ pub extern "C" fn magi_comm_set_timeout(comm: Option<&magi_comm>, milliseconds: 
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_comm_async_error(comm: Option<&magi_comm>) -> Status {
     guard("magi_comm_async_error", || {
-        input::non_null("comm", comm)?.context.async_error().map_or(Ok(()), Err)
+        input::non_null("comm", comm)?
+            .context
+            .async_error()
+            .map_or(Ok(()), Err)
     })
 }
 

@@ -9,7 +9,8 @@ use crate::types::{Allocator, Config, DsinkReduce, Error, PlacementKind, Result,
 pub type magi_alloc_fn = Option<unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void>;
 
 /// Frees what the matching magi_alloc_fn returned.
-pub type magi_free_fn = Option<unsafe extern "C" fn(pointer: *mut c_void, bytes: usize, userdata: *mut c_void)>;
+pub type magi_free_fn =
+    Option<unsafe extern "C" fn(pointer: *mut c_void, bytes: usize, userdata: *mut c_void)>;
 
 /// Settings of a key. Fill with magi_config_init, then change fields.
 #[repr(C)]
@@ -55,7 +56,10 @@ pub struct magi_config {
 pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize) -> Status {
     guard("magi_config_init", || {
         if size != size_of::<magi_config>() {
-            let message = format!("size is {size}; it must be {}, sizeof(magi_config)", size_of::<magi_config>());
+            let message = format!(
+                "size is {size}; it must be {}, sizeof(magi_config)",
+                size_of::<magi_config>()
+            );
             return Err(Error::new(Status::StructSize, message));
         }
         let c = Config::from_env()?;
@@ -102,7 +106,10 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
     // SAFETY: the caller's promise.
     let c = unsafe { input::sized(param, config) }?;
     let bad = |field: &str, value: i64, want: &str| {
-        Error::new(Status::InvalidEnum, format!("{param}.{field} is {value}; it must be {want}"))
+        Error::new(
+            Status::InvalidEnum,
+            format!("{param}.{field} is {value}; it must be {want}"),
+        )
     };
     let placement = match c.placement {
         0 => PlacementKind::Balanced,
@@ -117,23 +124,39 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
     };
     let allocator = match (c.alloc, c.free) {
         (None, None) => None,
-        (Some(alloc), Some(free)) => Some(Allocator { alloc, free, userdata: c.userdata }),
-        _ => return Err(Error::argument(format!("{param}.alloc and {param}.free must both be set or both be NULL"))),
+        (Some(alloc), Some(free)) => Some(Allocator {
+            alloc,
+            free,
+            userdata: c.userdata,
+        }),
+        _ => {
+            return Err(Error::argument(format!(
+                "{param}.alloc and {param}.free must both be set or both be NULL"
+            )));
+        }
     };
-    let cache_size = usize::try_from(c.cache_size)
-        .map_err(|_| Error::argument(format!("{param}.cache_size is {}; it must be 0 or more", c.cache_size)))?;
+    let cache_size = usize::try_from(c.cache_size).map_err(|_| {
+        Error::argument(format!(
+            "{param}.cache_size is {}; it must be 0 or more",
+            c.cache_size
+        ))
+    })?;
     let read = Config {
         chunk_size: c.chunk_size,
         min_chunks_per_rank: c.min_chunks_per_rank,
         placement,
         degree_forward: c.degree_forward,
         degree_backward: c.degree_backward,
-        backward_high_precision_reduce: input::flag("config.backward_high_precision_reduce", c.backward_high_precision_reduce)?,
+        backward_high_precision_reduce: input::flag(
+            "config.backward_high_precision_reduce",
+            c.backward_high_precision_reduce,
+        )?,
         dsink_reduce,
         sanity_check: input::flag("config.sanity_check", c.sanity_check)?,
         cache_size,
         allocator,
     };
-    read.validate().map_err(|e| Error::new(e.status, format!("{param}.{}", e.message)))?;
+    read.validate()
+        .map_err(|e| Error::new(e.status, format!("{param}.{}", e.message)))?;
     Ok(read)
 }

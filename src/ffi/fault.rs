@@ -13,7 +13,12 @@ use crate::types::{Error, Status};
 /// # Safety
 /// `point` must be a string that ends with a zero byte.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn magi_test_fault_set(point: *const c_char, rank: i64, status: i32, after: u32) -> Status {
+pub unsafe extern "C" fn magi_test_fault_set(
+    point: *const c_char,
+    rank: i64,
+    status: i32,
+    after: u32,
+) -> Status {
     guard("magi_test_fault_set", || {
         if point.is_null() {
             return Err(input::null("point"));

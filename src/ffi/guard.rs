@@ -35,7 +35,8 @@ fn remember(name: &str, error: &Error) -> Status {
 /// The text a panic was raised with.
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without text")
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without text")
 }
 
 /// Nothing prints across the boundary: panics become error messages, so the hook that would write them to stderr is
@@ -44,7 +45,9 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 fn quiet_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        std::panic::set_hook(Box::new(|info| super::status::log(magi_log_level::Error, &info.to_string())));
+        std::panic::set_hook(Box::new(|info| {
+            super::status::log(magi_log_level::Error, &info.to_string())
+        }));
     });
 }
 
@@ -54,7 +57,10 @@ pub(super) fn guard(name: &str, f: impl FnOnce() -> Result<()>) -> Status {
     match catch_unwind(AssertUnwindSafe(|| process::check().and_then(|()| f()))) {
         Ok(Ok(())) => Status::Ok,
         Ok(Err(e)) => remember(name, &e),
-        Err(payload) => remember(name, &Error::internal(format!("a panic: {}", panic_text(payload.as_ref())))),
+        Err(payload) => remember(
+            name,
+            &Error::internal(format!("a panic: {}", panic_text(payload.as_ref()))),
+        ),
     }
 }
 
@@ -77,7 +83,8 @@ pub(super) fn guard_handle<H: Handle>(
     let status = guard(name, || {
         let handle = super::input::non_null(param, handle)?;
         if handle.poisoned().load(Ordering::Acquire) {
-            let message = format!("{param} was poisoned by an earlier internal error; only destroy works on it");
+            let message =
+                format!("{param} was poisoned by an earlier internal error; only destroy works on it");
             return Err(Error::new(Status::Poisoned, message));
         }
         f(handle)

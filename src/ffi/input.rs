@@ -10,7 +10,10 @@ pub(super) fn non_null<'a, T: ?Sized>(param: &str, value: Option<&'a T>) -> Resu
 
 /// `Status::NullPointer` naming `param`.
 pub(super) fn null(param: &str) -> Error {
-    Error::new(Status::NullPointer, format!("{param} is NULL; it must point to something"))
+    Error::new(
+        Status::NullPointer,
+        format!("{param} is NULL; it must point to something"),
+    )
 }
 
 /// Checks that an output pointer is not NULL before any work is done for it.
@@ -41,7 +44,9 @@ pub(super) unsafe fn array<'a, T>(param: &str, data: *const T, count: usize) -> 
         return Err(null(param));
     }
     if count > isize::MAX as usize / size_of::<T>().max(1) {
-        return Err(Error::argument(format!("{param} has {count} elements, more than memory can hold")));
+        return Err(Error::argument(format!(
+            "{param} has {count} elements, more than memory can hold"
+        )));
     }
     // SAFETY: not NULL, not larger than an object can be, and the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts(data, count) })
@@ -67,7 +72,9 @@ pub(super) unsafe fn sized<T: Copy>(param: &str, data: *const T) -> Result<T> {
     // SAFETY: the struct promises `size` bytes.
     let tail = unsafe { std::slice::from_raw_parts(data.cast::<u8>().add(want), size - want) };
     if tail.iter().any(|&b| b != 0) {
-        let message = format!("{param}.size is {size} and bytes beyond {want} are set: a field this version does not know");
+        let message = format!(
+            "{param}.size is {size} and bytes beyond {want} are set: a field this version does not know"
+        );
         return Err(Error::new(Status::StructSize, message));
     }
     // SAFETY: not NULL and large enough; C structs of plain fields are valid for any bytes, which `T: Copy` of this
@@ -95,9 +102,15 @@ pub(super) unsafe fn tensor(param: &str, data: *const magi_tensor) -> Result<Ten
             return Err(Error::new(Status::InvalidEnum, message));
         }
     };
-    let ndim = usize::try_from(t.ndim).ok().filter(|n| (1..=MAX_DIMS).contains(n)).ok_or_else(|| {
-        Error::new(Status::ShapeMismatch, format!("{param}.ndim is {}; it must be 1 to {MAX_DIMS}", t.ndim))
-    })?;
+    let ndim = usize::try_from(t.ndim)
+        .ok()
+        .filter(|n| (1..=MAX_DIMS).contains(n))
+        .ok_or_else(|| {
+            Error::new(
+                Status::ShapeMismatch,
+                format!("{param}.ndim is {}; it must be 1 to {MAX_DIMS}", t.ndim),
+            )
+        })?;
     check_extent(param, &t, ndim, dtype)?;
     // SAFETY: passed on from the caller; the extent was checked to fit the address space.
     Ok(unsafe { Tensor::from_raw(t.data.cast(), dtype, device, &t.shape[..ndim], &t.stride[..ndim]) })
@@ -119,17 +132,29 @@ fn check_extent(param: &str, t: &magi_tensor, ndim: usize, dtype: DType) -> Resu
         return Ok(());
     }
     if t.data.is_null() {
-        return Err(Error::new(Status::NullPointer, format!("{param}.data is NULL though the tensor has elements")));
+        return Err(Error::new(
+            Status::NullPointer,
+            format!("{param}.data is NULL though the tensor has elements"),
+        ));
     }
     let size = dtype.size();
     if !(t.data as usize).is_multiple_of(size) {
-        return Err(Error::argument(format!("{param}.data is not aligned to its element of {size} bytes")));
+        return Err(Error::argument(format!(
+            "{param}.data is not aligned to its element of {size} bytes"
+        )));
     }
     let base = t.data as usize as i128;
     let (first, last) = (base + low * size as i128, base + (high + 1) * size as i128);
     if elements > i128::from(i64::MAX) || first <= 0 || last > isize::MAX as i128 {
-        let what = format!("{param} has shape {:?} and stride {:?}", &t.shape[..ndim], &t.stride[..ndim]);
-        return Err(Error::new(Status::InvalidStride, format!("{what}, which do not fit the address space")));
+        let what = format!(
+            "{param} has shape {:?} and stride {:?}",
+            &t.shape[..ndim],
+            &t.stride[..ndim]
+        );
+        return Err(Error::new(
+            Status::InvalidStride,
+            format!("{what}, which do not fit the address space"),
+        ));
     }
     Ok(())
 }
@@ -151,7 +176,10 @@ pub(super) fn side(value: i32) -> Result<Side> {
     match value {
         0 => Ok(Side::Q),
         1 => Ok(Side::K),
-        _ => Err(Error::new(Status::InvalidEnum, format!("side is {value}; it must be 0 (q) or 1 (k)"))),
+        _ => Err(Error::new(
+            Status::InvalidEnum,
+            format!("side is {value}; it must be 0 (q) or 1 (k)"),
+        )),
     }
 }
 
@@ -169,7 +197,12 @@ pub(super) fn flag(param: &str, value: i32) -> Result<bool> {
 ///
 /// # Safety
 /// `count` must be NULL or valid; `buffer` must be NULL or have room for `*count` elements.
-pub(super) unsafe fn fill_array<T: Copy>(param: &str, items: &[T], buffer: *mut T, count: *mut usize) -> Result<()> {
+pub(super) unsafe fn fill_array<T: Copy>(
+    param: &str,
+    items: &[T],
+    buffer: *mut T,
+    count: *mut usize,
+) -> Result<()> {
     check_out("count", count)?;
     // SAFETY: not NULL, and the caller's promise.
     let room = unsafe { count.read() };

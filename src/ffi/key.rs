@@ -101,7 +101,10 @@ pub unsafe extern "C" fn magi_key_create(
         // SAFETY: the caller's promise.
         let (shape, config) = unsafe { (read_shape("shape", shape)?, read_config("config", config)?) };
         let made = Key::create(&c.context, mask, shape, config)?;
-        let handle = Box::new(magi_key { key: made, poisoned: AtomicBool::new(false) });
+        let handle = Box::new(magi_key {
+            key: made,
+            poisoned: AtomicBool::new(false),
+        });
         // SAFETY: the caller's promise.
         unsafe { input::write_out("key", key, Box::into_raw(handle)) }
     })
@@ -114,7 +117,9 @@ pub unsafe extern "C" fn magi_key_create(
 /// COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_key_prepare(key: Option<&magi_key>, stream: magi_stream) -> Status {
-    guard_handle("magi_key_prepare", "key", key, |k| k.key.prepare(stream_of(stream)))
+    guard_handle("magi_key_prepare", "key", key, |k| {
+        k.key.prepare(stream_of(stream))
+    })
 }
 
 /// Number of tokens of `side` (a magi_side) that this rank owns. Errors: NULL_POINTER, INVALID_ENUM, COMM_DESTROYED,
@@ -123,7 +128,11 @@ pub extern "C" fn magi_key_prepare(key: Option<&magi_key>, stream: magi_stream) 
 /// # Safety
 /// `tokens` must point to an int64_t.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn magi_key_local_tokens(key: Option<&magi_key>, side: i32, tokens: *mut i64) -> Status {
+pub unsafe extern "C" fn magi_key_local_tokens(
+    key: Option<&magi_key>,
+    side: i32,
+    tokens: *mut i64,
+) -> Status {
     guard_handle("magi_key_local_tokens", "key", key, |k| {
         let count = k.key.local_tokens(input::side(side)?)?;
         // SAFETY: the caller's promise.
@@ -199,9 +208,10 @@ pub unsafe extern "C" fn magi_key_get_rank_stats(
         let size = unsafe { input::sized("stats", stats) }?.size;
         let all = k.key.stats()?;
         let world = all.area.len();
-        let r = usize::try_from(rank).ok().filter(|&r| r < world).ok_or_else(|| {
-            Error::argument(format!("rank is {rank}; it must be 0 to {}", world - 1))
-        })?;
+        let r = usize::try_from(rank)
+            .ok()
+            .filter(|&r| r < world)
+            .ok_or_else(|| Error::argument(format!("rank is {rank}; it must be 0 to {}", world - 1)))?;
         let filled = magi_rank_stats {
             size,
             area: all.area[r],
@@ -252,10 +262,6 @@ pub extern "C" fn magi_key_destroy(key: Option<Box<magi_key>>) {
 }
 
 /// What the attention and movement functions need of a key.
-pub(super) fn with_key(
-    name: &str,
-    key: Option<&magi_key>,
-    f: impl FnOnce(&Key) -> Result<()>,
-) -> Status {
+pub(super) fn with_key(name: &str, key: Option<&magi_key>, f: impl FnOnce(&Key) -> Result<()>) -> Status {
     guard_handle(name, "key", key, |k| f(&k.key))
 }

@@ -19,7 +19,13 @@ pub struct magi_mask {
 unsafe fn hand_out(mask: *mut *mut magi_mask, made: Mask) -> Result<()> {
     input::check_out("mask", mask)?;
     // SAFETY: the caller's promise.
-    unsafe { input::write_out("mask", mask, Box::into_raw(Box::new(magi_mask { mask: Arc::new(made) }))) }
+    unsafe {
+        input::write_out(
+            "mask",
+            mask,
+            Box::into_raw(Box::new(magi_mask { mask: Arc::new(made) })),
+        )
+    }
 }
 
 /// The mask whose visible cells are those of `slices`, over `total_q` queries and `total_k` keys (0 to 2^31).
@@ -42,7 +48,11 @@ pub unsafe extern "C" fn magi_mask_create(
         input::check_out("mask", mask)?;
         // SAFETY: the caller's promise.
         let slices = unsafe { input::array("slices", slices, n) }?;
-        let typed = slices.iter().enumerate().map(typed_slice).collect::<Result<Vec<_>>>()?;
+        let typed = slices
+            .iter()
+            .enumerate()
+            .map(typed_slice)
+            .collect::<Result<Vec<_>>>()?;
         // SAFETY: the caller's promise.
         unsafe { hand_out(mask, Mask::new(&typed, total_q, total_k)?) }
     })
@@ -51,9 +61,16 @@ pub unsafe extern "C" fn magi_mask_create(
 fn typed_slice((i, s): (usize, &magi_slice)) -> Result<TypedSlice> {
     let named = |e: Error| Error::new(e.status, format!("slices[{i}].{}", e.message));
     if s.reserved != 0 {
-        return Err(Error::argument(format!("slices[{i}].reserved is {}; it must be 0", s.reserved)));
+        return Err(Error::argument(format!(
+            "slices[{i}].reserved is {}; it must be 0",
+            s.reserved
+        )));
     }
-    Ok(TypedSlice { q: s.q, k: s.k, mask_type: MaskType::from_i32(s.mask_type).map_err(named)? })
+    Ok(TypedSlice {
+        q: s.q,
+        k: s.k,
+        mask_type: MaskType::from_i32(s.mask_type).map_err(named)?,
+    })
 }
 
 /// The mask of documents packed one after the other: document i owns queries `[cu_seqlens_q[i], cu_seqlens_q[i+1])` and keys
@@ -81,8 +98,19 @@ pub unsafe extern "C" fn magi_mask_create_from_cu_seqlens(
         input::check_out("mask", mask)?;
         let causal = input::flag("causal", causal)?;
         // SAFETY: the caller's promise.
-        let (cu_seqlens_q, cu_seqlens_k) = unsafe { (input::array("cu_seqlens_q", cu_seqlens_q, n)?, input::array("cu_seqlens_k", cu_seqlens_k, n)?) };
-        let made = Mask::from_cu_seqlens(cu_seqlens_q, cu_seqlens_k, causal, (window_left, window_right), global_window)?;
+        let (cu_seqlens_q, cu_seqlens_k) = unsafe {
+            (
+                input::array("cu_seqlens_q", cu_seqlens_q, n)?,
+                input::array("cu_seqlens_k", cu_seqlens_k, n)?,
+            )
+        };
+        let made = Mask::from_cu_seqlens(
+            cu_seqlens_q,
+            cu_seqlens_k,
+            causal,
+            (window_left, window_right),
+            global_window,
+        )?;
         // SAFETY: the caller's promise.
         unsafe { hand_out(mask, made) }
     })
@@ -139,7 +167,11 @@ pub unsafe extern "C" fn magi_mask_create_from_block_causal(
 /// # Safety
 /// `total_q` and `total_k` must be NULL or point to an int64_t each.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn magi_mask_totals(mask: Option<&magi_mask>, total_q: *mut i64, total_k: *mut i64) -> Status {
+pub unsafe extern "C" fn magi_mask_totals(
+    mask: Option<&magi_mask>,
+    total_q: *mut i64,
+    total_k: *mut i64,
+) -> Status {
     guard("magi_mask_totals", || {
         let mask = &input::non_null("mask", mask)?.mask;
         for (out, value) in [(total_q, mask.total_q()), (total_k, mask.total_k())] {
@@ -179,7 +211,12 @@ pub unsafe extern "C" fn magi_mask_slices(
 ) -> Status {
     guard("magi_mask_slices", || {
         let typed = input::non_null("mask", mask)?.mask.to_typed();
-        let plain = |t: &TypedSlice| magi_slice { q: t.q, k: t.k, mask_type: t.mask_type as i32, reserved: 0 };
+        let plain = |t: &TypedSlice| magi_slice {
+            q: t.q,
+            k: t.k,
+            mask_type: t.mask_type as i32,
+            reserved: 0,
+        };
         let items: Vec<magi_slice> = typed.iter().map(plain).collect();
         // SAFETY: the caller's promise.
         unsafe { input::fill_array("slices", &items, slices, count) }

@@ -26,6 +26,8 @@ pub mod attn;
 
 pub mod single;
 
+/// In no header: the C tests that link the test-only build declare these themselves.
+/// cbindgen:ignore
 #[cfg(feature = "fault")]
 mod fault;
 mod guard;

@@ -93,11 +93,22 @@ pub(super) unsafe fn read_shape(param: &str, shape: *const magi_attn_shape) -> R
     let s = unsafe { input::sized(param, shape) }?;
     let named = |e: Error| Error::new(e.status, format!("{param}.{}", e.message));
     if s.reserved != 0 {
-        return Err(Error::argument(format!("{param}.reserved is {}; it must be 0", s.reserved)));
+        return Err(Error::argument(format!(
+            "{param}.reserved is {}; it must be 0",
+            s.reserved
+        )));
     }
     let dtype = DType::from_i32(s.dtype).map_err(named)?;
     let (heads_q, heads_kv) = (s.heads_q, s.heads_kv);
-    AttnShape { heads_q, heads_kv, head_dim: s.head_dim, head_dim_v: s.head_dim_v, dtype }.validate().map_err(named)
+    AttnShape {
+        heads_q,
+        heads_kv,
+        head_dim: s.head_dim,
+        head_dim_v: s.head_dim_v,
+        dtype,
+    }
+    .validate()
+    .map_err(named)
 }
 
 /// Describes `data` as a dense row-major host tensor of `ndim` dimensions. Nothing is read or allocated.
@@ -118,17 +129,31 @@ pub unsafe extern "C" fn magi_tensor_init(
     guard("magi_tensor_init", || {
         DType::from_i32(dtype)?;
         if !(1..=MAX_DIMS as i32).contains(&ndim) {
-            return Err(Error::new(Status::ShapeMismatch, format!("ndim is {ndim}; it must be 1 to {MAX_DIMS}")));
+            return Err(Error::new(
+                Status::ShapeMismatch,
+                format!("ndim is {ndim}; it must be 1 to {MAX_DIMS}"),
+            ));
         }
         // SAFETY: the caller's promise.
         let extents = unsafe { input::array("shape", shape, ndim as usize) }?;
-        let mut t = magi_tensor { data, dtype, device_type: 0, device_index: 0, ndim, shape: [0; 8], stride: [0; 8] };
+        let mut t = magi_tensor {
+            data,
+            dtype,
+            device_type: 0,
+            device_index: 0,
+            ndim,
+            shape: [0; 8],
+            stride: [0; 8],
+        };
         let mut step = 1i64;
         for (i, &n) in extents.iter().enumerate().rev() {
             t.shape[i] = n;
             t.stride[i] = step;
             step = step.checked_mul(n.max(1)).filter(|_| n >= 0).ok_or_else(|| {
-                Error::new(Status::ShapeMismatch, format!("shape[{i}] is {n}; extents must be 0 or more and fit memory"))
+                Error::new(
+                    Status::ShapeMismatch,
+                    format!("shape[{i}] is {n}; extents must be 0 or more and fit memory"),
+                )
             })?;
         }
         // SAFETY: the caller's promise.

@@ -64,9 +64,11 @@ unsafe fn lists_of(o: &magi_flex_options) -> Result<Option<single::RangeLists>> 
     };
     match given {
         [None, None, None] => Ok(None),
-        [Some(q_ranges), Some(k_ranges), Some(mask_types)] => {
-            Ok(Some(single::RangeLists { q_ranges, k_ranges, mask_types }))
-        }
+        [Some(q_ranges), Some(k_ranges), Some(mask_types)] => Ok(Some(single::RangeLists {
+            q_ranges,
+            k_ranges,
+            mask_types,
+        })),
         _ => Err(Error::new(
             Status::NullPointer,
             "options has some of q_ranges, k_ranges and mask_types; give all three or none",
@@ -75,12 +77,20 @@ unsafe fn lists_of(o: &magi_flex_options) -> Result<Option<single::RangeLists>> 
 }
 
 /// The mask handle's mask, or the one that the lists describe.
-fn source_of<'a>(mask: Option<&'a magi_mask>, lists: Option<&'a single::RangeLists>) -> Result<single::Source<'a>> {
+fn source_of<'a>(
+    mask: Option<&'a magi_mask>,
+    lists: Option<&'a single::RangeLists>,
+) -> Result<single::Source<'a>> {
     match (mask, lists) {
         (Some(m), None) => Ok(single::Source::Mask(&m.mask)),
         (None, Some(lists)) => Ok(single::Source::Ranges(lists)),
-        (None, None) => Err(Error::new(Status::NullPointer, "mask is NULL and options holds no ranges; give one of them")),
-        (Some(_), Some(_)) => Err(Error::argument("mask is given and options holds ranges; give one of them")),
+        (None, None) => Err(Error::new(
+            Status::NullPointer,
+            "mask is NULL and options holds no ranges; give one of them",
+        )),
+        (Some(_), Some(_)) => Err(Error::argument(
+            "mask is given and options holds ranges; give one of them",
+        )),
     }
 }
 
@@ -97,7 +107,10 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     };
     flag("options.deterministic", o.deterministic)?;
     if o.sm_margin < 0 {
-        return Err(Error::argument(format!("options.sm_margin is {}; it must be 0 or more", o.sm_margin)));
+        return Err(Error::argument(format!(
+            "options.sm_margin is {}; it must be 0 or more",
+            o.sm_margin
+        )));
     }
     Ok(single::Options {
         backend,
@@ -128,7 +141,12 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward(
         let (args, options) = unsafe { (forward_of(&sized("args", args)?)?, read_options(options)?) };
         // SAFETY: the caller's promise.
         let lists = unsafe { lists_of(&options) }?;
-        single::forward(source_of(mask, lists.as_ref())?, &args, &options_of(&options)?, super::key::stream_of(stream))
+        single::forward(
+            source_of(mask, lists.as_ref())?,
+            &args,
+            &options_of(&options)?,
+            super::key::stream_of(stream),
+        )
     })
 }
 
@@ -148,7 +166,12 @@ pub unsafe extern "C" fn magi_flex_flash_attn_backward(
         let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
         // SAFETY: the caller's promise.
         let lists = unsafe { lists_of(&options) }?;
-        single::backward(source_of(mask, lists.as_ref())?, &args, &options_of(&options)?, super::key::stream_of(stream))
+        single::backward(
+            source_of(mask, lists.as_ref())?,
+            &args,
+            &options_of(&options)?,
+            super::key::stream_of(stream),
+        )
     })
 }
 

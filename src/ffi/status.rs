@@ -35,8 +35,11 @@ unsafe impl Send for Log {}
 // SAFETY: as above.
 unsafe impl Sync for Log {}
 
-static LOG: RwLock<Log> =
-    RwLock::new(Log { callback: None, userdata: std::ptr::null_mut(), level: magi_log_level::Off as i32 });
+static LOG: RwLock<Log> = RwLock::new(Log {
+    callback: None,
+    userdata: std::ptr::null_mut(),
+    level: magi_log_level::Off as i32,
+});
 
 /// Says `line` to the callback, or to stderr without one, when `level` asks for it.
 pub(super) fn log(level: magi_log_level, line: &str) {
@@ -58,7 +61,10 @@ pub(super) fn log(level: magi_log_level, line: &str) {
 pub(super) fn log_error(status: Status) {
     if LOG.read().level >= magi_log_level::Error as i32 {
         let text = guard::last_error().1;
-        log(magi_log_level::Error, &format!("{} ({})", text.to_string_lossy(), status as i32));
+        log(
+            magi_log_level::Error,
+            &format!("{} ({})", text.to_string_lossy(), status as i32),
+        );
     }
 }
 
@@ -67,7 +73,9 @@ pub(super) fn log_error(status: Status) {
 /// Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_status_string(code: i32) -> *const c_char {
-    Status::from_i32(code).map_or(c"unknown status", Status::text).as_ptr()
+    Status::from_i32(code)
+        .map_or(c"unknown status", Status::text)
+        .as_ptr()
 }
 
 /// The message of the last call on this thread that did not return MAGI_STATUS_OK: function, parameter, value and what
@@ -83,13 +91,21 @@ pub extern "C" fn magi_last_error_message() -> *const c_char {
 ///
 /// Any thread. Returns when no call of the previous callback is running.
 #[unsafe(no_mangle)]
-pub extern "C" fn magi_log_set_callback(callback: magi_log_callback, userdata: *mut c_void, level: i32) -> Status {
+pub extern "C" fn magi_log_set_callback(
+    callback: magi_log_callback,
+    userdata: *mut c_void,
+    level: i32,
+) -> Status {
     guard::guard("magi_log_set_callback", || {
         if !(0..=magi_log_level::Warning as i32).contains(&level) {
             let message = format!("level is {level}, which is no magi_log_level (0 to 2)");
             return Err(Error::new(Status::InvalidEnum, message));
         }
-        *LOG.write() = Log { callback, userdata, level };
+        *LOG.write() = Log {
+            callback,
+            userdata,
+            level,
+        };
         Ok(())
     })
 }

@@ -9,6 +9,8 @@ const SLACK: i64 = 1024;
 /// Chunks that all swap attempts together may look at, for each chunk there is. A budget of evaluations and not
 /// of time, so that every rank stops at the same place.
 const EFFORT: usize = 32;
+/// Pairs of chunks are exchanged only where ranks have few: with many, single ones come close enough.
+const MOST_FOR_PAIRS: usize = 16;
 
 /// The rank of every chunk. Counts differ by at most one.
 pub(super) fn assign(areas: &[i64], world: usize) -> Vec<u32> {
@@ -48,7 +50,18 @@ fn longest_first(areas: &[i64], world: usize) -> Vec<u32> {
     owners
 }
 
-/// Pairwise exchanges that take area from the most loaded rank.
+/// The least that the largest area can be: the mean; or the heaviest chunk with the lightest ones that must stand
+/// beside it, counts being equal.
+pub(super) fn bound(areas: &[i64], world: usize) -> i64 {
+    let mut areas = areas.to_vec();
+    areas.sort_unstable();
+    let mean = areas.iter().sum::<i64>().div_ceil_by(world as i64);
+    let beside = (areas.len() / world).saturating_sub(1);
+    let heaviest = areas.last().copied().unwrap_or(0);
+    mean.max(heaviest + areas[..beside].iter().sum::<i64>())
+}
+
+/// Exchanges that take area from the most loaded rank.
 struct Swaps {
     /// (area, chunk) of each rank's chunks, ascending.
     chunks: Vec<Vec<(i64, u32)>>,
@@ -58,11 +71,19 @@ struct Swaps {
     budget: usize,
 }
 
-/// What leaves the heavier rank and what it gets back: indices into both ranks' chunks.
+/// One or two chunks of a rank, or none: their area and their places in the rank's list, ascending.
+#[derive(Clone, Copy)]
+struct Bundle {
+    area: i64,
+    places: [usize; 2],
+    count: usize,
+}
+
+/// What leaves the heavier rank and what it gets back.
 #[derive(Clone, Copy)]
 struct Exchange {
-    out: usize,
-    back: Option<usize>,
+    out: Bundle,
+    back: Bundle,
     gain: i64,
 }
 
@@ -77,12 +98,12 @@ impl Swaps {
             own.sort_unstable();
             loads.insert((own.iter().map(|c| c.0).sum(), rank as u32));
         }
-        let mean = areas.iter().sum::<i64>().div_ceil_by(world as i64);
+        let goal = bound(areas, world);
         Swaps {
             chunks,
             loads,
-            goal: mean + mean / SLACK,
-            budget: EFFORT * areas.len(),
+            goal: goal + goal / SLACK,
+            budget: EFFORT * areas.len().max(128),
         }
     }
 
@@ -92,27 +113,33 @@ impl Swaps {
             if heavy.0 <= self.goal {
                 return;
             }
-            let Some((light, exchange)) = self.find(heavy) else {
+            let Some((light, exchange)) = self.find(heavy, 1).or_else(|| self.find(heavy, 2)) else {
                 return;
             };
             self.apply(heavy, light, exchange, owners);
         }
     }
 
-    /// The best exchange with the least loaded rank that offers any.
-    fn find(&mut self, heavy: (i64, u32)) -> Option<((i64, u32), Exchange)> {
+    /// The best exchange of up to `most` chunks with the least loaded rank that offers any.
+    fn find(&mut self, heavy: (i64, u32), most: usize) -> Option<((i64, u32), Exchange)> {
+        let from = &self.chunks[heavy.1 as usize];
+        if most > 1 && from.len() > MOST_FOR_PAIRS {
+            return None;
+        }
+        let out = bundles(from, most);
         for &light in &self.loads {
             let difference = heavy.0 - light.0;
             if difference < 2 {
                 return None;
             }
-            let (from, to) = (&self.chunks[heavy.1 as usize], &self.chunks[light.1 as usize]);
-            let looked = from.len() + to.len();
+            let back = bundles(&self.chunks[light.1 as usize], most);
+            let looked = out.len() + back.len();
             if self.budget < looked {
                 return None;
             }
             self.budget -= looked;
-            if let Some(exchange) = best_exchange(from, to, difference) {
+            let spare = from.len() as i64 - self.chunks[light.1 as usize].len() as i64;
+            if let Some(exchange) = best_exchange(&out, &back, difference, spare) {
                 return Some((light, exchange));
             }
         }
@@ -120,14 +147,21 @@ impl Swaps {
     }
 
     fn apply(&mut self, heavy: (i64, u32), light: (i64, u32), exchange: Exchange, owners: &mut [u32]) {
-        let out = self.chunks[heavy.1 as usize].remove(exchange.out);
-        let back = exchange.back.map(|i| self.chunks[light.1 as usize].remove(i));
-        let moved = out.0 - back.map_or(0, |b| b.0);
-        for (entry, rank) in std::iter::once((out, light.1)).chain(back.map(|b| (b, heavy.1))) {
-            let own = &mut self.chunks[rank as usize];
-            own.insert(own.partition_point(|c| *c < entry), entry);
-            owners[entry.1 as usize] = rank;
+        let mut moves = Vec::new();
+        for (bundle, from, to) in [
+            (exchange.out, heavy.1, light.1),
+            (exchange.back, light.1, heavy.1),
+        ] {
+            for &place in bundle.places[..bundle.count].iter().rev() {
+                moves.push((self.chunks[from as usize].remove(place), to));
+            }
         }
+        for (chunk, to) in moves {
+            let own = &mut self.chunks[to as usize];
+            own.insert(own.partition_point(|c| *c < chunk), chunk);
+            owners[chunk.1 as usize] = to;
+        }
+        let moved = exchange.out.area - exchange.back.area;
         for (old, new) in [(heavy, heavy.0 - moved), (light, light.0 + moved)] {
             self.loads.remove(&old);
             self.loads.insert((new, old.1));
@@ -135,27 +169,66 @@ impl Swaps {
     }
 }
 
-/// The exchange that moves an area closest to half of `difference`, of those strictly between nothing and all of it.
-fn best_exchange(from: &[(i64, u32)], to: &[(i64, u32)], difference: i64) -> Option<Exchange> {
-    let mut best: Option<Exchange> = None;
-    let mut offer = |out: usize, back: Option<usize>, moved: i64| {
-        let gain = moved.min(difference - moved);
-        if gain > best.map_or(0, |b| b.gain) {
-            best = Some(Exchange { out, back, gain });
-        }
+/// All bundles of up to `most` chunks, by count, then by area.
+fn bundles(chunks: &[(i64, u32)], most: usize) -> Vec<Bundle> {
+    let none = Bundle {
+        area: 0,
+        places: [0; 2],
+        count: 0,
     };
-    let mut j = 0;
-    for (i, a) in from.iter().enumerate() {
-        // The first chunk that gives back at least what leaves half the difference moved, and the one before it.
-        while j < to.len() && to[j].0 < a.0 - difference / 2 {
-            j += 1;
+    let mut all = vec![none];
+    all.extend(chunks.iter().enumerate().map(|(i, c)| Bundle {
+        area: c.0,
+        places: [i, 0],
+        count: 1,
+    }));
+    if most > 1 {
+        let first = all.len();
+        for (j, b) in chunks.iter().enumerate() {
+            all.extend(chunks[..j].iter().enumerate().map(|(i, a)| Bundle {
+                area: a.0 + b.0,
+                places: [i, j],
+                count: 2,
+            }));
         }
-        for (back, b) in to.iter().enumerate().take(j + 1).skip(j.saturating_sub(1)) {
-            offer(i, Some(back), a.0 - b.0);
-        }
-        // The longer list may give a chunk for nothing: counts still differ by at most one.
-        if from.len() > to.len() {
-            offer(i, None, a.0);
+        all[first..].sort_unstable_by_key(|b| (b.area, b.places));
+    }
+    all
+}
+
+/// The exchange that moves an area closest to half of `difference`, of those strictly between nothing and all of it.
+/// Counts stay within one of each other: only a rank with `spare` 1 may give one chunk more than it gets.
+fn best_exchange(out: &[Bundle], back: &[Bundle], difference: i64, spare: i64) -> Option<Exchange> {
+    let mut best: Option<Exchange> = None;
+    let with = |list: &[Bundle], count: usize| {
+        let from = list.partition_point(|b| b.count < count);
+        from..list.partition_point(|b| b.count <= count)
+    };
+    for given in 0..=2 {
+        let even = given as i64;
+        for taken in [even, even - spare.signum()] {
+            if !(0..=2).contains(&taken) || (taken == even && given == 0) {
+                continue;
+            }
+            let back = &back[with(back, taken as usize)];
+            let mut j = 0;
+            for &a in &out[with(out, given)] {
+                // The first bundle that leaves at most half the difference moved, and the one before it.
+                while j < back.len() && back[j].area < a.area - difference / 2 {
+                    j += 1;
+                }
+                for &b in &back[j.saturating_sub(1)..(j + 1).min(back.len())] {
+                    let moved = a.area - b.area;
+                    let gain = moved.min(difference - moved);
+                    if gain > best.map_or(0, |best| best.gain) {
+                        let (out, back) = (a, b);
+                        best = Some(Exchange { out, back, gain });
+                    }
+                }
+            }
+            if spare == 0 {
+                break;
+            }
         }
     }
     best

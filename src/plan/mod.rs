@@ -22,7 +22,7 @@ pub use stage::{Pass, Stage};
 pub use stats::Stats;
 pub use verify::verify;
 
-use crate::types::{AttnShape, Config, Error, Mask, Result};
+use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
 use hash::Hasher;
 use needs::Needs;
 use std::sync::Arc;
@@ -108,7 +108,7 @@ fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Con
         shape.head_dim_v,
         shape.dtype as i64,
     ]);
-    for side in [crate::types::Side::Q, crate::types::Side::K] {
+    for side in [Side::Q, Side::K] {
         h.word(placement.side(side).hash() as i64);
     }
     h.words([

@@ -2,7 +2,7 @@
 
 use super::balance::assign;
 use super::chunks::Chunks;
-use super::side::SidePlacement;
+use super::side::{SidePlacement, check_world};
 use crate::types::{Config, Error, Mask, PlacementKind, Result, Side};
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ impl Placement {
     ///
     /// `Status::InvalidArgument` for a world size outside 1 to 1,024 and for chunk settings out of range.
     pub fn new(mask: &Mask, world: usize, config: &Config) -> Result<Placement> {
-        let contiguous = SidePlacement::shares(mask.total_k(), world)?;
+        check_world(world)?;
         let q = match (config.placement, config.chunk_size) {
             (PlacementKind::Sequential, 0) => SidePlacement::shares(mask.total_q(), world)?,
             (kind, _) => {
@@ -34,10 +34,10 @@ impl Placement {
             }
         };
         if mask.total_q() == mask.total_k() {
-            Ok(Placement::shared(Arc::new(q)))
-        } else {
-            Placement::from_sides(Arc::new(q), Arc::new(contiguous))
+            return Ok(Placement::shared(Arc::new(q)));
         }
+        let k = SidePlacement::shares(mask.total_k(), world)?;
+        Placement::from_sides(Arc::new(q), Arc::new(k))
     }
 
     /// One placement for both sides, for masks whose totals both equal its total.

@@ -44,9 +44,10 @@ impl SidePlacement {
     }
 
     /// Contiguous shares, one a rank, whose sizes differ by at most one token; with fewer tokens than ranks the
-    /// last ranks own none.
+    /// last ranks own none. `Status::InvalidArgument` or `InvalidRange` for a world size or total that cannot be.
     pub fn shares(total: i64, world: usize) -> Result<SidePlacement> {
         check_world(world)?;
+        check_total(total)?;
         let ranks = world as i64;
         let (base, extra) = (total / ranks, total % ranks);
         let chunks = total.min(ranks);
@@ -200,11 +201,7 @@ impl SidePlacement {
 
 /// Bounds of chunks of `chunk_size` tokens: 0, chunk_size, ..., total.
 pub(super) fn uniform_bounds(total: i64, chunk_size: i64) -> Result<Vec<i64>> {
-    if total < 0 {
-        return Err(Error::range(format!(
-            "the total is {total}; it must not be negative"
-        )));
-    }
+    check_total(total)?;
     let least = total.div_ceil_by(SidePlacement::MAX_CHUNKS).max(1);
     if chunk_size < least {
         let message = format!("chunk_size is {chunk_size}; with {total} tokens it must be at least {least}");
@@ -216,7 +213,17 @@ pub(super) fn uniform_bounds(total: i64, chunk_size: i64) -> Result<Vec<i64>> {
         .collect())
 }
 
-fn check_world(world: usize) -> Result<()> {
+fn check_total(total: i64) -> Result<()> {
+    if total >= 0 {
+        return Ok(());
+    }
+    Err(Error::range(format!(
+        "the total is {total}; it must not be negative"
+    )))
+}
+
+/// `Status::InvalidArgument` unless there can be so many ranks.
+pub(super) fn check_world(world: usize) -> Result<()> {
     if (1..=SidePlacement::MAX_WORLD).contains(&world) {
         return Ok(());
     }

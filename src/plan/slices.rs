@@ -16,21 +16,7 @@ const LOOK_BACK: usize = 4;
 pub(super) fn local_slices(parts: &[Part], keys: &[PlacedRun], source: u8) -> Vec<StageSlice> {
     let mut across: Vec<Slice> = Vec::new();
     for part in parts {
-        let mut last: Option<Slice> = None;
-        let seen = part.slice.k;
-        let first = keys.partition_point(|r| r.tokens.end <= seen.start);
-        for run in keys[first..].iter().take_while(|r| r.tokens.start < seen.end) {
-            let cut = part.slice.cut(&part.slice.q, &run.tokens);
-            let local = cut.shift(part.row_shift, run.row - run.tokens.start).tighten();
-            if local.q.is_empty() {
-                continue;
-            }
-            match last.and_then(|l| join(&l, &local)) {
-                Some(joined) => last = Some(joined),
-                None => across.extend(last.replace(local)),
-            }
-        }
-        across.extend(last);
+        cut_at_keys(part, keys, &mut across);
     }
     across.sort_unstable();
     let mut down: Vec<Slice> = Vec::with_capacity(across.len());
@@ -49,6 +35,38 @@ pub(super) fn local_slices(parts: &[Part], keys: &[PlacedRun], source: u8) -> Ve
     down.into_iter()
         .map(|slice| StageSlice { slice, source })
         .collect()
+}
+
+/// The local slices of one part, neighbours joined. Runs of keys that all rows of the part see lie side by side in
+/// local rows and are taken at once: O(log runs + runs that an edge of the band crosses).
+fn cut_at_keys(part: &Part, keys: &[PlacedRun], out: &mut Vec<Slice>) {
+    let (rows, seen) = (part.slice.q, part.slice.k);
+    let by_all = Range::new(part.slice.k_lo(rows.end - 1), part.slice.k_hi(rows.start));
+    let mut last: Option<Slice> = None;
+    let mut next = keys.partition_point(|r| r.tokens.end <= seen.start);
+    while let Some(run) = keys.get(next).filter(|r| r.tokens.start < seen.end) {
+        let mut whole = 0;
+        if by_all.start <= run.tokens.start {
+            whole = keys[next..].partition_point(|r| r.tokens.end <= by_all.end);
+        }
+        let local = if whole > 0 {
+            let end = &keys[next + whole - 1];
+            let columns = Range::new(run.row, end.row + end.tokens.len());
+            Slice::new(rows.shift(part.row_shift), columns, Band::FULL)
+        } else {
+            let cut = part.slice.cut(&rows, &run.tokens);
+            cut.shift(part.row_shift, run.row - run.tokens.start).tighten()
+        };
+        next += whole.max(1);
+        if local.q.is_empty() {
+            continue;
+        }
+        match last.and_then(|l| join(&l, &local)) {
+            Some(joined) => last = Some(joined),
+            None => out.extend(last.replace(local)),
+        }
+    }
+    out.extend(last);
 }
 
 /// The one slice whose cells are exactly those of `a` and `b`, which share none and are tight; `None` if there is none.

@@ -1,9 +1,10 @@
 //! How well a placement serves a mask.
 
+use super::balance;
 use super::chunks::areas;
 use super::needs::Needs;
 use super::placement::Placement;
-use super::side::{DivCeil, SidePlacement};
+use super::side::SidePlacement;
 use super::stage::{check_degree, cut_even};
 use crate::types::{Config, Mask, Ranges, Result, Side};
 
@@ -60,7 +61,7 @@ impl Stats {
         };
         Ok(Stats {
             balance: over_mean(area.iter().copied().max().unwrap_or(0)),
-            balance_bound: over_mean(area_bound(chunk_areas, world)),
+            balance_bound: over_mean(balance::bound(&chunk_areas, world)),
             area,
             tokens_q: (0..world).map(|r| q.tokens(r)).collect(),
             tokens_k: (0..world).map(|r| k.tokens(r)).collect(),
@@ -71,16 +72,6 @@ impl Stats {
             all_gather_volume: k.total() * (world as i64 - 1),
         })
     }
-}
-
-/// The least that the largest area can be: the mean; or the heaviest chunk with the lightest ones that must
-/// stand beside it, counts being equal.
-fn area_bound(mut areas: Vec<i64>, world: usize) -> i64 {
-    areas.sort_unstable();
-    let mean = areas.iter().sum::<i64>().div_ceil_by(world as i64);
-    let beside = (areas.len() / world).saturating_sub(1);
-    let heaviest = areas.last().copied().unwrap_or(0);
-    mean.max(heaviest + areas[..beside].iter().sum::<i64>())
 }
 
 /// Tokens received in each stage by each rank.

@@ -9,8 +9,8 @@ use crate::types::{Band, Error, Mask, Piece, Range, Ranges, Result, Side, Slice}
 
 /// `Status::Internal`, naming pass and stage, unless the slices of each pass, mapped back to global tokens, cover every
 /// cell of the mask whose query the rank owns exactly once, and transfers fit the placement: every key that its
-/// queries see and it does not own is received once, from its owner; nothing else is; and what is sent lies in the
-/// local tensor.
+/// queries see and it does not own is received once, from its owner; nothing else is; and what is sent is what peers
+/// need. Takes time for every pair of runs of queries and keys that a slice spans, which is more than planning does.
 pub fn verify(plan: &Plan, mask: &Mask) -> Result<()> {
     plan.placement.check_mask(mask)?;
     let needs = Needs::new(mask, &plan.placement, Some(plan.rank));

@@ -66,5 +66,9 @@ pub struct Backward {
 
 /// The factor that `given` stands for.
 pub(super) fn scale(given: f64, head_dim: i64) -> f64 {
-    if given == 0.0 { 1.0 / (head_dim as f64).sqrt() } else { given }
+    if given == 0.0 {
+        1.0 / (head_dim as f64).sqrt()
+    } else {
+        given
+    }
 }

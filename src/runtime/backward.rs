@@ -18,7 +18,13 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     key.context().check_open()?;
     check::backward(a, &extents(key), stream)?;
     if key.config().sanity_check {
-        let inputs = [("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v), ("args.out", &a.out), ("args.dout", &a.dout)];
+        let inputs = [
+            ("args.q", &a.q),
+            ("args.k", &a.k),
+            ("args.v", &a.v),
+            ("args.out", &a.out),
+            ("args.dout", &a.dout),
+        ];
         check::no_nan(key.context().backend(), &inputs)?;
     }
     let mut session = key.collective(stream)?;
@@ -34,29 +40,49 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     let dq = Accumulator::new(&session, a.dq, space.dq, a.accumulate_dq)?;
     let dk = Accumulator::new(&session, a.dk, space.local.k, a.accumulate_dk)?;
     let dv = Accumulator::new(&session, a.dv, space.local.v, a.accumulate_dv)?;
-    let local = KeyPair { k: dk.running, v: dv.running };
+    let local = KeyPair {
+        k: dk.running,
+        v: dv.running,
+    };
 
-    let mut reduction = Reduction { session: &session, space: &space, local, stream, turn: 0, pending: None };
-    let keys = Keys { local: KeyPair { k: a.k, v: a.v }, packed: space.packed, recv: &space.recv };
-    run_stages(&session, &key.plan().backward.stages, &keys, stream, |stage, k, v| {
-        let partial = reduction.partial(stage)?;
-        backend.attn_backward(&BackwardArgs {
-            q: a.q,
-            k,
-            v,
-            dout: a.dout,
-            lse: a.lse,
-            delta: space.delta,
-            slices: &stage.slices,
-            shape: *key.shape(),
-            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
-            softcap: a.softcap,
-            dq: dq.running,
-            dk: [Some(local.k), partial.map(|p| p.k)],
-            dv: [Some(local.v), partial.map(|p| p.v)],
-        })?;
-        reduction.start(stage)
-    })?;
+    let mut reduction = Reduction {
+        session: &session,
+        space: &space,
+        local,
+        stream,
+        turn: 0,
+        pending: None,
+    };
+    let keys = Keys {
+        local: KeyPair { k: a.k, v: a.v },
+        packed: space.packed,
+        recv: &space.recv,
+    };
+    run_stages(
+        &session,
+        &key.plan().backward.stages,
+        &keys,
+        stream,
+        |stage, k, v| {
+            let partial = reduction.partial(stage)?;
+            backend.attn_backward(&BackwardArgs {
+                q: a.q,
+                k,
+                v,
+                dout: a.dout,
+                lse: a.lse,
+                delta: space.delta,
+                slices: &stage.slices,
+                shape: *key.shape(),
+                softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+                softcap: a.softcap,
+                dq: dq.running,
+                dk: [Some(local.k), partial.map(|p| p.k)],
+                dv: [Some(local.v), partial.map(|p| p.v)],
+            })?;
+            reduction.start(stage)
+        },
+    )?;
     reduction.finish()?;
     for accumulator in [dq, dk, dv] {
         accumulator.store(&session)?;
@@ -76,7 +102,11 @@ impl Accumulator {
     /// the first summand.
     fn new(session: &Session<'_>, target: Tensor, space: Tensor, add: bool) -> Result<Accumulator> {
         let backend = session.context().backend();
-        let running = if target.dtype() == space.dtype() { target } else { space };
+        let running = if target.dtype() == space.dtype() {
+            target
+        } else {
+            space
+        };
         if target.dtype() != space.dtype() || !add {
             backend.fill_zero(running)?;
         }
@@ -88,7 +118,10 @@ impl Accumulator {
         if self.target.dtype() == self.running.dtype() {
             return Ok(());
         }
-        session.context().backend().cast(self.running, self.target, self.add)
+        session
+            .context()
+            .backend()
+            .cast(self.running, self.target, self.add)
     }
 }
 
@@ -112,7 +145,10 @@ impl Reduction<'_> {
             return Ok(None);
         }
         let p = &self.space.partial[self.turn];
-        let partial = KeyPair { k: p.k.rows(0, rows), v: p.v.rows(0, rows) };
+        let partial = KeyPair {
+            k: p.k.rows(0, rows),
+            v: p.v.rows(0, rows),
+        };
         for t in [partial.k, partial.v] {
             self.session.context().backend().fill_zero(t)?;
         }
@@ -140,7 +176,15 @@ impl Reduction<'_> {
         }
         let (staging, local) = ([staging.k, staging.v], [self.local.k, self.local.v]);
         let transfer = &stage.transfer;
-        let pending = group_reduce(context.comm(), transfer, ReduceOp::Sum, &travels, &staging, &local, self.stream)?;
+        let pending = group_reduce(
+            context.comm(),
+            transfer,
+            ReduceOp::Sum,
+            &travels,
+            &staging,
+            &local,
+            self.stream,
+        )?;
         self.pending = Some(pending);
         Ok(())
     }
@@ -148,12 +192,20 @@ impl Reduction<'_> {
     /// Adds what has been sent to this rank, if a reduction is on its way.
     fn finish(&mut self) -> Result<()> {
         let context = self.session.context();
-        self.pending.take().map_or(Ok(()), |p| p.finish(context.comm(), context.backend(), self.stream))
+        self.pending.take().map_or(Ok(()), |p| {
+            p.finish(context.comm(), context.backend(), self.stream)
+        })
     }
 }
 
 /// dsink: this rank's part, reduced over ranks as configured when all queries share the sink.
-fn sink_gradient(key: &Key, session: &Session<'_>, a: &Backward, t: [Tensor; 3], stream: Stream) -> Result<()> {
+fn sink_gradient(
+    key: &Key,
+    session: &Session<'_>,
+    a: &Backward,
+    t: [Tensor; 3],
+    stream: Stream,
+) -> Result<()> {
     let [sink, dsink, delta] = t;
     let (context, backend) = (session.context(), session.context().backend());
     let rows = [Range::new(0, sink.tokens())];
@@ -163,7 +215,11 @@ fn sink_gradient(key: &Key, session: &Session<'_>, a: &Backward, t: [Tensor; 3],
     if sink.shape().len() == 2 && reduce != DsinkReduce::None {
         let all = context.comm().all_gather(own.bytes(), stream)?;
         check_lengths(&all, own.bytes().len())?;
-        let by = if reduce == DsinkReduce::Avg { context.size() as f64 } else { 1.0 };
+        let by = if reduce == DsinkReduce::Avg {
+            context.size() as f64
+        } else {
+            1.0
+        };
         sum_over_ranks(dsink.dtype(), &all, by, own.bytes_mut());
     }
     if a.accumulate_dsink {

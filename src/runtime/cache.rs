@@ -18,7 +18,10 @@ impl Cache {
 
     /// What was made for an equal request. It becomes the most recently used.
     pub fn find(&mut self, hash: u64, request: &Request) -> Option<Arc<KeyData>> {
-        let i = self.plans.iter().position(|(h, d)| *h == hash && d.request == *request)?;
+        let i = self
+            .plans
+            .iter()
+            .position(|(h, d)| *h == hash && d.request == *request)?;
         let found = self.plans.remove(i);
         let data = Arc::clone(&found.1);
         self.plans.push(found);

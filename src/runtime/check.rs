@@ -22,18 +22,26 @@ pub(super) fn stream(stream: Stream) -> Result<()> {
     if stream.is_null() {
         return Ok(());
     }
-    Err(Error::argument("stream is not NULL; calls on host memory take no stream"))
+    Err(Error::argument(
+        "stream is not NULL; calls on host memory take no stream",
+    ))
 }
 
 /// Host memory, last stride 1.
 fn place((name, t): Named<'_>) -> Result<()> {
     if t.device() != Device::Cpu {
-        let message = format!("{name} lies on {:?}; this communicator or mask works on host memory", t.device());
+        let message = format!(
+            "{name} lies on {:?}; this communicator or mask works on host memory",
+            t.device()
+        );
         return Err(Error::new(Status::DeviceMismatch, message));
     }
     let last = t.shape().len() - 1;
     if t.shape()[last] > 1 && t.stride()[last] != 1 {
-        let message = format!("{name} has stride {} in its last dimension; it must be 1", t.stride()[last]);
+        let message = format!(
+            "{name} has stride {} in its last dimension; it must be 1",
+            t.stride()[last]
+        );
         return Err(Error::new(Status::InvalidStride, message));
     }
     Ok(())
@@ -43,12 +51,18 @@ fn place((name, t): Named<'_>) -> Result<()> {
 pub(super) fn written(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> {
     for (i, (name, t)) in outputs.iter().enumerate() {
         if t.overlaps_itself() {
-            let message = format!("{name} has stride {:?}, which names an element twice; an output must not", t.stride());
+            let message = format!(
+                "{name} has stride {:?}, which names an element twice; an output must not",
+                t.stride()
+            );
             return Err(Error::new(Status::InvalidStride, message));
         }
         for (other, o) in inputs.iter().chain(&outputs[..i]) {
             if t.overlaps(o) {
-                return Err(Error::new(Status::TensorOverlap, format!("{name} overlaps {other} in memory")));
+                return Err(Error::new(
+                    Status::TensorOverlap,
+                    format!("{name} overlaps {other} in memory"),
+                ));
             }
         }
     }
@@ -57,7 +71,13 @@ pub(super) fn written(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()>
 
 /// `global` tensors `[total, ..]` and `local` ones `[local tokens, ..]` of one dtype and trailing shape. Outputs are
 /// whichever comes second in the call; a gather into `local` is checked here.
-pub(super) fn movement(key: &Key, side: Side, global: &[Named<'_>], local: &[Named<'_>], s: Stream) -> Result<()> {
+pub(super) fn movement(
+    key: &Key,
+    side: Side,
+    global: &[Named<'_>],
+    local: &[Named<'_>],
+    s: Stream,
+) -> Result<()> {
     stream(s)?;
     key.context().check_open()?;
     let ((gname, g), (lname, l)) = (global[0], local[0]);
@@ -70,13 +90,24 @@ pub(super) fn movement(key: &Key, side: Side, global: &[Named<'_>], local: &[Nam
 }
 
 /// As `movement`, between a contiguous share and the plan's layout.
-pub(super) fn sharded(key: &Key, side: Side, share_rows: i64, share: &Tensor, local_x: &Tensor, s: Stream) -> Result<()> {
+pub(super) fn sharded(
+    key: &Key,
+    side: Side,
+    share_rows: i64,
+    share: &Tensor,
+    local_x: &Tensor,
+    s: Stream,
+) -> Result<()> {
     stream(s)?;
     key.context().check_open()?;
     place(("share", share))?;
     place(("local_x", local_x))?;
     rows("share", share, share_rows)?;
-    rows("local_x", local_x, key.placement(side).tokens(key.context().rank()))?;
+    rows(
+        "local_x",
+        local_x,
+        key.placement(side).tokens(key.context().rank()),
+    )?;
     same_rows(("local_x", local_x), ("share", share))
 }
 
@@ -84,15 +115,23 @@ fn rows(name: &str, t: &Tensor, want: i64) -> Result<()> {
     if t.tokens() == want {
         return Ok(());
     }
-    Err(Error::new(Status::ShapeMismatch, format!("{name} has {} tokens (shape[0]); it must have {want}", t.tokens())))
+    Err(Error::new(
+        Status::ShapeMismatch,
+        format!("{name} has {} tokens (shape[0]); it must have {want}", t.tokens()),
+    ))
 }
 
 fn same_rows((name, t): Named<'_>, (other, o): Named<'_>) -> Result<()> {
-    t.expect_dtype(name, o.dtype()).map_err(|e| Error::new(e.status, format!("{}, that of {other}", e.message)))?;
+    t.expect_dtype(name, o.dtype())
+        .map_err(|e| Error::new(e.status, format!("{}, that of {other}", e.message)))?;
     if t.shape()[1..] == o.shape()[1..] {
         return Ok(());
     }
-    let message = format!("{name} has shape {:?}; behind the tokens it must be that of {other}, {:?}", t.shape(), o.shape());
+    let message = format!(
+        "{name} has shape {:?}; behind the tokens it must be that of {other}, {:?}",
+        t.shape(),
+        o.shape()
+    );
     Err(Error::new(Status::ShapeMismatch, message))
 }
 
@@ -102,7 +141,11 @@ fn attention(named: Named<'_>, dtypes: &[DType], shape: &[i64]) -> Result<()> {
     let (name, t) = named;
     if !dtypes.contains(&t.dtype()) {
         let want: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
-        let message = format!("{name} has dtype {}; it must be {}", t.dtype().name(), want.join(" or "));
+        let message = format!(
+            "{name} has dtype {}; it must be {}",
+            t.dtype().name(),
+            want.join(" or ")
+        );
         return Err(Error::new(Status::DtypeMismatch, message));
     }
     t.expect_shape(name, shape)
@@ -117,10 +160,14 @@ fn either(dtype: DType) -> Vec<DType> {
 
 fn numbers(softmax_scale: f64, softcap: f64) -> Result<()> {
     if !softmax_scale.is_finite() {
-        return Err(Error::argument(format!("args.softmax_scale is {softmax_scale}; it must be finite")));
+        return Err(Error::argument(format!(
+            "args.softmax_scale is {softmax_scale}; it must be finite"
+        )));
     }
     if !(softcap.is_finite() && softcap >= 0.0) {
-        return Err(Error::argument(format!("args.softcap is {softcap}; it must be finite and 0 or more")));
+        return Err(Error::argument(format!(
+            "args.softcap is {softcap}; it must be finite and 0 or more"
+        )));
     }
     Ok(())
 }
@@ -160,7 +207,11 @@ pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
     numbers(a.softmax_scale, a.softcap)?;
     inputs(&a.q, &a.k, &a.v, e)?;
-    attention(("args.out", &a.out), &either(shape.dtype), &[e.tokens_q, shape.heads_q, shape.head_dim_v])?;
+    attention(
+        ("args.out", &a.out),
+        &either(shape.dtype),
+        &[e.tokens_q, shape.heads_q, shape.head_dim_v],
+    )?;
     let mut read = vec![("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)];
     let mut wrote = vec![("args.out", &a.out)];
     if let Some(t) = &a.sink {
@@ -198,7 +249,9 @@ pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
     match (&a.sink, &a.dsink) {
         (None, None) => {
             if a.accumulate_dsink {
-                return Err(Error::argument("args.flags asks to accumulate dsink, but there is no sink"));
+                return Err(Error::argument(
+                    "args.flags asks to accumulate dsink, but there is no sink",
+                ));
             }
         }
         (Some(t), Some(d)) => {
@@ -207,7 +260,12 @@ pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
             read.push(("args.sink", t));
             wrote.push(("args.dsink", d));
         }
-        (Some(_), None) => return Err(Error::new(Status::NullPointer, "args.dsink is NULL though args.sink is given")),
+        (Some(_), None) => {
+            return Err(Error::new(
+                Status::NullPointer,
+                "args.dsink is NULL though args.sink is given",
+            ));
+        }
         (None, Some(_)) => return Err(Error::argument("args.dsink is given though args.sink is NULL")),
     }
     written(&wrote, &read)
@@ -217,7 +275,9 @@ pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
 pub(super) fn no_nan(backend: &dyn Backend, tensors: &[Named<'_>]) -> Result<()> {
     for (name, t) in tensors {
         if backend.has_nan(**t)? {
-            return Err(Error::argument(format!("{name} holds a NaN (looked for because the sanity check is on)")));
+            return Err(Error::argument(format!(
+                "{name} holds a NaN (looked for because the sanity check is on)"
+            )));
         }
     }
     Ok(())

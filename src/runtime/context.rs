@@ -39,7 +39,11 @@ pub struct Session<'a> {
 impl Context {
     /// The context of `comm`, with the backend of its device.
     pub fn new(comm: Arc<dyn Communicator>) -> Arc<Context> {
-        let state = State { arena: Arena::new(comm.rank()), cache: Cache::new(), comparisons: 0 };
+        let state = State {
+            arena: Arena::new(comm.rank()),
+            cache: Cache::new(),
+            comparisons: 0,
+        };
         Arc::new(Context {
             comm,
             backend: Box::new(CpuBackend::new()),
@@ -115,7 +119,8 @@ impl Context {
     pub fn enter(&self) -> Result<Session<'_>> {
         self.check_open()?;
         let state = self.state.try_lock().ok_or_else(|| {
-            let message = "another call on this communicator or one of its keys is running; calls must take turns";
+            let message =
+                "another call on this communicator or one of its keys is running; calls must take turns";
             Error::new(Status::HandleBusy, message)
         })?;
         self.async_error().map_or(Ok(()), Err)?;

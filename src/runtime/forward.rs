@@ -16,7 +16,11 @@ use crate::types::{DType, Range, Result, Tensor};
 /// Tokens and heads of `key`'s tensors on this rank.
 pub(super) fn extents(key: &Key) -> Extents {
     let d = key.dims();
-    Extents { tokens_q: d.tokens_q, tokens_k: d.tokens_k, shape: d.shape }
+    Extents {
+        tokens_q: d.tokens_q,
+        tokens_k: d.tokens_k,
+        shape: d.shape,
+    }
 }
 
 /// Attention of this rank's queries. Collective. Errors as the C function documents.
@@ -24,7 +28,10 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     key.context().check_open()?;
     check::forward(a, &extents(key), stream)?;
     if key.config().sanity_check {
-        check::no_nan(key.context().backend(), &[("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)])?;
+        check::no_nan(
+            key.context().backend(),
+            &[("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)],
+        )?;
     }
     let mut session = key.collective(stream)?;
     fault::point("calc_attn_forward", key.context().rank())?;
@@ -36,21 +43,31 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     let out = if a.out.dtype() == acc { a.out } else { space.out };
     let lse = a.lse.unwrap_or(space.lse);
     backend.attn_init(out, lse, a.max_logits, a.sink)?;
-    let keys = Keys { local: KeyPair { k: a.k, v: a.v }, packed: space.packed, recv: &space.recv };
-    run_stages(&session, &key.plan().forward.stages, &keys, stream, |stage, k, v| {
-        backend.attn_forward(&ForwardArgs {
-            q: a.q,
-            k,
-            v,
-            slices: &stage.slices,
-            shape: *key.shape(),
-            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
-            softcap: a.softcap,
-            out,
-            lse,
-            max_logits: a.max_logits,
-        })
-    })?;
+    let keys = Keys {
+        local: KeyPair { k: a.k, v: a.v },
+        packed: space.packed,
+        recv: &space.recv,
+    };
+    run_stages(
+        &session,
+        &key.plan().forward.stages,
+        &keys,
+        stream,
+        |stage, k, v| {
+            backend.attn_forward(&ForwardArgs {
+                q: a.q,
+                k,
+                v,
+                slices: &stage.slices,
+                shape: *key.shape(),
+                softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+                softcap: a.softcap,
+                out,
+                lse,
+                max_logits: a.max_logits,
+            })
+        },
+    )?;
     if let Some(max_logits) = &a.max_logits {
         reduce_max(&session, max_logits, stream)?;
     }
@@ -78,10 +95,16 @@ impl Keys<'_> {
             if t.is_dense() {
                 return Ok(*t);
             }
-            session.context().backend().range_gather(*t, &[Range::new(0, t.tokens())], *packed)?;
+            session
+                .context()
+                .backend()
+                .range_gather(*t, &[Range::new(0, t.tokens())], *packed)?;
             Ok(*packed)
         };
-        Ok(KeyPair { k: dense(&self.local.k, &self.packed.k)?, v: dense(&self.local.v, &self.packed.v)? })
+        Ok(KeyPair {
+            k: dense(&self.local.k, &self.packed.k)?,
+            v: dense(&self.local.v, &self.packed.v)?,
+        })
     }
 }
 
@@ -98,7 +121,10 @@ fn receive_buffers(stages: &[Stage], recv: &[KeyPair]) -> Vec<Option<KeyPair>> {
         }
         let buffer = recv[turn % recv.len()];
         turn += 1;
-        Some(KeyPair { k: buffer.k.rows(0, rows), v: buffer.v.rows(0, rows) })
+        Some(KeyPair {
+            k: buffer.k.rows(0, rows),
+            v: buffer.v.rows(0, rows),
+        })
     };
     stages.iter().map(&mut of).collect()
 }
@@ -115,7 +141,9 @@ pub(super) fn run_stages(
     let source = keys.sendable(session, stages)?;
     let buffers = receive_buffers(stages, keys.recv);
     let fetch = |i: usize| -> Result<Option<Ticket>> {
-        let Some(stage) = stages.get(i).filter(|s| !s.transfer.is_empty()) else { return Ok(None) };
+        let Some(stage) = stages.get(i).filter(|s| !s.transfer.is_empty()) else {
+            return Ok(None);
+        };
         let received: Vec<Tensor> = buffers[i].map_or(Vec::new(), |b| vec![b.k, b.v]);
         let local = [source.k, source.v];
         group::group_cast(comm, &stage.transfer, &local, &received, stream).map(Some)
@@ -158,7 +186,10 @@ pub(super) fn check_lengths(all: &[Vec<u8>], want: usize) -> Result<()> {
         None => Ok(()),
         Some(rank) => Err(crate::types::Error::new(
             crate::types::Status::PlanMismatch,
-            format!("rank {rank} gathered {} bytes where this rank has {want}: calls are out of step", all[rank].len()),
+            format!(
+                "rank {rank} gathered {} bytes where this rank has {want}: calls are out of step",
+                all[rank].len()
+            ),
         )),
     }
 }

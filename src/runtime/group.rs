@@ -26,8 +26,17 @@ impl Lane<'_> {
 }
 
 /// Starts one grouped exchange of several tensors at once, such as k and v.
-pub(super) fn start(comm: &dyn Communicator, sends: &[Lane<'_>], recvs: &[Lane<'_>], stream: Stream) -> Result<Ticket> {
-    let send = |(peer, data, bytes): (usize, *mut u8, usize)| SendOp { peer, data: data.cast_const(), bytes };
+pub(super) fn start(
+    comm: &dyn Communicator,
+    sends: &[Lane<'_>],
+    recvs: &[Lane<'_>],
+    stream: Stream,
+) -> Result<Ticket> {
+    let send = |(peer, data, bytes): (usize, *mut u8, usize)| SendOp {
+        peer,
+        data: data.cast_const(),
+        bytes,
+    };
     let recv = |(peer, data, bytes)| RecvOp { peer, data, bytes };
     let sends: Vec<SendOp> = sends.iter().flat_map(Lane::ops).map(send).collect();
     let recvs: Vec<RecvOp> = recvs.iter().flat_map(Lane::ops).map(recv).collect();
@@ -45,8 +54,20 @@ pub fn group_cast(
     received: &[Tensor],
     stream: Stream,
 ) -> Result<Ticket> {
-    let sends: Vec<Lane> = local.iter().map(|&tensor| Lane { tensor, pieces: &transfer.sends }).collect();
-    let recvs: Vec<Lane> = received.iter().map(|&tensor| Lane { tensor, pieces: &transfer.recvs }).collect();
+    let sends: Vec<Lane> = local
+        .iter()
+        .map(|&tensor| Lane {
+            tensor,
+            pieces: &transfer.sends,
+        })
+        .collect();
+    let recvs: Vec<Lane> = received
+        .iter()
+        .map(|&tensor| Lane {
+            tensor,
+            pieces: &transfer.recvs,
+        })
+        .collect();
     start(comm, &sends, &recvs, stream)
 }
 
@@ -86,20 +107,49 @@ pub fn group_reduce(
     let mut at = 0;
     let mut staged = Vec::with_capacity(transfer.sends.len());
     for piece in &transfer.sends {
-        staged.push(Piece { peer: piece.peer, rows: Range::new(at, at + piece.rows.len()) });
+        staged.push(Piece {
+            peer: piece.peer,
+            rows: Range::new(at, at + piece.rows.len()),
+        });
         at += piece.rows.len();
     }
-    let sends: Vec<Lane> = partial.iter().map(|&tensor| Lane { tensor, pieces: &transfer.recvs }).collect();
-    let recvs: Vec<Lane> = staging.iter().map(|&tensor| Lane { tensor, pieces: &staged }).collect();
+    let sends: Vec<Lane> = partial
+        .iter()
+        .map(|&tensor| Lane {
+            tensor,
+            pieces: &transfer.recvs,
+        })
+        .collect();
+    let recvs: Vec<Lane> = staging
+        .iter()
+        .map(|&tensor| Lane {
+            tensor,
+            pieces: &staged,
+        })
+        .collect();
     let ticket = start(comm, &sends, &recvs, stream)?;
-    let rows = staged.iter().zip(&transfer.sends).map(|(s, l)| (s.rows, l.rows)).collect();
-    Ok(PendingReduce { ticket, rows, local: local.to_vec(), staging: staging.to_vec(), op })
+    let rows = staged
+        .iter()
+        .zip(&transfer.sends)
+        .map(|(s, l)| (s.rows, l.rows))
+        .collect();
+    Ok(PendingReduce {
+        ticket,
+        rows,
+        local: local.to_vec(),
+        staging: staging.to_vec(),
+        op,
+    })
 }
 
 impl PendingReduce {
     /// Waits for the contributions and adds them.
     pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
-        let contributions = if self.op == ReduceOp::Avg { self.contributions() } else { Vec::new() };
+        let contributions = if self.op == ReduceOp::Avg {
+            self.contributions()
+        } else {
+            Vec::new()
+        };
         comm.finish(self.ticket, stream)?;
         if self.op == ReduceOp::Lse {
             for (local, staging) in self.local.chunks_exact(2).zip(self.staging.chunks_exact(2)) {
@@ -126,8 +176,11 @@ impl PendingReduce {
 
     /// Runs of local rows with the same number of contributions, what was there included; only where there are others.
     fn contributions(&self) -> Vec<(Range, i64)> {
-        let mut edges: Vec<(i64, i64)> =
-            self.rows.iter().flat_map(|(_, to)| [(to.start, 1), (to.end, -1)]).collect();
+        let mut edges: Vec<(i64, i64)> = self
+            .rows
+            .iter()
+            .flat_map(|(_, to)| [(to.start, 1), (to.end, -1)])
+            .collect();
         edges.sort_unstable();
         let (mut runs, mut count, mut at) = (Vec::new(), 0, 0);
         for (row, change) in edges {

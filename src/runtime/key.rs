@@ -23,11 +23,29 @@ impl Request {
     /// Everything that decides whether two requests are the same, the mask apart.
     fn settings(&self) -> impl PartialEq + Hash {
         let c = &self.config;
-        let allocator = c.allocator.map(|Allocator { alloc, free, userdata }| {
-            (alloc as usize, free as usize, userdata as usize)
-        });
-        let plan = (c.chunk_size, c.min_chunks_per_rank, c.placement, c.degree_forward, c.degree_backward);
-        (self.shape, plan, c.backward_high_precision_reduce, c.dsink_reduce, c.sanity_check, c.cache_size, allocator)
+        let allocator = c.allocator.map(
+            |Allocator {
+                 alloc,
+                 free,
+                 userdata,
+             }| { (alloc as usize, free as usize, userdata as usize) },
+        );
+        let plan = (
+            c.chunk_size,
+            c.min_chunks_per_rank,
+            c.placement,
+            c.degree_forward,
+            c.degree_backward,
+        );
+        (
+            self.shape,
+            plan,
+            c.backward_high_precision_reduce,
+            c.dsink_reduce,
+            c.sanity_check,
+            c.cache_size,
+            allocator,
+        )
     }
 
     /// For finding it in the cache of this process only.
@@ -41,7 +59,8 @@ impl Request {
 
 impl PartialEq for Request {
     fn eq(&self, other: &Request) -> bool {
-        self.settings() == other.settings() && (Arc::ptr_eq(&self.mask, &other.mask) || self.mask == other.mask)
+        self.settings() == other.settings()
+            && (Arc::ptr_eq(&self.mask, &other.mask) || self.mask == other.mask)
     }
 }
 
@@ -64,19 +83,34 @@ pub struct Key {
 impl Key {
     /// Plans `mask` for the ranks of `context`, or takes the plan of an equal request from its cache. No communication.
     /// With `config.sanity_check` the plan is verified.
-    pub fn create(context: &Arc<Context>, mask: &Arc<Mask>, shape: AttnShape, config: Config) -> Result<Arc<Key>> {
+    pub fn create(
+        context: &Arc<Context>,
+        mask: &Arc<Mask>,
+        shape: AttnShape,
+        config: Config,
+    ) -> Result<Arc<Key>> {
         let mut session = context.enter()?;
-        let request = Request { mask: Arc::clone(mask), shape, config };
+        let request = Request {
+            mask: Arc::clone(mask),
+            shape,
+            config,
+        };
         let hash = request.hash();
         let data = match session.state.cache.find(hash, &request) {
             Some(data) => data,
             None => {
                 let data = Arc::new(KeyData::new(context, request)?);
-                session.state.cache.insert(hash, Arc::clone(&data), config.cache_size);
+                session
+                    .state
+                    .cache
+                    .insert(hash, Arc::clone(&data), config.cache_size);
                 data
             }
         };
-        Ok(Arc::new(Key { context: Arc::clone(context), data }))
+        Ok(Arc::new(Key {
+            context: Arc::clone(context),
+            data,
+        }))
     }
 
     /// The communicator it was made on.
@@ -138,7 +172,12 @@ impl Key {
     /// Global position of every local token of `side`, ascending.
     pub fn position_ids(&self, side: Side) -> Result<Vec<i64>> {
         self.context.check_open()?;
-        Ok(self.placement(side).runs(self.context.rank()).iter().flat_map(|r| r.start..r.end).collect())
+        Ok(self
+            .placement(side)
+            .runs(self.context.rank())
+            .iter()
+            .flat_map(|r| r.start..r.end)
+            .collect())
     }
 
     /// What the plan comes to over all ranks. Made at the first call.
@@ -175,6 +214,13 @@ impl KeyData {
         let dims = Dims::new(&plan, shape, config);
         let workspace_bytes = workspace::bytes(&dims)?;
         let (prepared, stats) = (AtomicBool::new(false), OnceLock::new());
-        Ok(KeyData { request, plan, dims, prepared, workspace_bytes, stats })
+        Ok(KeyData {
+            request,
+            plan,
+            dims,
+            prepared,
+            workspace_bytes,
+            stats,
+        })
     }
 }

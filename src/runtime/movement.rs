@@ -12,7 +12,9 @@ use crate::types::{Error, Piece, Range, Result, Side, Status, Tensor};
 /// Who owns what in the plan's layout.
 fn layout(key: &Key, side: Side) -> Ownership {
     let placement = key.placement(side);
-    (0..key.context().size()).map(|r| placement.runs(r).clone()).collect()
+    (0..key.context().size())
+        .map(|r| placement.runs(r).clone())
+        .collect()
 }
 
 /// `local_x[i] = x[position i]`: x `[total, ..]`, local_x `[local tokens, ..]`. No communication.
@@ -24,7 +26,14 @@ pub fn dispatch(key: &Key, side: Side, x: Tensor, local_x: Tensor, stream: Strea
 }
 
 /// Gathers every rank's `local_x` into `x` in global order, on every rank. Collective. `names` are the parameters'.
-pub fn undispatch(key: &Key, side: Side, local_x: Tensor, x: Tensor, names: [&str; 2], stream: Stream) -> Result<()> {
+pub fn undispatch(
+    key: &Key,
+    side: Side,
+    local_x: Tensor,
+    x: Tensor,
+    names: [&str; 2],
+    stream: Stream,
+) -> Result<()> {
     check::movement(key, side, &[(names[1], &x)], &[(names[0], &local_x)], stream)?;
     check::written(&[(names[1], &x)], &[(names[0], &local_x)])?;
     let session = key.collective(stream)?;
@@ -34,7 +43,13 @@ pub fn undispatch(key: &Key, side: Side, local_x: Tensor, x: Tensor, names: [&st
 }
 
 /// Gradient of undispatch when every rank holds the full gradient: picks this rank's tokens.
-pub fn undispatch_backward_full(key: &Key, side: Side, dx: Tensor, dlocal_x: Tensor, stream: Stream) -> Result<()> {
+pub fn undispatch_backward_full(
+    key: &Key,
+    side: Side,
+    dx: Tensor,
+    dlocal_x: Tensor,
+    stream: Stream,
+) -> Result<()> {
     check::movement(key, side, &[("dx", &dx)], &[("dlocal_x", &dlocal_x)], stream)?;
     let session = key.context().enter()?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
@@ -43,10 +58,19 @@ pub fn undispatch_backward_full(key: &Key, side: Side, dx: Tensor, dlocal_x: Ten
 
 /// Gradient of undispatch when each rank holds a part of it: the sum over ranks of their `dx`, for this rank's tokens,
 /// added in rank order in the accumulator type. Collective.
-pub fn undispatch_backward_partial(key: &Key, side: Side, dx: Tensor, dlocal_x: Tensor, stream: Stream) -> Result<()> {
+pub fn undispatch_backward_partial(
+    key: &Key,
+    side: Side,
+    dx: Tensor,
+    dlocal_x: Tensor,
+    stream: Stream,
+) -> Result<()> {
     check::movement(key, side, &[("dx", &dx)], &[("dlocal_x", &dlocal_x)], stream)?;
     if !dx.dtype().is_attention() {
-        let message = format!("dx has dtype {}; partial gradients must be f64, f32, bf16 or f16", dx.dtype().name());
+        let message = format!(
+            "dx has dtype {}; partial gradients must be f64, f32, bf16 or f16",
+            dx.dtype().name()
+        );
         return Err(Error::new(Status::DtypeMismatch, message));
     }
     let session = key.collective(stream)?;
@@ -62,25 +86,48 @@ pub fn undispatch_backward_partial(key: &Key, side: Side, dx: Tensor, dlocal_x: 
     let mut recvs = Vec::new();
     for peer in (0..world).filter(|&p| p != rank) {
         let runs = key.placement(side).runs(peer);
-        sends.extend(runs.iter().map(|&rows| Piece { peer: peer as u32, rows }));
+        sends.extend(runs.iter().map(|&rows| Piece {
+            peer: peer as u32,
+            rows,
+        }));
         let mut at = peer as i64 * mine;
         for run in own.iter() {
-            recvs.push(Piece { peer: peer as u32, rows: Range::new(at, at + run.len()) });
+            recvs.push(Piece {
+                peer: peer as u32,
+                rows: Range::new(at, at + run.len()),
+            });
             at += run.len();
         }
     }
-    let lanes = [Lane { tensor: source, pieces: &sends }, Lane { tensor: staging, pieces: &recvs }];
+    let lanes = [
+        Lane {
+            tensor: source,
+            pieces: &sends,
+        },
+        Lane {
+            tensor: staging,
+            pieces: &recvs,
+        },
+    ];
     let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
     context.comm().finish(ticket, stream)?;
 
     let backend = context.backend();
-    backend.range_gather(source, own.as_slice(), staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine))?;
+    backend.range_gather(
+        source,
+        own.as_slice(),
+        staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine),
+    )?;
     let mut shape = dlocal_x.shape().to_vec();
     shape[0] = mine;
     let mut sum = Scratch::new(dx.dtype().accumulator(), shape)?;
     let total = sum.tensor();
     for r in 0..world as i64 {
-        backend.range_reduce(staging.rows(r * mine, (r + 1) * mine), total, &[Range::new(0, mine)])?;
+        backend.range_reduce(
+            staging.rows(r * mine, (r + 1) * mine),
+            total,
+            &[Range::new(0, mine)],
+        )?;
     }
     backend.cast(total, dlocal_x, false)
 }
@@ -88,16 +135,36 @@ pub fn undispatch_backward_partial(key: &Key, side: Side, dx: Tensor, dlocal_x: 
 /// From contiguous shares to the plan's layout. Collective.
 pub fn dispatch_sharded(key: &Key, side: Side, share: Tensor, local_x: Tensor, stream: Stream) -> Result<()> {
     let shares = shares_of(key, side);
-    check::sharded(key, side, shares[key.context().rank()].tokens(), &share, &local_x, stream)?;
+    check::sharded(
+        key,
+        side,
+        shares[key.context().rank()].tokens(),
+        &share,
+        &local_x,
+        stream,
+    )?;
     check::written(&[("local_x", &local_x)], &[("share", &share)])?;
     let session = key.collective(stream)?;
     redistribute(&session, &shares, &layout(key, side), &share, &local_x, stream)
 }
 
 /// From the plan's layout to contiguous shares. Collective.
-pub fn undispatch_sharded(key: &Key, side: Side, local_x: Tensor, share: Tensor, stream: Stream) -> Result<()> {
+pub fn undispatch_sharded(
+    key: &Key,
+    side: Side,
+    local_x: Tensor,
+    share: Tensor,
+    stream: Stream,
+) -> Result<()> {
     let shares = shares_of(key, side);
-    check::sharded(key, side, shares[key.context().rank()].tokens(), &share, &local_x, stream)?;
+    check::sharded(
+        key,
+        side,
+        shares[key.context().rank()].tokens(),
+        &share,
+        &local_x,
+        stream,
+    )?;
     check::written(&[("share", &share)], &[("local_x", &local_x)])?;
     let session = key.collective(stream)?;
     redistribute(&session, &layout(key, side), &shares, &local_x, &share, stream)
@@ -113,7 +180,10 @@ fn dense(session: &Session<'_>, t: &Tensor, scratch: &mut Scratch) -> Result<Ten
         return Ok(*t);
     }
     let copy = scratch.tensor();
-    session.context().backend().range_gather(*t, &[Range::new(0, t.tokens())], copy)?;
+    session
+        .context()
+        .backend()
+        .range_gather(*t, &[Range::new(0, t.tokens())], copy)?;
     Ok(copy)
 }
 
@@ -132,7 +202,16 @@ fn redistribute(
     let mut unpacked = Scratch::rows_like(if to.is_dense() { 0 } else { to.tokens() }, to)?;
     let source = dense(session, from, &mut packed)?;
     let target = if to.is_dense() { *to } else { unpacked.tensor() };
-    let lanes = [Lane { tensor: source, pieces: &plan.sends }, Lane { tensor: target, pieces: &plan.recvs }];
+    let lanes = [
+        Lane {
+            tensor: source,
+            pieces: &plan.sends,
+        },
+        Lane {
+            tensor: target,
+            pieces: &plan.recvs,
+        },
+    ];
     let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
     for (old_rows, new_rows) in &plan.keeps {
         backend.range_gather(source, &[*old_rows], target.rows(new_rows.start, new_rows.end))?;

@@ -51,12 +51,19 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
     // The reservation's outcome travels along, so that no rank waits for one that had to give up.
     let all = session.context().comm().all_gather(&mine.to_bytes(), stream)?;
     let words: Vec<Word> = all.iter().filter_map(|b| Word::from_bytes(b)).collect();
-    if words.len() != all.len() || words.iter().any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash)) {
+    if words.len() != all.len()
+        || words
+            .iter()
+            .any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash))
+    {
         return Err(mismatch(&all, &words));
     }
     reserved?;
     if let Some(peer) = words.iter().position(|w| w.reserved != 0) {
-        let message = format!("rank {peer} could not take its workspace (status {})", words[peer].reserved);
+        let message = format!(
+            "rank {peer} could not take its workspace (status {})",
+            words[peer].reserved
+        );
         return Err(Error::new(Status::OutOfMemory, message));
     }
     data.prepared.store(true, Ordering::Release);
@@ -83,7 +90,11 @@ fn mismatch(all: &[Vec<u8>], words: &[Word]) -> Error {
         let separator = if told.len() == 1 { "" } else { ";" };
         let (list, call) = (ranks.join(", "), w.comparison);
         // Writing to a String cannot fail.
-        let _ = write!(message, "{separator} {plural} {list} compared plan {:#018x} as number {call}", w.hash);
+        let _ = write!(
+            message,
+            "{separator} {plural} {list} compared plan {:#018x} as number {call}",
+            w.hash
+        );
     }
     Error::new(Status::PlanMismatch, message)
 }

@@ -33,7 +33,10 @@ fn common(a: &Ranges, b: &Ranges) -> Vec<(Range, Range)> {
     while i < ra.len() && j < rb.len() {
         let meet = ra[i].intersect(&rb[j]);
         if !meet.is_empty() {
-            out.push((meet.shift(from_a[i] - ra[i].start), meet.shift(from_b[j] - rb[j].start)));
+            out.push((
+                meet.shift(from_a[i] - ra[i].start),
+                meet.shift(from_b[j] - rb[j].start),
+            ));
         }
         if ra[i].end <= rb[j].end { i += 1 } else { j += 1 }
     }
@@ -43,11 +46,26 @@ fn common(a: &Ranges, b: &Ranges) -> Vec<(Range, Range)> {
 impl Redistribution {
     /// What `rank` does so that every rank ends up with the rows that `new` gives it, taken from `old`.
     pub fn new(rank: usize, old: &Ownership, new: &Ownership) -> Redistribution {
-        let mut plan = Redistribution { sends: Vec::new(), recvs: Vec::new(), keeps: common(&old[rank], &new[rank]) };
+        let mut plan = Redistribution {
+            sends: Vec::new(),
+            recvs: Vec::new(),
+            keeps: common(&old[rank], &new[rank]),
+        };
         for peer in (0..old.len()).filter(|&p| p != rank) {
-            let piece = |rows| Piece { peer: peer as u32, rows };
-            plan.sends.extend(common(&old[rank], &new[peer]).into_iter().map(|(mine, _)| piece(mine)));
-            plan.recvs.extend(common(&old[peer], &new[rank]).into_iter().map(|(_, mine)| piece(mine)));
+            let piece = |rows| Piece {
+                peer: peer as u32,
+                rows,
+            };
+            plan.sends.extend(
+                common(&old[rank], &new[peer])
+                    .into_iter()
+                    .map(|(mine, _)| piece(mine)),
+            );
+            plan.recvs.extend(
+                common(&old[peer], &new[rank])
+                    .into_iter()
+                    .map(|(_, mine)| piece(mine)),
+            );
         }
         plan
     }
@@ -57,7 +75,9 @@ impl Redistribution {
 pub(super) fn shares(total: i64, world: usize) -> Ownership {
     let (each, extra) = (total / world as i64, total % world as i64);
     let start = |r: i64| r * each + r.min(extra);
-    (0..world as i64).map(|r| Ranges::from_iter([Range::new(start(r), start(r + 1))])).collect()
+    (0..world as i64)
+        .map(|r| Ranges::from_iter([Range::new(start(r), start(r + 1))]))
+        .collect()
 }
 
 /// Every rank holds all `total` rows.
@@ -73,7 +93,9 @@ mod tests {
     /// A partition of `total` tokens over `world` ranks, drawn token by token.
     fn partition(owners: &[usize], world: usize) -> Ownership {
         let of = |r| owners.iter().enumerate().filter(move |&(_, &o)| o == r);
-        (0..world).map(|r| of(r).map(|(t, _)| Range::new(t as i64, t as i64 + 1)).collect()).collect()
+        (0..world)
+            .map(|r| of(r).map(|(t, _)| Range::new(t as i64, t as i64 + 1)).collect())
+            .collect()
     }
 
     fn tokens(runs: &Ranges) -> Vec<i64> {

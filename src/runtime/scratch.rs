@@ -24,7 +24,10 @@ impl Scratch {
         let count = (elements * dtype.size()).div_ceil(8);
         let mut words = Vec::new();
         words.try_reserve_exact(count).map_err(|_| {
-            Error::new(Status::OutOfMemory, format!("no memory for a scratch tensor of {} bytes", count * 8))
+            Error::new(
+                Status::OutOfMemory,
+                format!("no memory for a scratch tensor of {} bytes", count * 8),
+            )
         })?;
         words.resize(count, 0);
         Ok(Scratch { words, dtype, shape })
@@ -33,7 +36,14 @@ impl Scratch {
     /// The tensor, good while the scratch lives.
     pub fn tensor(&mut self) -> Tensor {
         // SAFETY: the words hold every element, and are touched through this tensor only until the scratch is dropped.
-        unsafe { Tensor::dense(self.words.as_mut_ptr().cast(), self.dtype, Device::Cpu, &self.shape) }
+        unsafe {
+            Tensor::dense(
+                self.words.as_mut_ptr().cast(),
+                self.dtype,
+                Device::Cpu,
+                &self.shape,
+            )
+        }
     }
 
     /// The tensor's bytes.
@@ -47,6 +57,8 @@ impl Scratch {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let elements: usize = self.shape.iter().map(|&n| n as usize).product();
         // SAFETY: as in `bytes`; any bytes are valid words.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), elements * self.dtype.size()) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), elements * self.dtype.size())
+        }
     }
 }

@@ -6,7 +6,8 @@ use super::scratch::Scratch;
 use crate::backend::{Backend, BackwardArgs, CpuBackend, ForwardArgs};
 use crate::device::{Carver, Stream};
 use crate::types::{
-    AttnShape, DType, Device, Error, Mask, MaskType, Range, Result, Slice, StageSlice, Status, Tensor, TypedSlice,
+    AttnShape, DType, Device, Error, Mask, MaskType, Range, Result, Slice, StageSlice, Status, Tensor,
+    TypedSlice,
 };
 
 /// A mask as tensors on the device. Ranges are clamped to the totals before the type's diagonals are laid through their
@@ -58,12 +59,22 @@ pub struct Options {
 fn shape_of(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<AttnShape> {
     for (name, t) in [("args.q", q), ("args.k", k), ("args.v", v)] {
         if t.shape().len() != 3 {
-            let message = format!("{name} has {} dimensions; it must have 3: [tokens, heads, head_dim]", t.shape().len());
+            let message = format!(
+                "{name} has {} dimensions; it must have 3: [tokens, heads, head_dim]",
+                t.shape().len()
+            );
             return Err(Error::new(Status::ShapeMismatch, message));
         }
     }
     let (heads_q, heads_kv) = (q.shape()[1], k.shape()[1]);
-    AttnShape { heads_q, heads_kv, head_dim: q.shape()[2], head_dim_v: v.shape()[2], dtype: q.dtype() }.validate()
+    AttnShape {
+        heads_q,
+        heads_kv,
+        head_dim: q.shape()[2],
+        head_dim_v: v.shape()[2],
+        dtype: q.dtype(),
+    }
+    .validate()
 }
 
 /// The CPU backend, unless something was asked for that needs a GPU.
@@ -80,27 +91,45 @@ fn backend_for(options: &Options) -> Result<CpuBackend> {
 fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Extents> {
     let shape = shape_of(q, k, v)?;
     Ok(match source {
-        Source::Mask(m) => Extents { tokens_q: m.total_q(), tokens_k: m.total_k(), shape },
-        Source::Ranges(_) => Extents { tokens_q: q.tokens(), tokens_k: k.tokens(), shape },
+        Source::Mask(m) => Extents {
+            tokens_q: m.total_q(),
+            tokens_k: m.total_k(),
+            shape,
+        },
+        Source::Ranges(_) => Extents {
+            tokens_q: q.tokens(),
+            tokens_k: k.tokens(),
+            shape,
+        },
     })
 }
 
 /// Integers of a host tensor `[n]` or `[n, 2]`, dense.
 fn integers(name: &str, t: &Tensor, shape: &[i64]) -> Result<Vec<i32>> {
     if t.device() != Device::Cpu {
-        let message = format!("{name} lies on {:?}; the other tensors are in host memory", t.device());
+        let message = format!(
+            "{name} lies on {:?}; the other tensors are in host memory",
+            t.device()
+        );
         return Err(Error::new(Status::DeviceMismatch, message));
     }
     t.expect_dtype(name, DType::I32)?;
     t.expect_shape(name, shape)?;
     let mut copy = Scratch::new(DType::I32, shape.to_vec())?;
     CpuBackend::new().range_gather(*t, &[Range::new(0, t.tokens())], copy.tensor())?;
-    Ok(copy.bytes().chunks_exact(4).map(|b| i32::from_ne_bytes(b.try_into().unwrap_or_default())).collect())
+    Ok(copy
+        .bytes()
+        .chunks_exact(4)
+        .map(|b| i32::from_ne_bytes(b.try_into().unwrap_or_default()))
+        .collect())
 }
 
 /// The slices to compute.
 fn slices(source: &Source<'_>, e: &Extents) -> Result<Vec<StageSlice>> {
-    let local = |slice: &Slice| StageSlice { slice: *slice, source: 0 };
+    let local = |slice: &Slice| StageSlice {
+        slice: *slice,
+        source: 0,
+    };
     let lists = match source {
         Source::Mask(m) => return Ok(m.slices().iter().map(local).collect()),
         Source::Ranges(lists) => lists,
@@ -131,19 +160,28 @@ struct Space {
 impl Space {
     fn over(options: &Options, needed: usize) -> Result<Space> {
         if options.workspace_bytes < needed {
-            let message =
-                format!("options.workspace_size is {}; this call needs {needed} bytes", options.workspace_bytes);
+            let message = format!(
+                "options.workspace_size is {}; this call needs {needed} bytes",
+                options.workspace_bytes
+            );
             return Err(Error::new(Status::BufferTooSmall, message));
         }
         let bytes = if needed == 0 { 0 } else { options.workspace_bytes };
-        let base = if needed == 0 { std::ptr::null_mut() } else { options.workspace };
+        let base = if needed == 0 {
+            std::ptr::null_mut()
+        } else {
+            options.workspace
+        };
         let carver =
             Carver::over(base, bytes).map_err(|e| Error::new(e.status, format!("options.{}", e.message)))?;
         Ok(Space { carver })
     }
 
     fn like(carver: &mut Carver, dtype: DType, shape: &[i64]) -> Result<Tensor> {
-        let bytes = shape.iter().try_fold(dtype.size(), |b, &n| b.checked_mul(n as usize)).unwrap_or(usize::MAX);
+        let bytes = shape
+            .iter()
+            .try_fold(dtype.size(), |b, &n| b.checked_mul(n as usize))
+            .unwrap_or(usize::MAX);
         let data = carver.take(bytes)?;
         // SAFETY: the carver gave `bytes` bytes of the caller's workspace to this tensor alone, for this call; while
         // measuring the pointer is null and the tensor is dropped unused.
@@ -155,9 +193,14 @@ impl Space {
 fn carve_forward(a: &Forward, s: &AttnShape, carver: &mut Carver) -> Result<(Tensor, Tensor)> {
     let acc = s.dtype.accumulator();
     let tokens = a.q.tokens();
-    let out =
-        if a.out.dtype() == acc { a.out } else { Space::like(carver, acc, &[tokens, s.heads_q, s.head_dim_v])? };
-    let lse = a.lse.map_or_else(|| Space::like(carver, acc, &[tokens, s.heads_q]), Ok)?;
+    let out = if a.out.dtype() == acc {
+        a.out
+    } else {
+        Space::like(carver, acc, &[tokens, s.heads_q, s.head_dim_v])?
+    };
+    let lse = a
+        .lse
+        .map_or_else(|| Space::like(carver, acc, &[tokens, s.heads_q]), Ok)?;
     Ok((out, lse))
 }
 
@@ -165,7 +208,13 @@ fn carve_forward(a: &Forward, s: &AttnShape, carver: &mut Carver) -> Result<(Ten
 fn carve_backward(a: &Backward, s: &AttnShape, carver: &mut Carver) -> Result<[Tensor; 5]> {
     let acc = s.dtype.accumulator();
     let delta = Space::like(carver, acc, &[a.q.tokens(), s.heads_q])?;
-    let mut running = |t: &Tensor| if t.dtype() == acc { Ok(*t) } else { Space::like(carver, acc, t.shape()) };
+    let mut running = |t: &Tensor| {
+        if t.dtype() == acc {
+            Ok(*t)
+        } else {
+            Space::like(carver, acc, t.shape())
+        }
+    };
     let (dq, dk, dv) = (running(&a.dq)?, running(&a.dk)?, running(&a.dv)?);
     let dsink = match a.dsink {
         Some(t) if a.accumulate_dsink => Space::like(carver, acc, t.shape())?,
@@ -228,10 +277,15 @@ fn check_accumulate(a: &Forward, s: &AttnShape) -> Result<()> {
     let acc = s.dtype.accumulator();
     a.out.expect_dtype("args.out (options.accumulate is set)", acc)?;
     if a.lse.is_none() {
-        return Err(Error::new(Status::NullPointer, "args.lse is NULL; options.accumulate needs the earlier lse"));
+        return Err(Error::new(
+            Status::NullPointer,
+            "args.lse is NULL; options.accumulate needs the earlier lse",
+        ));
     }
     if a.sink.is_some() {
-        return Err(Error::argument("args.sink is given with options.accumulate; the earlier result holds the sink"));
+        return Err(Error::argument(
+            "args.sink is given with options.accumulate; the earlier result holds the sink",
+        ));
     }
     Ok(())
 }
@@ -242,7 +296,9 @@ pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Str
     check::backward(a, &e, stream)?;
     let backend = backend_for(options)?;
     if options.accumulate {
-        return Err(Error::argument("options.accumulate is for forward; backward takes MAGI_ACCUMULATE_* in args.flags"));
+        return Err(Error::argument(
+            "options.accumulate is for forward; backward takes MAGI_ACCUMULATE_* in args.flags",
+        ));
     }
     let slices = slices(&source, &e)?;
     let mut space = Space::over(options, backward_workspace(a, options)?)?;
@@ -254,7 +310,11 @@ pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Str
             backend.range_reduce(own_dsink, dsink, &[Range::new(0, dsink.tokens())])?;
         }
     }
-    let outputs = [(dq, a.dq, a.accumulate_dq), (dk, a.dk, a.accumulate_dk), (dv, a.dv, a.accumulate_dv)];
+    let outputs = [
+        (dq, a.dq, a.accumulate_dq),
+        (dk, a.dk, a.accumulate_dk),
+        (dv, a.dv, a.accumulate_dv),
+    ];
     for (running, target, add) in &outputs {
         if running.dtype() != target.dtype() || !add {
             backend.fill_zero(*running)?;

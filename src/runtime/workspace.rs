@@ -31,9 +31,15 @@ pub(super) struct PassDims {
 
 impl PassDims {
     fn new(pass: &Pass) -> PassDims {
-        let most = |f: fn(&crate::types::Transfer) -> i64| pass.stages.iter().map(|s| f(&s.transfer)).max().unwrap_or(0);
+        let most = |f: fn(&crate::types::Transfer) -> i64| {
+            pass.stages.iter().map(|s| f(&s.transfer)).max().unwrap_or(0)
+        };
         let fetching = pass.stages.iter().filter(|s| s.transfer.recv_rows > 0).count();
-        PassDims { recv_rows: most(|t| t.recv_rows), send_rows: most(|t| t.send_rows()), buffers: fetching.min(2) }
+        PassDims {
+            recv_rows: most(|t| t.recv_rows),
+            send_rows: most(|t| t.send_rows()),
+            buffers: fetching.min(2),
+        }
     }
 }
 
@@ -41,7 +47,11 @@ impl Dims {
     /// The sizes of `plan` for its rank.
     pub fn new(plan: &Plan, shape: &AttnShape, config: &Config) -> Dims {
         let (placement, rank) = (&plan.placement, plan.rank);
-        let wire = if config.backward_high_precision_reduce { shape.dtype.accumulator() } else { shape.dtype };
+        let wire = if config.backward_high_precision_reduce {
+            shape.dtype.accumulator()
+        } else {
+            shape.dtype
+        };
         Dims {
             tokens_q: placement.side(Side::Q).tokens(rank),
             tokens_k: placement.side(Side::K).tokens(rank),
@@ -96,7 +106,10 @@ struct Layout<'a> {
 
 impl Layout<'_> {
     fn tensor(&mut self, dtype: DType, shape: &[i64]) -> Result<Tensor> {
-        let bytes = shape.iter().try_fold(dtype.size(), |b, &n| b.checked_mul(n as usize)).unwrap_or(usize::MAX);
+        let bytes = shape
+            .iter()
+            .try_fold(dtype.size(), |b, &n| b.checked_mul(n as usize))
+            .unwrap_or(usize::MAX);
         let data = self.carver.take(bytes)?;
         // SAFETY: the carver gave `bytes` bytes to this tensor alone, for as long as its block lives; while measuring
         // the pointer is null and the tensor is dropped unused.
@@ -137,10 +150,17 @@ impl BackwardSpace {
         let packed_rows = if pass.send_rows > 0 { dims.tokens_k } else { 0 };
         // A stage's reduction runs while the next stage is computed, so these come in twos like the receive buffers;
         // and a rank that receives nothing may still be sent gradients of what it sent.
-        let buffers = if pass.recv_rows > 0 || pass.send_rows > 0 { 2 } else { 0 };
+        let buffers = if pass.recv_rows > 0 || pass.send_rows > 0 {
+            2
+        } else {
+            0
+        };
         let partial = layout.pairs(buffers, acc, pass.recv_rows, s)?;
-        let wire =
-            if dims.wire == acc { partial.clone() } else { layout.pairs(buffers, dims.wire, pass.recv_rows, s)? };
+        let wire = if dims.wire == acc {
+            partial.clone()
+        } else {
+            layout.pairs(buffers, dims.wire, pass.recv_rows, s)?
+        };
         Ok(BackwardSpace {
             dq: layout.tensor(acc, &[dims.tokens_q, s.heads_q, s.head_dim])?,
             local: layout.pair(acc, dims.tokens_k, s)?,

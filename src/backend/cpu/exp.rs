@@ -86,22 +86,3 @@ pub(super) unsafe fn tanh<V: Vector>(y: V) -> (V, V) {
         (y.select_ge(zero, t, zero.sub(t)), slope)
     }
 }
-
-/// exp of every element, in place; a length that is no multiple of the vector's goes through a padded copy.
-///
-/// # Safety
-/// The processor has the instructions of `V`.
-#[inline(always)]
-pub(super) unsafe fn exp_all<V: Vector>(x: &mut [f64]) {
-    let mut chunks = x.chunks_exact_mut(V::LANES);
-    for chunk in &mut chunks {
-        // SAFETY: the chunk has LANES elements.
-        unsafe { exp(V::load(chunk.as_ptr())).store(chunk.as_mut_ptr()) };
-    }
-    let rest = chunks.into_remainder();
-    let mut padded = [0.0; 8];
-    padded[..rest.len()].copy_from_slice(rest);
-    // SAFETY: a vector has at most 8 lanes.
-    unsafe { exp(V::load(padded.as_ptr())).store(padded.as_mut_ptr()) };
-    rest.copy_from_slice(&padded[..rest.len()]);
-}

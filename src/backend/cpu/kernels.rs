@@ -4,7 +4,7 @@ use super::product::{Bounds, Product};
 use super::rows::{Queries, Running};
 use std::sync::OnceLock;
 
-/// One compiled set: the generic functions of the same name in `product`, `rows` and `exp`.
+/// One compiled set: the generic functions of the same name in `product` and `rows`.
 pub(super) struct Kernels {
     scores: unsafe fn(&mut Product<'_>),
     accumulate: unsafe fn(&mut Product<'_>, bool),
@@ -12,7 +12,6 @@ pub(super) struct Kernels {
     scale: unsafe fn(&mut [f64], f64),
     gradient_row: unsafe fn(&mut [f64], &mut [f64], &Queries<'_>, Bounds, f64),
     gradient_columns: unsafe fn(&mut [f64], &mut [f64], &Queries<'_>, Bounds, f64),
-    exp: unsafe fn(&mut [f64]),
 }
 
 /// A module that holds the generic kernels compiled with the named features. `$rows` is the height of a tile: as many
@@ -20,7 +19,7 @@ pub(super) struct Kernels {
 macro_rules! kernels {
     ($module:ident, $vector:ty, $rows:literal, $(#[$feature:meta])?) => {
         mod $module {
-            use super::super::{exp, product, rows};
+            use super::super::{product, rows};
             use super::{Bounds, Kernels, Product, Queries, Running};
 
             // SAFETY (of all blocks below): whoever calls made the promises of the generic function, among them that
@@ -55,11 +54,6 @@ macro_rules! kernels {
                 // SAFETY: as above.
                 unsafe { rows::gradient::<$vector, true>(s, dp, q, b, cap) }
             }
-            $(#[$feature])?
-            unsafe fn exp(x: &mut [f64]) {
-                // SAFETY: as above.
-                unsafe { exp::exp_all::<$vector>(x) }
-            }
 
             pub(super) static KERNELS: Kernels = Kernels {
                 scores,
@@ -68,7 +62,6 @@ macro_rules! kernels {
                 scale,
                 gradient_row,
                 gradient_columns,
-                exp,
             };
         }
     };
@@ -146,17 +139,28 @@ impl Kernels {
         // SAFETY: as above.
         unsafe { (self.gradient_columns)(s, dp, q, bounds, cap) }
     }
-
-    /// exp of every element.
-    pub fn exp(&self, x: &mut [f64]) {
-        // SAFETY: as above; any slice will do.
-        unsafe { (self.exp)(x) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// exp of every element, by way of the probabilities of queries with lse 0.
+    fn exp(kernels: &Kernels, x: &mut [f64]) {
+        let mut s = x.to_vec();
+        s.resize(x.len().next_multiple_of(8), 0.0);
+        let mut dp = vec![0.0; s.len()];
+        let queries = Queries {
+            lse: &[0.0],
+            delta: &[0.0],
+        };
+        let bounds = Bounds {
+            lo: 0,
+            hi: x.len() as u32,
+        };
+        kernels.gradient_row(&mut s, &mut dp, &queries, bounds, 0.0);
+        x.copy_from_slice(&dp[..x.len()]);
+    }
 
     #[test]
     fn exp_agrees_with_the_library() {
@@ -164,7 +168,7 @@ mod tests {
             let mut x: Vec<f64> = (0..200_001).map(|i| f64::from(i - 100_000) * 0.007_079).collect();
             x.extend((0..1000).map(|i| -f64::from(i) * 1e-9));
             let want: Vec<f64> = x.iter().map(|x| x.exp()).collect();
-            kernels.exp(&mut x);
+            exp(kernels, &mut x);
             for (got, want) in x.iter().zip(&want) {
                 assert!(
                     (got - want).abs() <= 3e-16 * want || *want < 1e-307,
@@ -182,7 +186,7 @@ mod tests {
                 f64::NAN,
                 -0.0,
             ];
-            kernels.exp(&mut edges);
+            exp(kernels, &mut edges);
             assert_eq!(&edges[..4], &[0.0, 0.0, 0.0, 1.0]);
             assert!((edges[4] / 709.78f64.exp() - 1.0).abs() < 1e-15);
             assert_eq!(&edges[5..7], &[f64::INFINITY; 2]);
