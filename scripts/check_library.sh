@@ -26,10 +26,10 @@ absent="$(comm -23 <(echo "$declared") <(echo "$exported"))"
 soname="$(readelf -d "$library" | sed -n 's/.*Library soname: \[\(.*\)\]/\1/p')"
 [ "$soname" = libmagi_attn.so.0 ] || complain "SONAME is '$soname', must be libmagi_attn.so.0"
 
-# libm, libpthread, libdl and the loader are parts of glibc.
+# The loader is part of glibc, and named where thread-local storage is used. Old C libraries keep threads and dl apart.
 for needed in $(readelf -d "$library" | sed -n 's/.*Shared library: \[\(.*\)\]/\1/p'); do
     case "$needed" in
-    libc.so.6 | libm.so.6 | libpthread.so.0 | libdl.so.2 | ld-linux-*.so.* | libgcc_s.so.1) ;;
+    libc.so.6 | libpthread.so.0 | libdl.so.2 | ld-linux-*.so.* | libgcc_s.so.1) ;;
     *) complain "needs $needed" ;;
     esac
     echo "needs $needed"

@@ -145,6 +145,39 @@ fn broadcast_inputs() {
     assert!(distance(&out.values(), &want.out) < 1e-12 && distance(&lse.values(), &want.lse) < 1e-12);
 }
 
+#[test]
+fn poison_of_a_query_stays_with_the_keys_it_sees() {
+    // Causal: query 40 is NaN. Keys behind 40 must not notice.
+    let causal = TypedSlice {
+        q: Range::new(0, 64),
+        k: Range::new(0, 64),
+        mask_type: MaskType::Causal,
+    };
+    let mask = Mask::new(&[causal], 64, 64).unwrap();
+    let mut r = Random(25);
+    let s = shape(2, 1, 16, 16, DType::F64);
+    let mut o = operands(&mut r, &mask, &s);
+    let clean = compute(&mask, &o, &s, PLAIN);
+    o.q[(40 * 2 + 1) * 16 + 3] = f64::NAN;
+    let got = compute(&mask, &o, &s, PLAIN);
+    let rows = 41 * 16..;
+    assert!(distance(&got.dk[rows.clone()], &clean.dk[rows.clone()]) < 1e-12);
+    assert!(distance(&got.dv[rows.clone()], &clean.dv[rows]) < 1e-12);
+    assert!(
+        got.dk[..41 * 16].iter().all(|x| x.is_nan()),
+        "a NaN that is seen must show"
+    );
+    o.q = vec![1.0; o.q.len()];
+    o.dout[40 * 2 * 16] = f64::INFINITY;
+    let got = compute(&mask, &o, &s, PLAIN);
+    assert!(
+        got.dk[41 * 16..]
+            .iter()
+            .chain(&got.dv[41 * 16..])
+            .all(|x| x.is_finite())
+    );
+}
+
 /// A forward call on 4 tokens that `change` may spoil; outputs are poisoned before it.
 fn refused(change: impl FnOnce(&mut ForwardArgs<'_>, &mut Vec<StageSlice>)) -> Status {
     let (s, dense): (AttnShape, _) = (shape(2, 1, 8, 8, DType::F32), Layout::Dense);
@@ -190,6 +223,11 @@ fn bad_arguments_are_refused_before_anything_is_written() {
     };
     assert_eq!(refused(|_, s| s[0].source = 1), Status::InvalidArgument);
     assert_eq!(refused(|_, s| s[0].source = 2), Status::InvalidArgument);
+    assert_eq!(
+        refused(|a, _| a.v[0] = a.v[0].map(|v| v.rows(0, 3))),
+        Status::ShapeMismatch
+    );
+    assert_eq!(refused(|a, _| a.v[1] = a.v[0]), Status::InvalidArgument);
     assert_eq!(refused(|_, s| s[0].slice.k.end = 5), Status::InvalidRange);
     assert_eq!(refused(|_, s| s[0].slice.q.start = -1), Status::InvalidRange);
     assert_eq!(refused(|a, _| a.shape.heads_q = 4), Status::ShapeMismatch);

@@ -239,7 +239,7 @@ impl Forward {
             }
             self.kernels.scale(out, 1.0 / sum);
             self.out.write(token, head, out);
-            self.lse.set(token, head, max + sum.ln());
+            self.lse.set(token, head, max + libm::log(sum));
         }
     }
 }

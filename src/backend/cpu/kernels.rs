@@ -281,4 +281,44 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn gradients_of_rows_and_columns_agree_with_the_formula() {
+        let value = |i: usize, seed: usize| ((i * 7919 + seed) % 1009) as f64 / 504.0 - 1.0;
+        let lse: Vec<f64> = (0..40).map(|i| value(i, 5)).collect();
+        let delta: Vec<f64> = (0..40).map(|i| value(i, 9)).collect();
+        for kernels in Kernels::available() {
+            for (cap, by_column) in [(0.0, false), (0.0, true), (0.7, false), (0.7, true)] {
+                let raw: Vec<f64> = (0..40).map(|i| value(i, 1)).collect();
+                let dp: Vec<f64> = (0..40).map(|i| value(i, 3)).collect();
+                let (mut s, mut p) = (raw.clone(), dp.clone());
+                // Unseen cells may hold anything.
+                s[1] = f64::NAN;
+                p[38] = f64::NAN;
+                let bounds = Bounds { lo: 2, hi: 37 };
+                let queries = Queries {
+                    lse: &lse,
+                    delta: &delta,
+                };
+                if by_column {
+                    kernels.gradient_columns(&mut s, &mut p, &queries, bounds, cap);
+                } else {
+                    kernels.gradient_row(&mut s, &mut p, &queries, bounds, cap);
+                }
+                for j in 0..40 {
+                    let query = if by_column { j } else { 0 };
+                    let t = raw[j].tanh();
+                    let (logit, slope) = if cap == 0.0 {
+                        (raw[j], 1.0)
+                    } else {
+                        (cap * t, 1.0 - t * t)
+                    };
+                    let seen = if (2..37).contains(&j) { 1.0 } else { 0.0 };
+                    let want = seen * (logit - lse[query]).exp();
+                    assert!((p[j] - want).abs() < 1e-14);
+                    assert!((s[j] - want * (dp[j] - delta[query]) * slope).abs() < 1e-14);
+                }
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::scratch::with_room;
 use super::view::View;
-use crate::types::{AttnShape, Error, Range, Result, Slice, StageSlice, Tensor};
+use crate::types::{AttnShape, DType, Error, Range, Result, Slice, StageSlice, Tensor};
 
 /// Checked queries, keys, values and slices.
 pub(super) struct Problem {
@@ -29,8 +29,9 @@ impl Problem {
     ) -> Result<Problem> {
         let shape = shape.validate()?;
         let q = View::shaped("q", q, &[q.tokens(), shape.heads_q, shape.head_dim], shape.dtype)?;
-        let k = source_views("k", k, shape.heads_kv, shape.head_dim, shape.dtype)?;
-        let v = source_views("v", v, shape.heads_kv, shape.head_dim_v, shape.dtype)?;
+        let rows = k.map(|k| k.map(|k| k.tokens()));
+        let k = source_views("k", k, &rows, shape.heads_kv, shape.head_dim, shape.dtype)?;
+        let v = source_views("v", v, &rows, shape.heads_kv, shape.head_dim_v, shape.dtype)?;
         let mut problem = Problem {
             shape,
             q,
@@ -57,12 +58,12 @@ impl Problem {
             0 | 1 => self.k[usize::from(source)].zip(self.v[usize::from(source)]),
             _ => None,
         };
-        let Some((k, v)) = both else {
+        let Some((k, _)) = both else {
             let message = format!("slices[{i}] has source {source}, for which there is no k and v");
             return Err(Error::argument(message));
         };
         let inside = |r: &Range, tokens: i64| 0 <= r.start && r.end <= tokens;
-        let tokens_k = k.tokens().min(v.tokens());
+        let tokens_k = k.tokens();
         if inside(&tight.q, self.q.tokens()) && inside(&tight.k, tokens_k) {
             return Ok(());
         }
@@ -86,25 +87,29 @@ impl Problem {
     }
 }
 
-/// Views of what belongs to the keys of each source: `[tokens, heads, width]` of `dtype`.
+/// Views of what belongs to the keys of each source: `[rows, heads, width]` of `dtype`.
 pub(super) fn source_views(
     name: &str,
     tensors: &[Option<Tensor>; 2],
+    rows: &[Option<i64>; 2],
     heads: i64,
     width: i64,
-    dtype: crate::types::DType,
+    dtype: DType,
 ) -> Result<[Option<View>; 2]> {
     let mut views = [None; 2];
     for (i, (view, t)) in views.iter_mut().zip(tensors).enumerate() {
         if let Some(t) = t {
             let name = format!("{name}[{i}]");
-            *view = Some(View::shaped(&name, t, &[t.tokens(), heads, width], dtype)?);
+            let Some(rows) = rows[i] else {
+                return Err(Error::argument(format!("{name} is given, but k[{i}] is not")));
+            };
+            *view = Some(View::shaped(&name, t, &[rows, heads, width], dtype)?);
         }
     }
     Ok(views)
 }
 
-/// `(factor of q, factor of the capped logit's argument undone)`: with a cap, q carries `scale / cap`.
+/// What q is multiplied by when it is packed: with a cap, products are arguments of tanh, so `scale / cap`.
 pub(super) fn query_factor(softmax_scale: f64, softcap: f64) -> f64 {
     if softcap != 0.0 {
         softmax_scale / softcap

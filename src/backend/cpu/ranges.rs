@@ -109,8 +109,8 @@ pub(super) fn lse_reduce(
             }
             out_to.read(token, head, &mut a);
             // The difference alone enters the weights, so that they sum to 1 however large the lse are.
-            let merged = new.max(old) + (-(new - old).abs()).exp().ln_1p();
-            let weight = 1.0 / (1.0 + (old - new).exp());
+            let merged = new.max(old) + libm::log1p(libm::exp(-(new - old).abs()));
+            let weight = 1.0 / (1.0 + libm::exp(old - new));
             for (a, b) in a.iter_mut().zip(&b) {
                 *a += weight * (b - *a);
             }

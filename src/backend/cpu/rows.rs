@@ -54,7 +54,7 @@ pub(super) unsafe fn softmax<V: Vector>(
         for at in (first..last).step_by(V::LANES) {
             top = V::load(s.as_ptr().add(at)).max(top);
         }
-        let row_max = lanes(top).into_iter().fold(f64::NEG_INFINITY, f64::max);
+        let row_max = lanes(top).fold(f64::NEG_INFINITY, f64::max);
         if row_max == f64::NEG_INFINITY {
             // Either every logit is -inf, which weighs nothing, or some are NaN, which must show.
             let nan = s[lo..hi].iter().any(|x| x.is_nan());
@@ -69,7 +69,7 @@ pub(super) unsafe fn softmax<V: Vector>(
         let factor = if max == state.max {
             1.0
         } else {
-            (state.max - max).exp()
+            libm::exp(state.max - max)
         };
         let (shift, mut sum) = (V::splat(max), V::splat(0.0));
         for at in (first..last).step_by(V::LANES) {
@@ -80,26 +80,23 @@ pub(super) unsafe fn softmax<V: Vector>(
         }
         s[..first].fill(0.0);
         s[last..].fill(0.0);
-        state.sum = state.sum * factor + lanes(sum).into_iter().sum::<f64>();
+        state.sum = state.sum * factor + lanes(sum).sum::<f64>();
         state.max = max;
         (factor, row_max)
     }
 }
 
-/// The lanes of `v`; a narrower vector is completed by repeating a lane for maxima, so it is returned as a slice.
+/// The lanes of `v`, in ascending order.
 ///
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
-unsafe fn lanes<V: Vector>(v: V) -> Lanes {
+unsafe fn lanes<V: Vector>(v: V) -> impl Iterator<Item = f64> {
     let mut all = [0.0; 8];
     // SAFETY: a vector has at most 8 lanes.
     unsafe { v.store(all.as_mut_ptr()) };
     all.into_iter().take(V::LANES)
 }
-
-/// Lanes in ascending order.
-type Lanes = std::iter::Take<std::array::IntoIter<f64, 8>>;
 
 /// Multiplies a row by `factor`.
 ///

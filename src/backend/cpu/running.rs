@@ -55,7 +55,7 @@ impl Sink {
         if max == f64::NEG_INFINITY {
             return max;
         }
-        max + logits.map(|z| (z - max).exp()).sum::<f64>().ln()
+        max + libm::log(logits.map(|z| libm::exp(z - max)).sum::<f64>())
     }
 }
 
@@ -118,7 +118,7 @@ pub(super) fn sink_backward(sink: &Tensor, lse: &Tensor, delta: &Tensor, dsink: 
     let from = Sink::new("sink", sink, DType::F32, tokens, heads as i64)?;
     let to = Sink::new("dsink", dsink, lse.dtype(), tokens, heads as i64)?;
     let gradient = |z: &View, token: i64, head: usize| {
-        let p = (z.get(token, head) - lse_view.get(token, head)).exp();
+        let p = libm::exp(z.get(token, head) - lse_view.get(token, head));
         // A sink of -inf weighs nothing, even where the query sees nothing else (lse = -inf).
         if z.get(token, head) == f64::NEG_INFINITY {
             0.0
