@@ -101,7 +101,11 @@ fn variables_act_or_do_not_as_their_tables_say() {
     let normal = format!("{:?}", Config::default());
     for (name, default) in acting.iter().zip(&defaults) {
         let config = env::parse([(name, default)]).unwrap();
-        assert_eq!(format!("{config:?}"), normal, "{name} is not {default} by default");
+        assert_eq!(
+            format!("{config:?}"),
+            normal,
+            "{name} is not {default} by default"
+        );
         assert!(env::parse([(name, "nonsense")]).is_err(), "{name} does not act");
     }
     for name in &idle {
@@ -193,8 +197,21 @@ fn compile(source: &str, program: &Path) {
     assert!(library.exists(), "no {}", library.display());
     let output = Command::new("cc")
         .current_dir(root())
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Iinclude"])
-        .args([Path::new(source), &library, Path::new("-lm"), Path::new("-o"), program])
+        .args([
+            "-std=c11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-pedantic",
+            "-Iinclude",
+        ])
+        .args([
+            Path::new(source),
+            &library,
+            Path::new("-lm"),
+            Path::new("-o"),
+            program,
+        ])
         .output()
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -211,7 +228,10 @@ fn examples_compile_and_the_one_of_the_readme_prints_what_it_says() {
     compile("examples/quickstart.c", &folder.join("quickstart"));
     let program = folder.join("readme");
     compile("examples/readme.c", &program);
-    let output = Command::new(&program).env("LD_LIBRARY_PATH", folder).output().unwrap();
+    let output = Command::new(&program)
+        .env("LD_LIBRARY_PATH", folder)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
