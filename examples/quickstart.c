@@ -14,7 +14,6 @@
 #include <time.h>
 
 enum { RANKS = 4, MAX_DOCUMENTS = 1024 };
-
 /* What 4 ranks may differ from one: rounding in another order. bf16 has 8 bits. */
 static const double F64_BOUND = 1e-10, BF16_BOUND = 2e-2;
 
@@ -70,14 +69,13 @@ static const char *grouped(int64_t n) {
     return out;
 }
 
-/* Blocks that are freed together. */
+/* Blocks that are freed together, aligned to 256 as workspace must be. */
 struct bag {
     void *blocks[48];
     size_t count;
 };
 
 static void *take(struct bag *bag, size_t bytes) {
-    /* 256 is the alignment of workspace. */
     const size_t rounded = (bytes + 255) / 256 * 256;
     void *block = bag->count < 48 ? aligned_alloc(256, rounded ? rounded : 256) : NULL;
     if (block == NULL) {
