@@ -7,13 +7,13 @@ mod common_ranks;
 mod common_reference;
 
 use common::{Case, load_cases};
-use common_backend::{Layout, Random, distance, operands, peak, random_sink, shape};
+use common_backend::{Layout, Random, distance, operands, peak, random_mask, random_sink, shape};
 use common_ranks::{Job, over_ranks};
-use common_reference::{Answer, Arithmetic, Operands, attention, round};
-use magi_attn::types::{AttnShape, Config, DType};
+use common_reference::{Answer, Arithmetic, Operands, attention, round, visible_keys};
+use magi_attn::types::{AttnShape, Config, DType, Mask};
 
 /// Cases of at most so many tokens, every one of them, take part.
-const SMALL: i64 = 130;
+const SMALL: i64 = 900;
 
 /// Distance from 1 to the next number.
 fn ulp(dtype: DType) -> f64 {
@@ -43,12 +43,37 @@ fn norm(x: &[f64], width: usize) -> f64 {
     rows.fold(0.0, f64::max)
 }
 
+/// Standard deviation of the gradient of one head's shared sinks when nothing but out is rounded. There are so few of
+/// them that the textbook's error is now and then small by chance. 0 for sinks of single tokens.
+fn dsink_deviation(o: &Operands, exact: &Answer, dtype: DType, head: usize) -> f64 {
+    let Some(sink) = o.sink.as_ref().filter(|z| !z.per_token) else {
+        return 0.0;
+    };
+    let of_sink = |z: f64| {
+        let row = |i: usize| {
+            let weight = (z - exact.lse[i]).exp();
+            let terms = (i * o.dv..(i + 1) * o.dv).map(|e| (weight * exact.out[e] * o.dout[e]).powi(2));
+            terms.sum::<f64>()
+        };
+        (head..exact.lse.len())
+            .step_by(o.heads_q)
+            .map(row)
+            .sum::<f64>()
+            .sqrt()
+    };
+    // Rounding moves a number by at most half an ulp, evenly spread.
+    let rounding = ulp(dtype) / 12f64.sqrt();
+    let logits = sink.logits.iter().skip(head).step_by(o.heads_q);
+    logits.map(|&z| rounding * of_sink(z)).fold(0.0, f64::max)
+}
+
 /// Name, tensor of an answer, heads, width, multiple of the textbook's error that is allowed.
 type Field = (&'static str, fn(&Answer) -> &Vec<f64>, usize, usize, f64);
 
 /// `noise`: dq and dk are nothing but what rounding left, and bounded as such.
 fn check(o: &Operands, dtype: DType, answers: [&Answer; 3], noise: bool, what: &str) {
     let [got, exact, textbook] = answers;
+    let (exact_answer, got_lse) = (exact, &got.lse);
     for (got, want) in got.lse.iter().zip(&exact.lse) {
         let bound = 1e-4 + 1e-6 * want.abs();
         assert!(
@@ -68,8 +93,23 @@ fn check(o: &Operands, dtype: DType, answers: [&Answer; 3], noise: bool, what: &
             let of = |a: &Answer| head(field(a), heads, width, h);
             let (got, exact, textbook) = (of(got), of(exact), of(textbook));
             let mut bound = factor * distance(&textbook, &exact) + ulp(dtype) * peak(&exact) / 4.0;
+            if name == "dsink" {
+                bound = bound.max(3.0 * dsink_deviation(o, exact_answer, dtype, h));
+            }
+            if noise && name == "dv" {
+                // lse is kept in f32, and the probability is made from it again.
+                let finite = got_lse
+                    .iter()
+                    .copied()
+                    .filter(|x| x.is_finite())
+                    .collect::<Vec<f64>>();
+                bound = bound.max(2f64.powi(-23) * (1.0 + peak(&finite)) * peak(&o.dout));
+            }
             if noise && (name == "dq" || name == "dk") {
-                bound = ulp(dtype) * norm(&o.dout, o.dv) * norm(&o.v, o.dv) * norm(&o.k, o.d);
+                bound = ulp(dtype)
+                    * norm(&o.dout, o.dv)
+                    * norm(&o.v, o.dv)
+                    * norm(&o.k, o.d).max(norm(&o.q, o.d));
             }
             let error = distance(&got, &exact);
             assert!(
@@ -119,9 +159,22 @@ fn run(case: &Case, s: AttnShape, o: &Operands, noise: bool, what: &str) {
     }
 }
 
+/// The smallest cases of the list, and random slices with different totals.
 fn cases() -> Vec<Case> {
     let small = |c: &Case| c.mask.total_q().max(c.mask.total_k()) <= SMALL && c.mask.area() > 0;
-    load_cases().into_iter().filter(small).collect()
+    let mut cases: Vec<Case> = load_cases().into_iter().filter(small).collect();
+    cases.push(Case {
+        name: "random slices".to_owned(),
+        mask: random_mask(&mut Random(3), 150, 120, 9),
+        chunk_size: 8,
+        sink_tokens: 0,
+    });
+    cases
+}
+
+/// Whether no query sees two keys, so that the gradients of all logits are 0.
+fn is_diagonal(mask: &Mask) -> bool {
+    (0..mask.total_q()).all(|q| visible_keys(mask, q as usize).len() <= 1)
 }
 
 fn on_every_case(dtype: DType, change: impl Fn(&mut Operands, &Case, &AttnShape), noise: bool, kind: &str) {
@@ -130,6 +183,7 @@ fn on_every_case(dtype: DType, change: impl Fn(&mut Operands, &Case, &AttnShape)
         let s = shape(hq, hkv, d, dv, dtype);
         let mut o = operands(&mut Random(i as u64), &case.mask, &s);
         change(&mut o, case, &s);
+        let noise = noise || (o.sink.is_none() && is_diagonal(&case.mask));
         run(
             case,
             s,
@@ -144,7 +198,8 @@ const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
 #[test]
 fn there_are_cases() {
-    assert!(cases().len() >= 3);
+    let cases = cases();
+    assert!(cases.len() >= 3 && cases.iter().any(|c| is_diagonal(&c.mask)));
 }
 
 #[test]

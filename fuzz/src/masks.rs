@@ -31,7 +31,7 @@ fn range(b: &mut Bytes) -> Range {
 fn band(b: &mut Bytes) -> Band {
     let side = |b: &mut Bytes, none: i64| match b.below(3) {
         0 => none,
-        1 => b.number() - 32,
+        1 => b.number().wrapping_sub(32),
         _ => b.number(),
     };
     Band::new(side(b, Band::NO_LO), side(b, Band::NO_HI))
@@ -62,12 +62,17 @@ fn built(b: &mut Bytes) -> Result<Mask> {
             } else {
                 cu_seqlens(b, n)
             };
-            let window = (b.number() - 1, b.number() - 1);
+            let window = (b.number().wrapping_sub(1), b.number().wrapping_sub(1));
             Mask::from_cu_seqlens(&q, &k, flags & 1 == 1, window, b.number())
         }
         1 => {
             let (q, k) = (b.number(), b.number());
-            Mask::from_sliding_window(q, k, (b.number() - 1, b.number() - 1), b.number())
+            Mask::from_sliding_window(
+                q,
+                k,
+                (b.number().wrapping_sub(1), b.number().wrapping_sub(1)),
+                b.number(),
+            )
         }
         _ => {
             let n = 1 + b.below(8);

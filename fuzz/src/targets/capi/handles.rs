@@ -42,7 +42,7 @@ pub fn make_mask(state: &mut State, b: &mut Bytes) {
                 let (q, k) = (cu_seqlens(b, n), cu_seqlens(b, n));
                 let k = if b.u8() & 1 == 0 { &q } else { &k };
                 let causal = b.u8() as i32 & 1 | b.mostly(0) as i32;
-                let (left, right) = (b.number() - 1, b.number() - 1);
+                let (left, right) = (b.number().wrapping_sub(1), b.number().wrapping_sub(1));
                 magi_mask_create_from_cu_seqlens(
                     q.as_ptr(),
                     k.as_ptr(),
@@ -57,8 +57,8 @@ pub fn make_mask(state: &mut State, b: &mut Bytes) {
             2 => magi_mask_create_from_sliding_window(
                 b.number(),
                 b.number(),
-                b.number() - 1,
-                b.number() - 1,
+                b.number().wrapping_sub(1),
+                b.number().wrapping_sub(1),
                 b.number(),
                 out,
             ),
