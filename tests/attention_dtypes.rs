@@ -141,7 +141,9 @@ const RUNS: [Run; 6] = [
 fn run(case: &Case, s: AttnShape, o: &Operands, noise: bool, what: &str) {
     let exact = attention(&case.mask, o, Arithmetic::Exact);
     let textbook = attention(&case.mask, o, Arithmetic::Textbook(s.dtype));
-    for (world, degree, high, rounded, layout) in RUNS {
+    // Every other run for every other case: two cases see them all.
+    let first = usize::from(s.head_dim == 16);
+    for (world, degree, high, rounded, layout) in RUNS.into_iter().skip(first).step_by(2) {
         let mut job = Job::new(&case.mask, s, world, degree, case.chunk_size);
         job.config = Config {
             backward_high_precision_reduce: high,

@@ -11,16 +11,28 @@ use attention::stream;
 use magi_attn::ffi::comm::{magi_comm, magi_comm_set_timeout, magi_local_run};
 use magi_attn::ffi::movement::*;
 use magi_attn::ffi::plain::magi_tensor_init;
-use magi_attn::ffi::status::{magi_last_error_message, magi_status_string};
+use magi_attn::ffi::status::{
+    magi_last_error_message, magi_log_level, magi_log_set_callback, magi_status_string,
+};
 use magi_attn::types::Status;
 use state::State;
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 /// Most calls of one program.
 const MAX_CALLS: usize = 48;
 
+/// Panics reach the log and not stderr once the library is used; everything else in the log is what calls return.
+unsafe extern "C" fn tell(_level: i32, line: *const c_char, _userdata: *mut c_void) {
+    // SAFETY: the library passes a string that ends with a zero byte.
+    let line = unsafe { CStr::from_ptr(line) }.to_string_lossy();
+    if line.starts_with("panicked") {
+        eprintln!("{line}");
+    }
+}
+
 /// One program.
 pub fn run(data: &[u8]) {
+    magi_log_set_callback(Some(tell), std::ptr::null_mut(), magi_log_level::Error as i32);
     let world = 1 + Bytes::new(data).below(3) as i32;
     let mut input = data;
     // SAFETY: `program` takes a pointer to a slice, which outlives the call.

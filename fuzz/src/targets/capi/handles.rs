@@ -221,7 +221,7 @@ fn config(b: &mut Bytes, total: i64) -> magi_config {
         _ => {}
     }
     let chunks = match c.chunk_size {
-        0 => i128::from(c.min_chunks_per_rank) * 64,
+        0 => i128::from(total),
         size => i128::from(total) / i128::from(size.max(1)),
     };
     if chunks > MAX_CHUNKS && i128::from(total) > MAX_CHUNKS {
@@ -248,7 +248,7 @@ pub fn make_key(state: &mut State, b: &mut Bytes) {
     let config = config(b, totals[0].max(totals[1]));
     let mut made: *mut magi_key = null_mut();
     let out = if b.u8() == 255 { null_mut() } else { &raw mut made };
-    let defaults = b.u8() == 255;
+    let defaults = b.u8() == 255 && totals[0].max(totals[1]) <= 1 << 16;
     let config_fault = b.u8();
     let status = with_struct(
         b,

@@ -26,7 +26,7 @@ fn reach(t: &magi_tensor) -> Option<(i128, i128, i128)> {
     let (mut elements, mut low, mut high) = (1i128, 0i128, 0i128);
     for (&n, &s) in t.shape[..ndim].iter().zip(&t.stride[..ndim]) {
         elements = elements.saturating_mul(i128::from(n));
-        let span = i128::from(n - 1).max(0) * i128::from(s);
+        let span = (i128::from(n) - 1).max(0) * i128::from(s);
         if span < 0 { low -= span } else { high += span }
     }
     Some((elements.saturating_mul(size), low * size, (high + 1) * size))
