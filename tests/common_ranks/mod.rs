@@ -47,7 +47,7 @@ impl Job {
 }
 
 /// A tensor on one rank, filled by dispatching `values` (global) when there are any, else poisoned.
-fn local(
+pub fn local(
     key: &Key,
     side: Side,
     values: Option<&[f64]>,
@@ -70,7 +70,7 @@ fn local(
 }
 
 /// The global tensor of which every rank holds a part.
-fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
+pub fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
     let mut shape = part.shape.clone();
     shape[0] = key.placement(side).total();
     let mut global = Buffer::poisoned(&shape, part.dtype, Layout::Dense);
