@@ -13,6 +13,7 @@ mod side;
 mod slices;
 mod stage;
 mod stats;
+pub mod tiles;
 mod transfer;
 mod verify;
 
