@@ -16,6 +16,7 @@ mod slice;
 mod slice_print;
 mod stage;
 mod tensor;
+mod two_level;
 
 pub use band::Band;
 pub use config::{AllocFn, Allocator, Config, DsinkReduce, FreeFn, PlacementKind};
@@ -28,3 +29,4 @@ pub use shape::AttnShape;
 pub use slice::{MaskType, Slice, TypedSlice};
 pub use stage::{Piece, Side, StageSlice, Transfer};
 pub use tensor::{Device, MAX_DIMS, Tensor};
+pub use two_level::{Mesh, TwoLevel, piece_rows};
