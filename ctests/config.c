@@ -15,6 +15,8 @@ static void defaults(void) {
     CHECK_INT(c.dsink_reduce, MAGI_DSINK_REDUCE_NONE);
     CHECK_INT(c.backward_high_precision_reduce, 0);
     CHECK_INT(c.sanity_check, 0);
+    CHECK_INT(c.hierarchical_comm, 0);
+    CHECK_INT(c.reserved, 0);
     CHECK(c.alloc == NULL && c.free == NULL && c.userdata == NULL);
 }
 
@@ -43,6 +45,9 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     SET(degree_backward, 9, "config.degree_backward is 9");
     SET(backward_high_precision_reduce, 2, "config.backward_high_precision_reduce is 2; it must be 0 or 1");
     SET(sanity_check, -1, "config.sanity_check is -1");
+    SET(hierarchical_comm, 3, "config.hierarchical_comm is 3; it must be 0 or 1");
+    SET(hierarchical_comm, 1, "nothing says which ranks share a host");
+    SET(reserved, 1, "config.reserved is 1");
     SET(alloc, no_alloc, "config.alloc and config.free must both be set");
 #undef SET
     CHECK(key == NULL);
@@ -96,6 +101,11 @@ int main(void) {
     CHECK_REFUSED(magi_comm_set_timeout(comms[0], 86400001), MAGI_STATUS_INVALID_ARGUMENT,
                   "milliseconds is 86400001; it must be 1 to 86400000");
     CHECK_OK(magi_comm_set_timeout(comms[0], 86400000));
+    CHECK_REFUSED(magi_comm_set_mesh(comms[0], 0, 1), MAGI_STATUS_INVALID_ARGUMENT, "inter_size is 0");
+    CHECK_REFUSED(magi_comm_set_mesh(comms[0], 1, -1), MAGI_STATUS_INVALID_ARGUMENT, "intra_size is -1");
+    CHECK_REFUSED(magi_comm_set_mesh(comms[0], 1, 2), MAGI_STATUS_INVALID_ARGUMENT,
+                  "inter_size 1 times intra_size 2 must be the number of ranks, 1");
+    CHECK_OK(magi_comm_set_mesh(comms[0], 1, 1));
     magi_comm_destroy(comms[0]);
 
     CHECK_REFUSED(magi_comm_create_local(0, comms), MAGI_STATUS_INVALID_ARGUMENT, "world_size is 0");

@@ -15,6 +15,7 @@ static void handles(void) {
     REFUSES_NULL(magi_comm_rank(NULL, &word), "comm");
     REFUSES_NULL(magi_comm_size(NULL, &word), "comm");
     REFUSES_NULL(magi_comm_set_timeout(NULL, 1), "comm");
+    REFUSES_NULL(magi_comm_set_mesh(NULL, 1, 1), "comm");
     REFUSES_NULL(magi_comm_async_error(NULL), "comm");
     REFUSES_NULL(magi_comm_abort(NULL, NULL), "comm");
     REFUSES_NULL(magi_mask_totals(NULL, &wide, &wide), "mask");

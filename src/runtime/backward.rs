@@ -3,14 +3,14 @@
 use super::attn_args::{Backward, scale};
 use super::check;
 use super::context::Session;
-use super::forward::{Keys, check_lengths, extents, run_stages};
-use super::group::{PendingReduce, ReduceOp, group_reduce};
+use super::forward::{check_lengths, extents};
 use super::key::Key;
+use super::reduction::Reduction;
 use super::scratch::Scratch;
+use super::stages::{self, Keys};
 use super::workspace::{BackwardSpace, KeyPair};
 use crate::backend::BackwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::plan::Stage;
 use crate::types::{DType, DsinkReduce, Range, Result, Tensor};
 
 /// Gradients for the tokens that this rank owns. Collective. Errors as the C function documents.
@@ -55,20 +55,14 @@ fn gradients(
         v: dv.running,
     };
 
-    let mut reduction = Reduction {
-        session,
-        space,
-        local,
-        stream,
-        turn: 0,
-        pending: None,
-    };
+    let mut reduction = Reduction::new(session, space, local, stream);
     let keys = Keys {
         local: KeyPair { k: a.k, v: a.v },
         packed: space.packed,
         recv: &space.recv,
+        gateway: &space.gateway,
     };
-    run_stages(
+    stages::run(
         session,
         &key.plan().backward.stages,
         &keys,
@@ -132,79 +126,6 @@ impl Accumulator {
             .context()
             .backend()
             .cast(self.running, self.target, self.add)
-    }
-}
-
-/// The reductions of partial dk and dv, one of them on its way while the next stage is computed.
-struct Reduction<'a> {
-    session: &'a Session<'a>,
-    space: &'a BackwardSpace,
-    /// Gradients of this rank's own keys.
-    local: KeyPair,
-    stream: Stream,
-    /// Which of the two buffers the next stage takes.
-    turn: usize,
-    pending: Option<PendingReduce>,
-}
-
-impl Reduction<'_> {
-    /// Zeroed partial gradients for the keys that `stage` received; `None` when it received none.
-    fn partial(&self, stage: &Stage) -> Result<Option<KeyPair>> {
-        let rows = stage.transfer.recv_rows;
-        if rows == 0 {
-            return Ok(None);
-        }
-        let p = &self.space.partial[self.turn];
-        let partial = KeyPair {
-            k: p.k.rows(0, rows),
-            v: p.v.rows(0, rows),
-        };
-        for t in [partial.k, partial.v] {
-            self.session.context().backend().fill_zero(t)?;
-        }
-        Ok(Some(partial))
-    }
-
-    /// Sends the stage's partial gradients to their owners, after the reduction before it has been added.
-    fn start(&mut self, stage: &Stage) -> Result<()> {
-        if stage.transfer.is_empty() {
-            return Ok(());
-        }
-        self.finish()?;
-        let context = self.session.context();
-        let (partial, wire) = (&self.space.partial[self.turn], &self.space.wire[self.turn]);
-        let staging = &self.space.staging[self.turn];
-        self.turn = 1 - self.turn;
-        let rows = stage.transfer.recv_rows;
-        let mut travels = Vec::with_capacity(2);
-        for (from, to) in [(&partial.k, &wire.k), (&partial.v, &wire.v)] {
-            let (from, to) = (from.rows(0, rows), to.rows(0, rows));
-            if from.dtype() != to.dtype() {
-                context.backend().cast(from, to, false)?;
-            }
-            travels.push(to);
-        }
-        let (staging, local) = ([staging.k, staging.v], [self.local.k, self.local.v]);
-        let transfer = &stage.transfer;
-        let pending = group_reduce(
-            context.comm(),
-            transfer,
-            ReduceOp::Sum,
-            &travels,
-            &staging,
-            &local,
-            self.stream,
-        )?;
-        self.pending = Some(pending);
-        Ok(())
-    }
-
-    /// Adds what has been sent to this rank, if a reduction is on its way.
-    fn finish(&mut self) -> Result<()> {
-        let context = self.session.context();
-        self.pending.take().map_or(Ok(()), |p| {
-            p.finish(context.comm(), context.backend(), self.stream)
-        })
     }
 }
 

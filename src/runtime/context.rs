@@ -10,13 +10,14 @@ use super::cache::Cache;
 use crate::backend::{Backend, CpuBackend};
 use crate::comm::Communicator;
 use crate::device::Arena;
-use crate::types::{Error, Result, Status};
+use crate::types::{Error, Mesh, Result, Status};
 
 /// What one rank's keys share. One call at a time; `abort`, `fail` and `async_error` from any thread at any time.
 pub struct Context {
     comm: Arc<dyn Communicator>,
     backend: Box<dyn Backend>,
     closed: AtomicBool,
+    mesh: Mutex<Option<Mesh>>,
     state: Mutex<State>,
 }
 
@@ -48,6 +49,7 @@ impl Context {
             comm,
             backend: Box::new(CpuBackend::new()),
             closed: AtomicBool::new(false),
+            mesh: Mutex::new(None),
             state: Mutex::new(state),
         })
     }
@@ -77,6 +79,25 @@ impl Context {
         self.check_open()?;
         self.comm.set_timeout(timeout);
         Ok(())
+    }
+
+    /// Says that rank `r` is number `r % intra` on host `r / intra`. Keys made later with `config.hierarchical_comm` move
+    /// tokens accordingly. `Status::InvalidArgument` unless the two multiply to the number of ranks.
+    pub fn set_mesh(&self, inter: usize, intra: usize) -> Result<()> {
+        self.check_open()?;
+        if inter.checked_mul(intra) != Some(self.size()) || intra == 0 {
+            let size = self.size();
+            let message =
+                format!("inter_size {inter} times intra_size {intra} must be the number of ranks, {size}");
+            return Err(Error::argument(message));
+        }
+        *self.mesh.lock() = Some(Mesh { inter, intra });
+        Ok(())
+    }
+
+    /// How ranks lie on hosts, if somebody said so.
+    pub fn mesh(&self) -> Option<Mesh> {
+        *self.mesh.lock()
     }
 
     /// What ended the communicator, if something did.

@@ -11,8 +11,11 @@ mod key;
 pub mod movement;
 mod prepare;
 mod redistribute;
+mod reduction;
 mod scratch;
 pub mod single;
+mod stages;
+mod two_level;
 mod workspace;
 
 pub use context::{Context, Session};

@@ -17,6 +17,7 @@ mod slice_print;
 mod stage;
 mod tensor;
 mod tiles;
+mod two_level;
 
 pub use band::Band;
 pub use config::{AllocFn, Allocator, Config, DsinkReduce, FreeFn, PlacementKind};
@@ -30,3 +31,4 @@ pub use slice::{MaskType, Slice, TypedSlice};
 pub use stage::{Piece, Side, StageSlice, Transfer};
 pub use tensor::{Device, MAX_DIMS, Tensor};
 pub use tiles::{Item, RowLimits, Tile, TileList, TileShape};
+pub use two_level::{Mesh, TwoLevel, piece_rows};

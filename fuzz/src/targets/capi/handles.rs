@@ -202,6 +202,8 @@ fn config(b: &mut Bytes, total: i64) -> magi_config {
         degree_backward: b.mostly(2) as i32,
         dsink_reduce: b.mostly(1) as i32,
         backward_high_precision_reduce: b.mostly(0) as i32,
+        hierarchical_comm: b.mostly(0) as i32,
+        reserved: b.mostly(0) as i32,
         sanity_check: b.mostly(0) as i32,
         alloc: None,
         free: None,
