@@ -124,8 +124,20 @@ static void empties(void) {
     }
 }
 
+static void hosts(void) {
+    job j = job_default("ranks on two hosts");
+    j.hosts = 2;
+    j.config.hierarchical_comm = 1;
+    job_run(&j, 4);
+    j.interleaved = 1;
+    j.config.degree_forward = 2;
+    j.config.degree_backward = 0;
+    job_run(&j, 6);
+}
+
 int main(void) {
     degrees();
+    hosts();
     sinks();
     variations();
     cross();

@@ -19,6 +19,7 @@ typedef struct {
     int acc_outputs;              // out and gradients in the accumulator type
     uint32_t flags;               // MAGI_ACCUMULATE_*
     int no_optional;              // no lse, no max_logits in a second forward, which has to give the same out
+    int hosts;                    // with config.hierarchical_comm: ranks lie on so many hosts
     int nan_unseen;               // NaN in every token that sees nothing, or that nothing sees
     double bound, gradient_bound; // relative
     magi_slice slices[JOB_MOST_SLICES];
@@ -211,7 +212,9 @@ static inline void job_rank(magi_comm *comm, int32_t rank, int32_t size, void *d
     magi_mask *mask = NULL;
     magi_key *key = NULL;
     const magi_attn_shape shape = shape_of(j->hq, j->hkv, j->d, j->dv, j->dtype);
-    (void)size;
+    if (j->hosts > 0) {
+        CHECK_OK(magi_comm_set_mesh(comm, j->hosts, size / j->hosts));
+    }
     CHECK_OK(magi_mask_create(j->slices, j->n, j->tq, j->tk, &mask));
     CHECK_OK(magi_key_create(comm, mask, &shape, &j->config, &key));
     magi_mask_destroy(mask);

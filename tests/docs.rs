@@ -222,19 +222,36 @@ fn compile(source: &str, program: &Path) {
     std::os::unix::fs::symlink(library, link).unwrap();
 }
 
-#[test]
-fn examples_compile_and_the_one_of_the_readme_prints_what_it_says() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    compile("examples/quickstart.c", &folder.join("quickstart"));
-    let program = folder.join("readme");
-    compile("examples/readme.c", &program);
+/// What a program prints, its lines in order.
+fn output(source: &str, folder: &Path) -> String {
+    let program = folder.join(Path::new(source).file_stem().unwrap());
+    compile(source, &program);
     let output = Command::new(&program)
         .env("LD_LIBRARY_PATH", folder)
         .output()
         .unwrap();
+    assert!(
+        output.status.success(),
+        "{source}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
-    assert!(output.status.success());
-    assert_eq!(lines, ["rank 0: 7.0000", "rank 1: 7.0000"]);
+    lines.join("\n")
+}
+
+#[test]
+fn examples_compile_and_print_what_they_should() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    compile("examples/quickstart.c", &folder.join("quickstart"));
+    let printed = output("examples/readme.c", folder);
+    assert!(
+        read("README.md").contains(&format!("`{printed}`")),
+        "README.md must quote {printed:?}"
+    );
+    assert_eq!(
+        output("examples/ranks.c", folder),
+        "rank 0: 7.0000\nrank 1: 7.0000"
+    );
 }

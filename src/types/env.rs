@@ -17,7 +17,7 @@ struct Variable {
 
 const BOOLEAN: &str = "0 or 1 (also false, true, off, on, no, yes)";
 
-const ACTING: [Variable; 5] = [
+const ACTING: [Variable; 6] = [
     Variable {
         name: "MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE",
         accepts: BOOLEAN,
@@ -44,6 +44,14 @@ const ACTING: [Variable; 5] = [
         accepts: "a whole number, 0 to 1000000",
         set: |config, text| {
             config.cache_size = text.parse().ok().filter(|&n| n <= Config::MAX_CACHE_SIZE)?;
+            Some(())
+        },
+    },
+    Variable {
+        name: "MAGI_ATTENTION_HIERARCHICAL_COMM",
+        accepts: BOOLEAN,
+        set: |config, text| {
+            config.hierarchical_comm = boolean(text)?;
             Some(())
         },
     },
