@@ -54,7 +54,7 @@ pub(super) unsafe fn softmax<V: Vector>(
         for at in (first..last).step_by(V::LANES) {
             top = V::load(s.as_ptr().add(at)).max(top);
         }
-        let row_max = lanes(top).into_iter().fold(f64::NEG_INFINITY, f64::max);
+        let row_max = lanes(top).fold(f64::NEG_INFINITY, f64::max);
         if row_max == f64::NEG_INFINITY {
             // Either every logit is -inf, which weighs nothing, or some are NaN, which must show.
             let nan = s[lo..hi].iter().any(|x| x.is_nan());
@@ -80,7 +80,7 @@ pub(super) unsafe fn softmax<V: Vector>(
         }
         s[..first].fill(0.0);
         s[last..].fill(0.0);
-        state.sum = state.sum * factor + lanes(sum).into_iter().sum::<f64>();
+        state.sum = state.sum * factor + lanes(sum).sum::<f64>();
         state.max = max;
         (factor, row_max)
     }
