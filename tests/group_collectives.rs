@@ -156,7 +156,7 @@ fn reduce(needs: &Needs, op: ReduceOp, wire: DType, acc: DType) -> Vec<[Vec<f64>
 
 fn check_sums(needs: &Needs, op: ReduceOp, wire: DType, acc: DType) {
     let have = reduce(needs, op, wire, acc);
-    for owner in 0..needs.world {
+    for (owner, have) in have.iter().enumerate() {
         for w in 0..2 {
             let mut want = Vec::new();
             for row in 0..needs.rows[owner] {
@@ -171,7 +171,7 @@ fn check_sums(needs: &Needs, op: ReduceOp, wire: DType, acc: DType) {
                     want.push(round(acc, sum / by as f64));
                 }
             }
-            assert_eq!(have[owner][w], want, "{op:?}, owner {owner}, tensor {w}");
+            assert_eq!(have[w], want, "{op:?}, owner {owner}, tensor {w}");
         }
     }
     assert_eq!(have, reduce(needs, op, wire, acc), "another run gives other bits");
@@ -230,7 +230,7 @@ fn check_lse(needs: &Needs) {
     let all: Vec<_> = (0..needs.world)
         .map(|r| pair(2, r, needs.transfer(r).recv_rows, heads, width))
         .collect();
-    for owner in 0..needs.world {
+    for (owner, have) in have.iter().enumerate() {
         let own = pair(3, owner, needs.rows[owner], heads, width);
         for row in 0..needs.rows[owner] {
             for h in 0..heads {
@@ -242,7 +242,7 @@ fn check_lse(needs: &Needs) {
                 );
                 let weight: f64 = parts.iter().map(|(p, i)| p.1[*i].exp()).sum();
                 let at = (row * heads + h) as usize;
-                let lse = have[owner].1[at];
+                let lse = have.1[at];
                 assert!(
                     lse == weight.ln() || (lse - weight.ln()).abs() < 1e-12,
                     "lse {lse}, {}",
@@ -254,7 +254,7 @@ fn check_lse(needs: &Needs) {
                         .map(|(p, i)| p.1[*i].exp() * p.0[i * width as usize + e])
                         .sum();
                     let want = if weight == 0.0 { 0.0 } else { sum / weight };
-                    let out = have[owner].0[at * width as usize + e];
+                    let out = have.0[at * width as usize + e];
                     assert!((out - want).abs() < 1e-12, "out {out}, {want}");
                 }
             }

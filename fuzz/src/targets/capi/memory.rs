@@ -27,9 +27,17 @@ fn reach(t: &magi_tensor) -> Option<(i128, i128, i128)> {
     for (&n, &s) in t.shape[..ndim].iter().zip(&t.stride[..ndim]) {
         elements = elements.saturating_mul(i128::from(n));
         let span = (i128::from(n) - 1).max(0) * i128::from(s);
-        if span < 0 { low -= span } else { high += span }
+        if span < 0 {
+            low = low.saturating_sub(span);
+        } else {
+            high = high.saturating_add(span);
+        }
     }
-    Some((elements.saturating_mul(size), low * size, (high + 1) * size))
+    Some((
+        elements.saturating_mul(size),
+        low.saturating_mul(size),
+        high.saturating_add(1).saturating_mul(size),
+    ))
 }
 
 impl Arena {
@@ -98,7 +106,7 @@ impl Arena {
         if bytes <= 0 {
             return;
         }
-        if low + high > ARENA as i128 - 8 || bytes > ARENA as i128 {
+        if low.saturating_add(high) > ARENA as i128 - 8 || bytes > ARENA as i128 {
             return;
         }
         let need = (low + high) as usize;
