@@ -100,6 +100,10 @@ fn nan_in_what_nothing_sees_reaches_nothing() {
             set_rows(&mut o.v, 100, &unseen, value);
         };
         for (world, degree, rounded) in [(1, 1, false), (3, 0, true), (4, 2, false), (7, 1, true)] {
+            o.sink = match world {
+                1 => None,
+                _ => Some(random_sink(&mut Random(world as u64), 100, 2, 3, world == 4)),
+            };
             let mut job = Job::new(&mask, s, world, degree, 4);
             // The sanity check would refuse them.
             job.config.sanity_check = false;

@@ -157,6 +157,10 @@ pub fn over_ranks(state: &mut State, b: &mut Bytes, backward: bool) {
 /// Options whose range lists, if any, hold up to 16 slices in memory of their own.
 struct Options {
     _lists: Vec<i32>,
+    #[expect(
+        clippy::vec_box,
+        reason = "arguments point to the descriptors, which must not move when the list grows"
+    )]
     _descriptors: Vec<Box<magi_tensor>>,
     options: magi_flex_options,
 }

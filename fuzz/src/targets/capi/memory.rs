@@ -16,6 +16,10 @@ pub struct Arena {
     words: Vec<u64>,
     /// Where the next tensor goes that does not ask for a place.
     next: usize,
+    #[expect(
+        clippy::vec_box,
+        reason = "arguments point to the descriptors, which must not move when the list grows"
+    )]
     descriptors: Vec<Box<magi_tensor>>,
 }
 
