@@ -19,10 +19,8 @@ fn cpu_time() -> Duration {
         tv_nsec: 0,
     };
     // SAFETY: `now` is a timespec to write to, and the clock exists wherever threads do.
-    assert_eq!(
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) },
-        0
-    );
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    assert_eq!(failed, 0);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
