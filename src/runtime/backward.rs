@@ -3,7 +3,8 @@
 use super::attn_args::{Backward, scale};
 use super::check;
 use super::context::Session;
-use super::forward::{check_lengths, extents};
+use super::forward::extents;
+use super::gather::{Purpose, gather};
 use super::key::Key;
 use super::reduction::Reduction;
 use super::scratch::Scratch;
@@ -144,8 +145,7 @@ fn sink_gradient(
     backend.sink_backward(sink, a.lse, delta, own.tensor())?;
     let reduce = key.config().dsink_reduce;
     if sink.shape().len() == 2 && reduce != DsinkReduce::None {
-        let all = context.comm().all_gather(own.bytes(), stream)?;
-        check_lengths(&all, own.bytes().len())?;
+        let all = gather(session, Purpose::SinkGradient, own.bytes(), stream)?;
         let by = if reduce == DsinkReduce::Avg {
             context.size() as f64
         } else {

@@ -3,6 +3,7 @@
 use super::attn_args::{Forward, scale};
 use super::check::{self, Extents};
 use super::context::Session;
+use super::gather::{Purpose, gather};
 use super::key::Key;
 use super::scratch::Scratch;
 use super::stages::{self, Keys};
@@ -86,29 +87,14 @@ fn reduce_max(session: &Session<'_>, max_logits: &Tensor, stream: Stream) -> Res
     let heads = [Range::new(0, max_logits.tokens())];
     let mut mine = Scratch::new(DType::F32, max_logits.shape().to_vec())?;
     backend.range_gather(*max_logits, &heads, mine.tensor())?;
-    let all = session.context().comm().all_gather(mine.bytes(), stream)?;
+    let all = gather(session, Purpose::MaxLogits, mine.bytes(), stream)?;
     let value = |bytes: &[u8], h: usize| {
         let word: [u8; 4] = bytes[4 * h..4 * h + 4].try_into().unwrap_or_default();
         f32::from_ne_bytes(word)
     };
-    check_lengths(&all, mine.bytes().len())?;
     for (h, word) in mine.bytes_mut().chunks_exact_mut(4).enumerate() {
         let most = all.iter().map(|b| value(b, h)).fold(f32::NEG_INFINITY, f32::max);
         word.copy_from_slice(&most.to_ne_bytes());
     }
     backend.range_gather(mine.tensor(), &heads, *max_logits)
-}
-
-/// Peers that gathered something else are out of step.
-pub(super) fn check_lengths(all: &[Vec<u8>], want: usize) -> Result<()> {
-    match all.iter().position(|b| b.len() != want) {
-        None => Ok(()),
-        Some(rank) => Err(crate::types::Error::new(
-            crate::types::Status::CommFailed,
-            format!(
-                "rank {rank} gathered {} bytes where this rank has {want}: calls are out of step",
-                all[rank].len()
-            ),
-        )),
-    }
 }

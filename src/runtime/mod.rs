@@ -6,6 +6,7 @@ mod cache;
 mod check;
 mod context;
 pub mod forward;
+mod gather;
 mod group;
 mod key;
 pub mod movement;

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
 use super::context::Session;
+use super::gather::{Purpose, gather};
 use super::key::KeyData;
 use crate::device::Stream;
 use crate::types::{Error, Result, Status};
@@ -28,13 +29,18 @@ impl Word {
         bytes
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Word> {
-        let part = |i: usize| <[u8; 8]>::try_from(bytes.get(i..i + 8)?).ok();
-        Some(Word {
-            comparison: u64::from_le_bytes(part(0)?),
-            hash: u64::from_le_bytes(part(8)?),
-            reserved: i64::from_le_bytes(part(16)?),
-        })
+    /// `bytes` are those of `to_bytes` on another rank: as many, as `gather` checked.
+    fn from_bytes(bytes: &[u8]) -> Word {
+        let part = |i: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[i..i + 8]);
+            word
+        };
+        Word {
+            comparison: u64::from_le_bytes(part(0)),
+            hash: u64::from_le_bytes(part(8)),
+            reserved: i64::from_le_bytes(part(16)),
+        }
     }
 }
 
@@ -49,14 +55,13 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
         reserved: reserved.as_ref().err().map_or(0, |e| e.status as i64),
     };
     // The reservation's outcome travels along, so that no rank waits for one that had to give up.
-    let all = session.context().comm().all_gather(&mine.to_bytes(), stream)?;
-    let words: Vec<Word> = all.iter().filter_map(|b| Word::from_bytes(b)).collect();
-    if words.len() != all.len()
-        || words
-            .iter()
-            .any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash))
+    let all = gather(session, Purpose::ComparePlans, &mine.to_bytes(), stream)?;
+    let words: Vec<Word> = all.iter().map(|b| Word::from_bytes(b)).collect();
+    if words
+        .iter()
+        .any(|w| (w.comparison, w.hash) != (mine.comparison, mine.hash))
     {
-        return Err(mismatch(&all, &words));
+        return Err(mismatch(&words));
     }
     reserved?;
     if let Some(peer) = words.iter().position(|w| w.reserved != 0) {
@@ -71,11 +76,8 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
 }
 
 /// Names each plan and the ranks that have it.
-fn mismatch(all: &[Vec<u8>], words: &[Word]) -> Error {
+fn mismatch(words: &[Word]) -> Error {
     let mut message = String::from("ranks disagree on the plan or on the order of calls:");
-    if words.len() != all.len() {
-        message.push_str(" a rank runs another version of the library;");
-    }
     let mut told: Vec<(u64, u64)> = Vec::new();
     for w in words {
         if told.contains(&(w.comparison, w.hash)) {
