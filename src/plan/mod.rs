@@ -6,6 +6,8 @@
 
 mod balance;
 mod chunks;
+mod draw;
+mod explain;
 mod hash;
 mod needs;
 mod placement;
@@ -13,9 +15,12 @@ mod side;
 mod slices;
 mod stage;
 mod stats;
+mod traffic;
 mod transfer;
 mod verify;
 
+pub use draw::draw_key;
+pub use explain::{Origin, explain};
 pub use placement::Placement;
 pub use side::{OwnedRun, SidePlacement};
 pub use stage::{Pass, Stage};

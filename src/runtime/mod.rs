@@ -11,6 +11,7 @@ mod key;
 pub mod movement;
 mod prepare;
 mod redistribute;
+pub mod roll;
 mod scratch;
 pub mod single;
 mod workspace;

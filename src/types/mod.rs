@@ -3,8 +3,10 @@
 mod alias;
 mod band;
 mod config;
+pub mod draw;
 mod dtype;
 pub mod env;
+mod env_table;
 mod error;
 mod mask;
 mod mask_build;
