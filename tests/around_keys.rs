@@ -1,9 +1,5 @@
 //! Keys on placements that exist already, and the key made last.
 
-mod common_backend;
-mod common_ranks;
-mod common_reference;
-
 use std::sync::Arc;
 
 use magi_attn::comm::local;
@@ -45,7 +41,7 @@ fn a_second_mask_keeps_the_placement() {
         let own = Key::create(&context, &window, SHAPE, config())?;
         assert_ne!(own.placement(Side::Q), second.placement(Side::Q));
         assert_ne!(own.hash()?, second.hash()?);
-        assert!(second.shares_plan(&first.create_for_new_mask(&window, SHAPE, config())?));
+        assert!(second.shares_plan(first.create_for_new_mask(&window, SHAPE, config())?.as_ref()));
         assert!(!second.shares_plan(&own));
         let e = first
             .create_for_new_mask(&causal(95), SHAPE, config())
@@ -68,14 +64,9 @@ fn a_callers_placement_is_taken_as_it_is() {
             .filter(|t| owners[*t as usize / 4] == rank as u32)
             .collect();
         assert_eq!(key.position_ids(Side::Q)?, want);
-        assert!(key.shares_plan(&Key::create_with_placement(
-            &context,
-            &causal(30),
-            SHAPE,
-            config(),
-            placement()
-        )?));
-        assert!(!key.shares_plan(&Key::create(&context, &causal(30), SHAPE, config())?));
+        let again = Key::create_with_placement(&context, &causal(30), SHAPE, config(), placement())?;
+        assert!(key.shares_plan(&again));
+        assert!(!key.shares_plan(Key::create(&context, &causal(30), SHAPE, config())?.as_ref()));
         let two = Placement::shared(Arc::new(SidePlacement::shares(30, 2)?));
         let e = Key::create_with_placement(&context, &causal(30), SHAPE, config(), two)
             .err()

@@ -1,6 +1,7 @@
 //! Rolling along the global sequence against index arithmetic.
 
 mod common_backend;
+mod common_reference;
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use magi_attn::comm::local;
 use magi_attn::device::Stream;
 use magi_attn::runtime::roll::{pad_size, roll};
 use magi_attn::runtime::{Context, Key};
-use magi_attn::types::{AttnShape, Config, DType, Mask, PlacementKind, Result, Side, Status};
+use magi_attn::types::{AttnShape, Config, DType, Device, Mask, PlacementKind, Result, Side, Status, Tensor};
 
 const SHAPE: AttnShape = AttnShape {
     heads_q: 1,
@@ -78,9 +79,9 @@ fn every_token_moves_to_its_place() {
                 local::run(world, |_, comm| {
                     let key = key(&Context::new(comm), &mask, chunk, kind)?;
                     for shift in [0, 1, -1, 5, total, total / 2, -3 * total - 2, i64::MAX, i64::MIN] {
-                        check(&key, Side::Q, shift, DType::I32, Layout::Dense)?;
+                        check(&key, Side::Q, shift, DType::F32, Layout::Dense)?;
                     }
-                    check(&key, Side::K, 2, DType::F16, Layout::Strided)
+                    check(&key, Side::K, 2, DType::F16, Layout::Padded)
                 })
                 .unwrap();
             }
@@ -95,6 +96,26 @@ fn sides_of_different_length_roll_by_themselves() {
         let key = key(&Context::new(comm), &mask, 2, PlacementKind::Balanced)?;
         check(&key, Side::Q, 7, DType::F64, Layout::Dense)?;
         check(&key, Side::K, 7, DType::Bf16, Layout::Dense)
+    })
+    .unwrap();
+}
+
+#[test]
+fn labels_roll_in_their_own_dtype() {
+    let mask = Arc::new(Mask::from_sliding_window(23, 23, (-1, 0), 0).unwrap());
+    local::run(4, |_, comm| {
+        let key = key(&Context::new(comm), &mask, 2, PlacementKind::Balanced)?;
+        let ids = key.position_ids(Side::Q)?;
+        let (mut x, mut y) = (ids.clone(), vec![-1i64; ids.len()]);
+        let tensor = |data: &mut Vec<i64>| {
+            let shape = [data.len() as i64];
+            // SAFETY: the vector outlives the call below, and nothing else touches it meanwhile.
+            unsafe { Tensor::dense(data.as_mut_ptr().cast(), DType::I64, Device::Cpu, &shape) }
+        };
+        roll(&key, Side::Q, tensor(&mut x), -1, tensor(&mut y), Stream::NULL)?;
+        let next: Vec<i64> = ids.iter().map(|t| (t + 1) % 23).collect();
+        assert_eq!(y, next);
+        Ok(())
     })
     .unwrap();
 }

@@ -7,6 +7,7 @@ use super::svg::{Anchor, Svg, thousands};
 use crate::types::{Range, Slice};
 
 /// More pieces than this are drawn as a grid of shades.
+/// cbindgen:ignore
 pub const MOST_PIECES: usize = 2000;
 /// Rows and columns of that grid.
 const GRID: i64 = 112;
