@@ -78,7 +78,7 @@ fn parts(svg: &mut Svg, placement: &Placement, mask: &Mask) {
         pieces = mask.slices().iter().map(|s| (*s, 0)).collect();
         plot.shaded(svg, &pieces, &colours, |q| queries.owner(q));
     } else {
-        plot.pieces(svg, &pieces, &colours, |q| queries.owner(q));
+        plot.pieces(svg, &pieces, &colours);
     }
 }
 
@@ -211,16 +211,20 @@ fn matrix(svg: &mut Svg, traffic: &Traffic) {
             svg.text(middle.0, middle.1, Anchor::Middle, "ink", &short(tokens));
         }
     }
-    let mut notes = vec![format!("full blue: {} keys", thousands(most))];
-    if traffic.ranks(0) == (0, 0) && n <= GROUPS && traffic.ranks(n - 1).1 == n - 1 {
-        notes.push(format!("one square: two of {n} ranks"));
-    } else {
-        let (first, last) = traffic.ranks(0);
-        notes.push(format!("one square: groups of {} ranks", last - first + 1));
+    if n <= LABELLED / 2 {
+        for rank in 0..n {
+            let x = left + (rank as f64 + 0.5) * cell;
+            svg.text(x, top + side + 15.0, Anchor::Middle, "dim", &rank.to_string());
+        }
+    }
+    let (first, last) = traffic.ranks(0);
+    let mut notes = vec!["darkest:".to_owned(), format!("{} keys", thousands(most))];
+    if last > first {
+        notes.extend(["a square:".to_owned(), format!("{} ranks each", last - first + 1)]);
     }
     for (i, note) in notes.iter().enumerate() {
         let y = top + 12.0 + 18.0 * i as f64;
-        svg.text(left + side + 10.0, y, Anchor::Start, "dim", note);
+        svg.text(left + side + 12.0, y, Anchor::Start, "dim", note);
     }
 }
 

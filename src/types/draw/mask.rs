@@ -1,6 +1,6 @@
 //! The picture of a mask.
 
-use super::plot::Plot;
+use super::plot::{MOST_PIECES, Plot};
 use super::svg::{Anchor, Svg, thousands};
 use crate::types::{Mask, MaskType, Slice};
 
@@ -48,8 +48,13 @@ impl Mask {
             .iter()
             .map(|t| (Slice::from_typed(t), t.mask_type as usize))
             .collect();
-        // Shades have no type.
-        plot.pieces(&mut svg, &pieces, &COLOURS.map(str::to_owned), |_| 0);
+        let colours = COLOURS.map(str::to_owned);
+        if pieces.len() > MOST_PIECES {
+            // Shades have no type.
+            plot.shaded(&mut svg, &pieces, &colours, |_| 0);
+        } else {
+            plot.parted_pieces(&mut svg, &pieces, &colours);
+        }
         legend(&mut svg, &pieces, 84.0 + plot.height() + 24.0);
         svg.finish()
     }
@@ -58,7 +63,7 @@ impl Mask {
 /// The types that occur, or what shades mean.
 fn legend(svg: &mut Svg, pieces: &[(Slice, usize)], y: f64) {
     let mut x = 84.0;
-    if pieces.len() > super::MOST_PIECES {
+    if pieces.len() > MOST_PIECES {
         let words = "too many slices to draw each: the darker, the more cells are visible";
         svg.text(x, y + 11.0, Anchor::Start, "dim", words);
         return;

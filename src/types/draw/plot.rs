@@ -73,19 +73,17 @@ impl Plot {
         svg.text(edge, bottom, Anchor::End, "dim", &thousands(self.total_q));
     }
 
-    /// Draws pieces, each with an index into `colours`: one by one when they are few, else as a grid of shades where
-    /// `colour_of` says which colour a query row has.
-    pub fn pieces(
-        &self,
-        svg: &mut Svg,
-        pieces: &[(Slice, usize)],
-        colours: &[String],
-        colour_of: impl Fn(i64) -> usize,
-    ) {
-        if pieces.len() > MOST_PIECES {
-            self.shaded(svg, pieces, colours, colour_of);
-            return;
-        }
+    /// Draws pieces, each with an index into `colours`, at most `MOST_PIECES` of them; more go to `shaded`.
+    pub fn pieces(&self, svg: &mut Svg, pieces: &[(Slice, usize)], colours: &[String]) {
+        self.draw(svg, pieces, colours, f64::INFINITY);
+    }
+
+    /// As `pieces`, with a thin line around each that is large enough.
+    pub fn parted_pieces(&self, svg: &mut Svg, pieces: &[(Slice, usize)], colours: &[String]) {
+        self.draw(svg, pieces, colours, PARTED);
+    }
+
+    fn draw(&self, svg: &mut Svg, pieces: &[(Slice, usize)], colours: &[String], parted_from: f64) {
         // One path for each colour, those of small pieces apart: a parting line would hide them.
         let mut paths: BTreeMap<(usize, bool), String> = BTreeMap::new();
         for (slice, colour) in pieces {
@@ -93,8 +91,8 @@ impl Plot {
             if slice.q.is_empty() {
                 continue;
             }
-            let parted = self.x(slice.k.len() as f64) - self.left > PARTED
-                && self.y(slice.q.len() as f64) - self.top > PARTED;
+            let parted = self.x(slice.k.len() as f64) - self.left > parted_from
+                && self.y(slice.q.len() as f64) - self.top > parted_from;
             self.outline(&slice, paths.entry((*colour, parted)).or_default());
         }
         for ((colour, parted), path) in paths {
