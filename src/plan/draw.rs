@@ -218,7 +218,7 @@ fn matrix(svg: &mut Svg, traffic: &Traffic) {
         }
     }
     let (first, last) = traffic.ranks(0);
-    let mut notes = vec!["darkest:".to_owned(), format!("{} keys", thousands(most))];
+    let mut notes = vec!["at most:".to_owned(), format!("{} keys", thousands(most))];
     if last > first {
         notes.extend(["a square:".to_owned(), format!("{} ranks each", last - first + 1)]);
     }
