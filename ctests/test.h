@@ -85,4 +85,19 @@
         CHECK_HAS(magi_last_error_message(), part);                                                                    \
     } while (0)
 
+// As CHECK_ERROR, and the message starts with the name of the function that was called.
+#define CHECK_REFUSED(call, want, part)                                                                                \
+    do {                                                                                                               \
+        CHECK_ERROR(call, want, part);                                                                                 \
+        check_function_named(#call, __FILE__, __LINE__);                                                               \
+    } while (0)
+
+static inline void check_function_named(const char *call, const char *file, int line) {
+    const size_t length = strcspn(call, "(");
+    const char *message = magi_last_error_message();
+    if (strncmp(message, call, length) != 0 || message[length] != ':') {
+        FAIL("from %s:%d: \"%s\" does not name the function of %s", file, line, message, call);
+    }
+}
+
 #endif

@@ -108,7 +108,7 @@ int main(int argc, char **argv) {
         {{24, 32}, {16, 32}, MAGI_MASK_TYPE_BI_CAUSAL, 0},
     };
     check(magi_mask_create(four, 4, 32, 32, &mask));
-    draw(folder, "types", mask, 0);
+    draw(folder, "four_slices", mask, 0);
 
     const int64_t whole[] = {0, 16384};
     check(magi_mask_create_from_cu_seqlens(whole, whole, 2, 1, -1, -1, 0, &mask));

@@ -581,6 +581,14 @@ typedef struct magi_config {
      */
     int32_t backward_high_precision_reduce;
     /**
+     * 0 or 1: group collectives cross hosts once a token, then fan out inside the host (0). Needs magi_comm_set_mesh.
+     */
+    int32_t hierarchical_comm;
+    /**
+     * Must be 0.
+     */
+    int32_t reserved;
+    /**
      * 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
      */
     int32_t sanity_check;
@@ -1102,6 +1110,17 @@ magi_status magi_comm_size(const struct magi_comm *comm, int32_t *size);
  * Errors: NULL_POINTER, INVALID_ARGUMENT, POISONED. Any thread; holds for waits that start later.
  */
 magi_status magi_comm_set_timeout(const struct magi_comm *comm, int64_t milliseconds);
+
+/**
+ * Says how ranks lie on hosts: rank r is number r % intra_size on host r / intra_size. Keys that are made later with
+ * config.hierarchical_comm then move each token to a host once and fan it out there. The same on every rank.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (the sizes do not multiply to the number of ranks), POISONED, COMM_DESTROYED. Any
+ * thread; not collective.
+ */
+magi_status magi_comm_set_mesh(const struct magi_comm *comm,
+                               int32_t inter_size,
+                               int32_t intra_size);
 
 /**
  * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.

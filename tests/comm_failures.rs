@@ -144,7 +144,7 @@ fn calls_in_another_order_end_the_communicator() {
     for error in errors {
         says(
             &error.unwrap_err(),
-            Status::PlanMismatch,
+            Status::CommFailed,
             &["rank 0", "rank 1", "all_gather"],
         );
     }

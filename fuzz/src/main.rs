@@ -12,6 +12,7 @@ mod bytes;
 mod corpus;
 mod coverage;
 mod crash;
+mod masks;
 mod mutate;
 mod targets;
 

@@ -34,7 +34,7 @@ pub trait Backend: Send + Sync {
     /// Merges attention over the slices into the running `(out, lse)`.
     fn attn_forward(&self, args: &ForwardArgs<'_>) -> Result<()>;
 
-    /// `delta[t, h]` = sum over the head dimension of `out * dout`. `out` and `dout` are any attention dtype, `delta`
+    /// `delta[t, h]` = sum over the head dimension of `out * dout`, where an `out` of 0 gives 0 whatever `dout` is. `out` and `dout` are any attention dtype, `delta`
     /// is the accumulator type.
     fn attn_delta(&self, out: Tensor, dout: Tensor, delta: Tensor) -> Result<()>;
 

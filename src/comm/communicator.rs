@@ -25,7 +25,6 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// later call fails at once, with
 /// * `Status::Aborted` on every rank after `abort`;
 /// * `Status::Timeout` on the rank that waited too long, `Status::CommFailed` on the others;
-/// * `Status::PlanMismatch` on every rank where one called `all_gather` and another exchanged;
 /// * `Status::CommFailed` on every rank otherwise.
 ///
 /// In a process forked after the library's first use every fallible call fails with `Status::Forked`.

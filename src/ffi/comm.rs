@@ -31,7 +31,7 @@ impl Handle for magi_comm {
         &self.poisoned
     }
     fn abort(&self, why: &str) {
-        self.context.fail(why);
+        self.context.fail(&Error::internal(why));
     }
 }
 
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn magi_local_run(
             let code = unsafe { run(&raw mut *handle, rank as i32, userdata.0) };
             let outcome = rank_outcome(rank, code);
             if let Err(e) = &outcome {
-                handle.context.fail(&e.message);
+                handle.context.fail(e);
             }
             handle.context.close();
             outcome
@@ -162,6 +162,23 @@ pub extern "C" fn magi_comm_set_timeout(comm: Option<&magi_comm>, milliseconds: 
             )));
         }
         c.context.set_timeout(Duration::from_millis(milliseconds as u64))
+    })
+}
+
+/// Says how ranks lie on hosts: rank r is number r % intra_size on host r / intra_size. Keys that are made later with
+/// config.hierarchical_comm then move each token to a host once and fan it out there. The same on every rank.
+///
+/// Errors: NULL_POINTER, INVALID_ARGUMENT (the sizes do not multiply to the number of ranks), POISONED, COMM_DESTROYED. Any
+/// thread; not collective.
+#[unsafe(no_mangle)]
+pub extern "C" fn magi_comm_set_mesh(comm: Option<&magi_comm>, inter_size: i32, intra_size: i32) -> Status {
+    guard_handle("magi_comm_set_mesh", "comm", comm, |c| {
+        let size = |name: &str, value: i32| {
+            let refuse = || Error::argument(format!("{name} is {value}; it must be 1 or more"));
+            usize::try_from(value).ok().filter(|&n| n > 0).ok_or_else(refuse)
+        };
+        c.context
+            .set_mesh(size("inter_size", inter_size)?, size("intra_size", intra_size)?)
     })
 }
 

@@ -14,20 +14,26 @@ thread_local! {
     static LAST_ERROR: RefCell<(Status, CString)> = RefCell::new((Status::Ok, CString::default()));
 }
 
-/// The last error of this thread; `Status::Ok` and an empty text before the first.
+/// The last error of this thread; `Status::Ok` and an empty text before the first, and when the thread is ending and
+/// its variables are gone (a destructor of the caller's may still call in).
 pub(super) fn last_error() -> (Status, CString) {
-    LAST_ERROR.with(|e| e.borrow().clone())
+    LAST_ERROR
+        .try_with(|e| e.borrow().clone())
+        .unwrap_or((Status::Ok, CString::default()))
 }
 
 /// Address of the last error's text, good until the next failing call on this thread.
 pub(super) fn last_error_text() -> *const std::ffi::c_char {
-    LAST_ERROR.with(|e| e.borrow().1.as_ptr())
+    LAST_ERROR
+        .try_with(|e| e.borrow().1.as_ptr())
+        .unwrap_or(c"".as_ptr())
 }
 
 /// Makes `error` the last error of this thread and returns its status.
 fn remember(name: &str, error: &Error) -> Status {
     let text = format!("{name}: {}", error.message).replace('\0', "\\0");
-    LAST_ERROR.with(|e| *e.borrow_mut() = (error.status, CString::new(text).unwrap_or_default()));
+    // Fails on a thread that is ending, which keeps its status and goes without a message.
+    let _ = LAST_ERROR.try_with(|e| *e.borrow_mut() = (error.status, CString::new(text).unwrap_or_default()));
     super::status::log_error(error.status);
     error.status
 }

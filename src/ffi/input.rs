@@ -112,21 +112,54 @@ pub(super) unsafe fn tensor(param: &str, data: *const magi_tensor) -> Result<Ten
             )
         })?;
     check_extent(param, &t, ndim, dtype)?;
+    let stride = settled_strides(&t.shape[..ndim], &t.stride[..ndim]);
     // SAFETY: passed on from the caller; the extent was checked to fit the address space.
-    Ok(unsafe { Tensor::from_raw(t.data.cast(), dtype, device, &t.shape[..ndim], &t.stride[..ndim]) })
+    Ok(unsafe { Tensor::from_raw(t.data.cast(), dtype, device, &t.shape[..ndim], &stride[..ndim]) })
+}
+
+/// Strides with those of a dense tensor in dimensions along which nobody can move, where any number may stand: offsets
+/// that are computed from them must not overflow. The last stride stays, because it has to be right.
+fn settled_strides(shape: &[i64], given: &[i64]) -> [i64; MAX_DIMS] {
+    let mut stride = [1; MAX_DIMS];
+    stride[..given.len()].copy_from_slice(given);
+    let (empty, mut step) = (shape.contains(&0), 1);
+    for i in (0..shape.len() - 1).rev() {
+        step *= shape[i + 1].max(1);
+        if empty || shape[i] == 1 {
+            stride[i] = step;
+        }
+    }
+    stride
 }
 
 /// Negative extents, spans beyond the address space, NULL data and misaligned data are refused here.
 fn check_extent(param: &str, t: &magi_tensor, ndim: usize, dtype: DType) -> Result<()> {
     let (mut elements, mut low, mut high) = (1i128, 0i128, 0i128);
+    // Bytes of the tensor if it were dense and no extent 0: products of extents stay below.
+    let mut bytes = dtype.size() as i128;
     for (i, (&n, &s)) in t.shape[..ndim].iter().zip(&t.stride[..ndim]).enumerate() {
         if n < 0 {
             let message = format!("{param}.shape[{i}] is {n}; it must be 0 or more");
             return Err(Error::new(Status::ShapeMismatch, message));
         }
         elements = elements.saturating_mul(i128::from(n));
-        let reach = i128::from(n - 1).max(0) * i128::from(s);
+        bytes = bytes.saturating_mul(i128::from(n.max(1)));
+        let reach = i128::from((n - 1).max(0)) * i128::from(s);
         if reach < 0 { low += reach } else { high += reach }
+    }
+    let too_large = || {
+        let what = format!(
+            "{param} has shape {:?} and stride {:?}",
+            &t.shape[..ndim],
+            &t.stride[..ndim]
+        );
+        Error::new(
+            Status::InvalidStride,
+            format!("{what}, which do not fit the address space"),
+        )
+    };
+    if bytes > isize::MAX as i128 {
+        return Err(too_large());
     }
     if elements == 0 {
         return Ok(());
@@ -145,16 +178,8 @@ fn check_extent(param: &str, t: &magi_tensor, ndim: usize, dtype: DType) -> Resu
     }
     let base = t.data as usize as i128;
     let (first, last) = (base + low * size as i128, base + (high + 1) * size as i128);
-    if elements > i128::from(i64::MAX) || first <= 0 || last > isize::MAX as i128 {
-        let what = format!(
-            "{param} has shape {:?} and stride {:?}",
-            &t.shape[..ndim],
-            &t.stride[..ndim]
-        );
-        return Err(Error::new(
-            Status::InvalidStride,
-            format!("{what}, which do not fit the address space"),
-        ));
+    if first <= 0 || last > isize::MAX as i128 {
+        return Err(too_large());
     }
     Ok(())
 }

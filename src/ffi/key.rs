@@ -25,7 +25,7 @@ impl Handle for magi_key {
         &self.poisoned
     }
     fn abort(&self, why: &str) {
-        self.key.context().fail(why);
+        self.key.context().fail(&Error::internal(why));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Status codes, the last error of a thread, and log lines.
 
 use std::ffi::{CString, c_char, c_void};
+use std::io::Write;
 
 use parking_lot::RwLock;
 
@@ -53,7 +54,10 @@ pub(super) fn log(level: magi_log_level, line: &str) {
             let text = CString::new(line.replace('\0', "\\0")).unwrap_or_default();
             f(level as i32, text.as_ptr(), log.userdata);
         },
-        None => eprintln!("libmagi_attn: {line}"),
+        // A stderr that takes nothing (a full disk, a closed pipe) is no reason to fail, and eprintln would panic.
+        None => {
+            let _ = std::io::stderr().write_all(format!("libmagi_attn: {line}\n").as_bytes());
+        }
     }
 }
 

@@ -9,12 +9,14 @@ mod chunks;
 mod draw;
 mod explain;
 mod hash;
+mod hierarchy;
 mod needs;
 mod placement;
 mod side;
 mod slices;
 mod stage;
 mod stats;
+pub mod tiles;
 mod traffic;
 mod transfer;
 mod verify;
@@ -82,11 +84,23 @@ impl Plan {
             )));
         }
         let needs = Needs::new(mask, &placement, Some(rank));
-        let forward = Arc::new(Pass::new(&placement, rank, &needs, config.degree_forward));
+        let forward = Arc::new(Pass::new(
+            &placement,
+            rank,
+            &needs,
+            config.degree_forward,
+            config.mesh,
+        ));
         let backward = if config.degree_backward == config.degree_forward {
             Arc::clone(&forward)
         } else {
-            Arc::new(Pass::new(&placement, rank, &needs, config.degree_backward))
+            Arc::new(Pass::new(
+                &placement,
+                rank,
+                &needs,
+                config.degree_backward,
+                config.mesh,
+            ))
         };
         let plan = Plan {
             rank,
@@ -122,6 +136,9 @@ fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Con
         i64::from(config.degree_backward),
         i64::from(config.backward_high_precision_reduce),
         config.dsink_reduce as i64,
+        config.mesh.map_or(0, |m| m.intra as i64),
+        // Ranks that keep different numbers of keys would prepare at different times.
+        config.cache_size as i64,
     ]);
     h.finish()
 }

@@ -70,7 +70,7 @@ fn cut_at_keys(part: &Part, keys: &[PlacedRun], out: &mut Vec<Slice>) {
 }
 
 /// The one slice whose cells are exactly those of `a` and `b`, which share none and are tight; `None` if there is none.
-fn join(a: &Slice, b: &Slice) -> Option<Slice> {
+pub(super) fn join(a: &Slice, b: &Slice) -> Option<Slice> {
     let touch = |x: &Range, y: &Range| x.start <= y.end && y.start <= x.end;
     if !touch(&a.q, &b.q) || !touch(&a.k, &b.k) {
         return None;

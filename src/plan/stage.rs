@@ -1,23 +1,35 @@
 //! What is fetched and computed when.
 
+use super::hierarchy::Routes;
 use super::needs::Needs;
 use super::placement::Placement;
 use super::side::{PlacedRun, concatenate};
 use super::slices::local_slices;
 use super::transfer::transfer;
-use crate::types::{Error, Range, Ranges, Result, Side, StageSlice, Transfer};
+use crate::types::{Error, Mesh, Range, Ranges, Result, Side, StageSlice, Transfer, TwoLevel};
 
 /// One step of a pass: a fetch, and the slices that can be computed when it is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
     /// Rows of key-side tensors that move before the stage's slices are computed. Its transpose moves gradients back.
     pub transfer: Transfer,
+    /// The same movement over a mesh of hosts, where there is one. It fills the same receive buffer.
+    pub two_level: Option<TwoLevel>,
     /// Global keys of the receive buffer; its rows are these keys in ascending order.
     pub recv: Ranges,
     /// What to compute, in local rows.
     pub slices: Vec<StageSlice>,
     /// Visible cells of the slices.
     pub area: i64,
+}
+
+impl Stage {
+    /// Whether this rank moves nothing for it, neither for itself nor for others.
+    pub fn is_idle(&self) -> bool {
+        self.two_level
+            .as_ref()
+            .map_or(self.transfer.is_empty(), TwoLevel::is_empty)
+    }
 }
 
 /// The stages of a forward or backward pass.
@@ -35,7 +47,13 @@ impl Pass {
     /// Most remote stages.
     pub const MAX_DEGREE: i32 = 8;
 
-    pub(super) fn new(placement: &Placement, rank: usize, needs: &Needs, degree: i32) -> Pass {
+    pub(super) fn new(
+        placement: &Placement,
+        rank: usize,
+        needs: &Needs,
+        degree: i32,
+        mesh: Option<Mesh>,
+    ) -> Pass {
         let keys = placement.side(Side::K);
         let own = concatenate(keys.runs(rank).as_slice());
         let host = stage(needs, &own, 0);
@@ -45,6 +63,7 @@ impl Pass {
                 let recv = groups[rank][i].clone();
                 Stage {
                     transfer: transfer(keys, rank, |peer| &groups[peer][i]),
+                    two_level: mesh.map(|m| Routes::new(keys, m, |peer| &groups[peer][i]).of(rank)),
                     ..stage_of(needs, recv)
                 }
             })

@@ -3,14 +3,14 @@
 use super::attn_args::{Backward, scale};
 use super::check;
 use super::context::Session;
-use super::forward::{Keys, check_lengths, extents, run_stages};
-use super::group::{PendingReduce, ReduceOp, group_reduce};
+use super::forward::{check_lengths, extents};
 use super::key::Key;
+use super::reduction::Reduction;
 use super::scratch::Scratch;
+use super::stages::{self, Keys};
 use super::workspace::{BackwardSpace, KeyPair};
 use crate::backend::BackwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::plan::Stage;
 use crate::types::{DType, DsinkReduce, Range, Result, Tensor};
 
 /// Gradients for the tokens that this rank owns. Collective. Errors as the C function documents.
@@ -31,35 +31,39 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     fault::point("calc_attn_backward", key.context().rank())?;
     let arena = &mut session.state.arena;
     let space = BackwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
-    let backend = session.context().backend();
+    session.in_step(|| gradients(key, a, &session, &space, stream))
+}
 
+/// What follows once arguments are checked and every rank has the same plan.
+fn gradients(
+    key: &Key,
+    a: &Backward,
+    session: &Session<'_>,
+    space: &BackwardSpace,
+    stream: Stream,
+) -> Result<()> {
+    let backend = session.context().backend();
     backend.attn_delta(a.out, a.dout, space.delta)?;
     if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
-        sink_gradient(key, &session, a, [*sink, *dsink, space.delta], stream)?;
+        sink_gradient(key, session, a, [*sink, *dsink, space.delta], stream)?;
     }
-    let dq = Accumulator::new(&session, a.dq, space.dq, a.accumulate_dq)?;
-    let dk = Accumulator::new(&session, a.dk, space.local.k, a.accumulate_dk)?;
-    let dv = Accumulator::new(&session, a.dv, space.local.v, a.accumulate_dv)?;
+    let dq = Accumulator::new(session, a.dq, space.dq, a.accumulate_dq)?;
+    let dk = Accumulator::new(session, a.dk, space.local.k, a.accumulate_dk)?;
+    let dv = Accumulator::new(session, a.dv, space.local.v, a.accumulate_dv)?;
     let local = KeyPair {
         k: dk.running,
         v: dv.running,
     };
 
-    let mut reduction = Reduction {
-        session: &session,
-        space: &space,
-        local,
-        stream,
-        turn: 0,
-        pending: None,
-    };
+    let mut reduction = Reduction::new(session, space, local, stream);
     let keys = Keys {
         local: KeyPair { k: a.k, v: a.v },
         packed: space.packed,
         recv: &space.recv,
+        gateway: &space.gateway,
     };
-    run_stages(
-        &session,
+    stages::run(
+        session,
         &key.plan().backward.stages,
         &keys,
         stream,
@@ -85,7 +89,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     )?;
     reduction.finish()?;
     for accumulator in [dq, dk, dv] {
-        accumulator.store(&session)?;
+        accumulator.store(session)?;
     }
     Ok(())
 }
@@ -122,79 +126,6 @@ impl Accumulator {
             .context()
             .backend()
             .cast(self.running, self.target, self.add)
-    }
-}
-
-/// The reductions of partial dk and dv, one of them on its way while the next stage is computed.
-struct Reduction<'a> {
-    session: &'a Session<'a>,
-    space: &'a BackwardSpace,
-    /// Gradients of this rank's own keys.
-    local: KeyPair,
-    stream: Stream,
-    /// Which of the two buffers the next stage takes.
-    turn: usize,
-    pending: Option<PendingReduce>,
-}
-
-impl Reduction<'_> {
-    /// Zeroed partial gradients for the keys that `stage` received; `None` when it received none.
-    fn partial(&self, stage: &Stage) -> Result<Option<KeyPair>> {
-        let rows = stage.transfer.recv_rows;
-        if rows == 0 {
-            return Ok(None);
-        }
-        let p = &self.space.partial[self.turn];
-        let partial = KeyPair {
-            k: p.k.rows(0, rows),
-            v: p.v.rows(0, rows),
-        };
-        for t in [partial.k, partial.v] {
-            self.session.context().backend().fill_zero(t)?;
-        }
-        Ok(Some(partial))
-    }
-
-    /// Sends the stage's partial gradients to their owners, after the reduction before it has been added.
-    fn start(&mut self, stage: &Stage) -> Result<()> {
-        if stage.transfer.is_empty() {
-            return Ok(());
-        }
-        self.finish()?;
-        let context = self.session.context();
-        let (partial, wire) = (&self.space.partial[self.turn], &self.space.wire[self.turn]);
-        let staging = &self.space.staging[self.turn];
-        self.turn = 1 - self.turn;
-        let rows = stage.transfer.recv_rows;
-        let mut travels = Vec::with_capacity(2);
-        for (from, to) in [(&partial.k, &wire.k), (&partial.v, &wire.v)] {
-            let (from, to) = (from.rows(0, rows), to.rows(0, rows));
-            if from.dtype() != to.dtype() {
-                context.backend().cast(from, to, false)?;
-            }
-            travels.push(to);
-        }
-        let (staging, local) = ([staging.k, staging.v], [self.local.k, self.local.v]);
-        let transfer = &stage.transfer;
-        let pending = group_reduce(
-            context.comm(),
-            transfer,
-            ReduceOp::Sum,
-            &travels,
-            &staging,
-            &local,
-            self.stream,
-        )?;
-        self.pending = Some(pending);
-        Ok(())
-    }
-
-    /// Adds what has been sent to this rank, if a reduction is on its way.
-    fn finish(&mut self) -> Result<()> {
-        let context = self.session.context();
-        self.pending.take().map_or(Ok(()), |p| {
-            p.finish(context.comm(), context.backend(), self.stream)
-        })
     }
 }
 

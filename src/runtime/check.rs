@@ -28,7 +28,7 @@ pub(super) fn stream(stream: Stream) -> Result<()> {
 }
 
 /// Host memory, last stride 1.
-fn place((name, t): Named<'_>) -> Result<()> {
+pub(super) fn place((name, t): Named<'_>) -> Result<()> {
     if t.device() != Device::Cpu {
         let message = format!(
             "{name} lies on {:?}; this communicator or mask works on host memory",
@@ -69,24 +69,21 @@ pub(super) fn written(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()>
     Ok(())
 }
 
-/// `global` tensors `[total, ..]` and `local` ones `[local tokens, ..]` of one dtype and trailing shape. Outputs are
-/// whichever comes second in the call; a gather into `local` is checked here.
+/// A global tensor `[total, ..]` and a local one `[local tokens, ..]` of one dtype and trailing shape.
 pub(super) fn movement(
     key: &Key,
     side: Side,
-    global: &[Named<'_>],
-    local: &[Named<'_>],
+    (gname, global): Named<'_>,
+    (lname, local): Named<'_>,
     s: Stream,
 ) -> Result<()> {
     stream(s)?;
     key.context().check_open()?;
-    let ((gname, g), (lname, l)) = (global[0], local[0]);
-    place((gname, g))?;
-    place((lname, l))?;
-    rows(gname, g, key.placement(side).total())?;
-    rows(lname, l, key.placement(side).tokens(key.context().rank()))?;
-    same_rows((lname, l), (gname, g))?;
-    written(&[(lname, l)], &[(gname, g)])
+    place((gname, global))?;
+    place((lname, local))?;
+    rows(gname, global, key.placement(side).total())?;
+    rows(lname, local, key.placement(side).tokens(key.context().rank()))?;
+    same_rows((lname, local), (gname, global))
 }
 
 /// As `movement`, between a contiguous share and the plan's layout.

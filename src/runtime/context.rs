@@ -11,13 +11,14 @@ use super::key::KeyData;
 use crate::backend::{Backend, CpuBackend};
 use crate::comm::Communicator;
 use crate::device::Arena;
-use crate::types::{Error, Result, Status};
+use crate::types::{Error, Mesh, Result, Status};
 
 /// What one rank's keys share. One call at a time; `abort`, `fail` and `async_error` from any thread at any time.
 pub struct Context {
     comm: Arc<dyn Communicator>,
     backend: Box<dyn Backend>,
     closed: AtomicBool,
+    mesh: Mutex<Option<Mesh>>,
     state: Mutex<State>,
 }
 
@@ -52,6 +53,7 @@ impl Context {
             comm,
             backend: Box::new(CpuBackend::new()),
             closed: AtomicBool::new(false),
+            mesh: Mutex::new(None),
             state: Mutex::new(state),
         })
     }
@@ -83,6 +85,25 @@ impl Context {
         Ok(())
     }
 
+    /// Says that rank `r` is number `r % intra` on host `r / intra`. Keys made later with `config.hierarchical_comm` move
+    /// tokens accordingly. `Status::InvalidArgument` unless the two multiply to the number of ranks.
+    pub fn set_mesh(&self, inter: usize, intra: usize) -> Result<()> {
+        self.check_open()?;
+        if inter.checked_mul(intra) != Some(self.size()) || intra == 0 {
+            let size = self.size();
+            let message =
+                format!("inter_size {inter} times intra_size {intra} must be the number of ranks, {size}");
+            return Err(Error::argument(message));
+        }
+        *self.mesh.lock() = Some(Mesh { inter, intra });
+        Ok(())
+    }
+
+    /// How ranks lie on hosts, if somebody said so.
+    pub fn mesh(&self) -> Option<Mesh> {
+        *self.mesh.lock()
+    }
+
     /// What ended the communicator, if something did.
     pub fn async_error(&self) -> Option<Error> {
         self.comm.async_error()
@@ -93,9 +114,9 @@ impl Context {
         self.comm.abort(reason);
     }
 
-    /// Ends the communicator because this rank failed.
-    pub fn fail(&self, why: &str) {
-        self.comm.fail(&Error::internal(why));
+    /// Ends the communicator because this rank failed with `error`.
+    pub fn fail(&self, error: &Error) {
+        self.comm.fail(error);
     }
 
     /// Gives up this rank's part: keys of this context refuse further calls, workspace and cache are freed.
@@ -137,5 +158,29 @@ impl Session<'_> {
     /// Whose call this is.
     pub fn context(&self) -> &Context {
         self.context
+    }
+
+    /// Runs the part of a collective call in which ranks move data. A failure in there leaves this rank out of step
+    /// with its peers, who would pair a repeated call's messages with those of the first. So it ends the communicator,
+    /// and a status that says that the call may be repeated becomes `Status::CommFailed`.
+    pub(super) fn in_step(&self, f: impl FnOnce() -> Result<()>) -> Result<()> {
+        f().map_err(|e| {
+            let rank = self.context.rank();
+            let error = match e.status {
+                // Whoever turns it into a poisoned handle ends the communicator, with a better text.
+                Status::Internal => return e,
+                Status::CommFailed | Status::Timeout | Status::Aborted => e,
+                status => {
+                    let message = format!(
+                        "rank {rank} failed with {status:?} in the middle of a collective call: {}",
+                        e.message
+                    );
+                    Error::new(Status::CommFailed, message)
+                }
+            };
+            // Does nothing to a communicator that has ended, which is what brought most errors here.
+            self.context.fail(&error);
+            error
+        })
     }
 }

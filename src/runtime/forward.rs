@@ -3,14 +3,12 @@
 use super::attn_args::{Forward, scale};
 use super::check::{self, Extents};
 use super::context::Session;
-use super::group;
 use super::key::Key;
 use super::scratch::Scratch;
+use super::stages::{self, Keys};
 use super::workspace::{ForwardSpace, KeyPair};
 use crate::backend::ForwardArgs;
-use crate::comm::Ticket;
 use crate::device::{Carver, Stream, fault};
-use crate::plan::Stage;
 use crate::types::{DType, Range, Result, Tensor};
 
 /// Tokens and heads of `key`'s tensors on this rank.
@@ -37,7 +35,11 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     fault::point("calc_attn_forward", key.context().rank())?;
     let arena = &mut session.state.arena;
     let space = ForwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
+    session.in_step(|| attend(key, a, &session, &space, stream))
+}
 
+/// What follows once arguments are checked and every rank has the same plan.
+fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, stream: Stream) -> Result<()> {
     let (context, backend) = (session.context(), session.context().backend());
     let acc = key.shape().dtype.accumulator();
     let out = if a.out.dtype() == acc { a.out } else { space.out };
@@ -47,9 +49,10 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         local: KeyPair { k: a.k, v: a.v },
         packed: space.packed,
         recv: &space.recv,
+        gateway: &space.gateway,
     };
-    run_stages(
-        &session,
+    stages::run(
+        session,
         &key.plan().forward.stages,
         &keys,
         stream,
@@ -69,94 +72,10 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         },
     )?;
     if let Some(max_logits) = &a.max_logits {
-        reduce_max(&session, max_logits, stream)?;
+        reduce_max(session, max_logits, stream)?;
     }
     if a.out.dtype() != acc {
         context.backend().cast(out, a.out, false)?;
-    }
-    Ok(())
-}
-
-/// Where a pass finds keys and values.
-pub(super) struct Keys<'a> {
-    pub local: KeyPair,
-    /// Dense copy of the local ones, for sending, where they are strided.
-    pub packed: KeyPair,
-    pub recv: &'a [KeyPair],
-}
-
-impl Keys<'_> {
-    /// The local keys as a communicator can send them.
-    fn sendable(&self, session: &Session<'_>, stages: &[Stage]) -> Result<KeyPair> {
-        if stages.iter().all(|s| s.transfer.sends.is_empty()) {
-            return Ok(self.local);
-        }
-        let dense = |t: &Tensor, packed: &Tensor| {
-            if t.is_dense() {
-                return Ok(*t);
-            }
-            session
-                .context()
-                .backend()
-                .range_gather(*t, &[Range::new(0, t.tokens())], *packed)?;
-            Ok(*packed)
-        };
-        Ok(KeyPair {
-            k: dense(&self.local.k, &self.packed.k)?,
-            v: dense(&self.local.v, &self.packed.v)?,
-        })
-    }
-}
-
-/// Operands of one stage by source: local tensor, receive buffer.
-pub(super) type Sources = [Option<Tensor>; 2];
-
-/// The receive buffers of every stage: two that take turns, over the stages that receive anything.
-fn receive_buffers(stages: &[Stage], recv: &[KeyPair]) -> Vec<Option<KeyPair>> {
-    let mut turn = 0;
-    let mut of = |stage: &Stage| {
-        let rows = stage.transfer.recv_rows;
-        if rows == 0 {
-            return None;
-        }
-        let buffer = recv[turn % recv.len()];
-        turn += 1;
-        Some(KeyPair {
-            k: buffer.k.rows(0, rows),
-            v: buffer.v.rows(0, rows),
-        })
-    };
-    stages.iter().map(&mut of).collect()
-}
-
-/// Runs `compute` for every stage in turn, with the next stage's keys being fetched meanwhile.
-pub(super) fn run_stages(
-    session: &Session<'_>,
-    stages: &[Stage],
-    keys: &Keys<'_>,
-    stream: Stream,
-    mut compute: impl FnMut(&Stage, Sources, Sources) -> Result<()>,
-) -> Result<()> {
-    let comm = session.context().comm();
-    let source = keys.sendable(session, stages)?;
-    let buffers = receive_buffers(stages, keys.recv);
-    let fetch = |i: usize| -> Result<Option<Ticket>> {
-        let Some(stage) = stages.get(i).filter(|s| !s.transfer.is_empty()) else {
-            return Ok(None);
-        };
-        let received: Vec<Tensor> = buffers[i].map_or(Vec::new(), |b| vec![b.k, b.v]);
-        let local = [source.k, source.v];
-        group::group_cast(comm, &stage.transfer, &local, &received, stream).map(Some)
-    };
-    let mut ticket = fetch(0)?;
-    for (i, stage) in stages.iter().enumerate() {
-        let next = fetch(i + 1)?;
-        if let Some(ticket) = ticket {
-            comm.finish(ticket, stream)?;
-        }
-        ticket = next;
-        let (k, v) = (buffers[i].map(|b| b.k), buffers[i].map(|b| b.v));
-        compute(stage, [Some(keys.local.k), k], [Some(keys.local.v), v])?;
     }
     Ok(())
 }
@@ -185,7 +104,7 @@ pub(super) fn check_lengths(all: &[Vec<u8>], want: usize) -> Result<()> {
     match all.iter().position(|b| b.len() != want) {
         None => Ok(()),
         Some(rank) => Err(crate::types::Error::new(
-            crate::types::Status::PlanMismatch,
+            crate::types::Status::CommFailed,
             format!(
                 "rank {rank} gathered {} bytes where this rank has {want}: calls are out of step",
                 all[rank].len()

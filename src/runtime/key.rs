@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 use super::context::{Context, Session};
 use super::workspace::{self, Dims};
 use super::{check, prepare};
-use crate::device::Stream;
+use crate::device::{Stream, fault};
 use crate::plan::{Origin, Placement, Plan, SidePlacement, Stats, draw_key, explain};
-use crate::types::{Allocator, AttnShape, Config, Error, Mask, Result, Side};
+use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
 
 /// What a plan is made from, on a given communicator.
 #[derive(Clone, Debug)]
@@ -22,39 +22,10 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Everything that decides whether two requests are the same, the mask apart.
-    fn settings(&self) -> impl PartialEq + Hash {
-        let c = &self.config;
-        let allocator = c.allocator.map(
-            |Allocator {
-                 alloc,
-                 free,
-                 userdata,
-             }| { (alloc as usize, free as usize, userdata as usize) },
-        );
-        let plan = (
-            c.chunk_size,
-            c.min_chunks_per_rank,
-            c.placement,
-            c.degree_forward,
-            c.degree_backward,
-        );
-        (
-            self.shape,
-            plan,
-            c.backward_high_precision_reduce,
-            c.dsink_reduce,
-            c.sanity_check,
-            c.cache_size,
-            allocator,
-        )
-    }
-
     /// For finding it in the cache of this process only.
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        self.settings().hash(&mut hasher);
-        self.mask.hash(&mut hasher);
+        (&self.mask, self.shape, self.config).hash(&mut hasher);
         if let Some((origin, placement)) = &self.placement {
             origin.hash(&mut hasher);
             for side in [Side::Q, Side::K] {
@@ -67,7 +38,7 @@ impl Request {
 
 impl PartialEq for Request {
     fn eq(&self, other: &Request) -> bool {
-        self.settings() == other.settings()
+        (self.shape, self.config) == (other.shape, other.config)
             && (Arc::ptr_eq(&self.mask, &other.mask) || self.mask == other.mask)
             && match (&self.placement, &other.placement) {
                 (None, None) => true,
@@ -174,7 +145,10 @@ impl Key {
 
     fn find_or_plan(context: &Arc<Context>, request: Request) -> Result<Arc<Key>> {
         let mut session = context.enter()?;
-        let (hash, limit) = (request.hash(), request.config.cache_size);
+        fault::point("key_create", context.rank())?;
+        let config = resolve_mesh(context, request.config)?;
+        let request = Request { config, ..request };
+        let (hash, limit) = (request.hash(), config.cache_size);
         let data = match session.state.cache.find(hash, &request) {
             Some(data) => data,
             None => {
@@ -302,6 +276,21 @@ impl Key {
         self.context.check_open()?;
         Ok(self.data.plan.hash)
     }
+}
+
+/// The config with the communicator's mesh, where it asks for group collectives over one.
+fn resolve_mesh(context: &Context, config: Config) -> Result<Config> {
+    let mesh = if config.hierarchical_comm {
+        context.mesh()
+    } else {
+        None
+    };
+    if config.hierarchical_comm && mesh.is_none() {
+        let message = "config.hierarchical_comm is set, but nothing says which ranks share a host: set the mesh of the \
+                       communicator first";
+        return Err(Error::argument(message));
+    }
+    Ok(Config { mesh, ..config })
 }
 
 impl KeyData {

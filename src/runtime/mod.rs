@@ -11,9 +11,12 @@ mod key;
 pub mod movement;
 mod prepare;
 mod redistribute;
+mod reduction;
 pub mod roll;
 mod scratch;
 pub mod single;
+mod stages;
+mod two_level;
 mod workspace;
 
 pub use context::{Context, Session};

@@ -19,7 +19,8 @@ pub(super) fn layout(key: &Key, side: Side) -> Ownership {
 
 /// `local_x[i] = x[position i]`: x `[total, ..]`, local_x `[local tokens, ..]`. No communication.
 pub fn dispatch(key: &Key, side: Side, x: Tensor, local_x: Tensor, stream: Stream) -> Result<()> {
-    check::movement(key, side, &[("x", &x)], &[("local_x", &local_x)], stream)?;
+    check::movement(key, side, ("x", &x), ("local_x", &local_x), stream)?;
+    check::written(&[("local_x", &local_x)], &[("x", &x)])?;
     let session = key.context().enter()?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
     session.context().backend().range_gather(x, runs, local_x)
@@ -34,7 +35,7 @@ pub fn undispatch(
     names: [&str; 2],
     stream: Stream,
 ) -> Result<()> {
-    check::movement(key, side, &[(names[1], &x)], &[(names[0], &local_x)], stream)?;
+    check::movement(key, side, (names[1], &x), (names[0], &local_x), stream)?;
     check::written(&[(names[1], &x)], &[(names[0], &local_x)])?;
     let session = key.collective(stream)?;
     let world = key.context().size();
@@ -50,7 +51,8 @@ pub fn undispatch_backward_full(
     dlocal_x: Tensor,
     stream: Stream,
 ) -> Result<()> {
-    check::movement(key, side, &[("dx", &dx)], &[("dlocal_x", &dlocal_x)], stream)?;
+    check::movement(key, side, ("dx", &dx), ("dlocal_x", &dlocal_x), stream)?;
+    check::written(&[("dlocal_x", &dlocal_x)], &[("dx", &dx)])?;
     let session = key.context().enter()?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
     session.context().backend().range_gather(dx, runs, dlocal_x)
@@ -65,7 +67,8 @@ pub fn undispatch_backward_partial(
     dlocal_x: Tensor,
     stream: Stream,
 ) -> Result<()> {
-    check::movement(key, side, &[("dx", &dx)], &[("dlocal_x", &dlocal_x)], stream)?;
+    check::movement(key, side, ("dx", &dx), ("dlocal_x", &dlocal_x), stream)?;
+    check::written(&[("dlocal_x", &dlocal_x)], &[("dx", &dx)])?;
     if !dx.dtype().is_attention() {
         let message = format!(
             "dx has dtype {}; partial gradients must be f64, f32, bf16 or f16",
@@ -109,27 +112,27 @@ pub fn undispatch_backward_partial(
             pieces: &recvs,
         },
     ];
-    let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
-    context.comm().finish(ticket, stream)?;
-
-    let backend = context.backend();
-    backend.range_gather(
-        source,
-        own.as_slice(),
-        staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine),
-    )?;
     let mut shape = dlocal_x.shape().to_vec();
     shape[0] = mine;
     let mut sum = Scratch::new(dx.dtype().accumulator(), shape)?;
-    let total = sum.tensor();
-    for r in 0..world as i64 {
-        backend.range_reduce(
-            staging.rows(r * mine, (r + 1) * mine),
-            total,
-            &[Range::new(0, mine)],
+    let (total, backend) = (sum.tensor(), context.backend());
+    let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
+    session.in_step(|| {
+        context.comm().finish(ticket, stream)?;
+        backend.range_gather(
+            source,
+            own.as_slice(),
+            staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine),
         )?;
-    }
-    backend.cast(total, dlocal_x, false)
+        for r in 0..world as i64 {
+            backend.range_reduce(
+                staging.rows(r * mine, (r + 1) * mine),
+                total,
+                &[Range::new(0, mine)],
+            )?;
+        }
+        backend.cast(total, dlocal_x, false)
+    })
 }
 
 /// From contiguous shares to the plan's layout. Collective.
@@ -224,12 +227,14 @@ pub(super) fn carry_out(
         },
     ];
     let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
-    for (old_rows, new_rows) in &plan.keeps {
-        backend.range_gather(source, &[*old_rows], target.rows(new_rows.start, new_rows.end))?;
-    }
-    context.comm().finish(ticket, stream)?;
-    if !to.is_dense() {
-        backend.range_gather(target, &[Range::new(0, to.tokens())], *to)?;
-    }
-    Ok(())
+    session.in_step(|| {
+        for (old_rows, new_rows) in &plan.keeps {
+            backend.range_gather(source, &[*old_rows], target.rows(new_rows.start, new_rows.end))?;
+        }
+        context.comm().finish(ticket, stream)?;
+        if !to.is_dense() {
+            backend.range_gather(target, &[Range::new(0, to.tokens())], *to)?;
+        }
+        Ok(())
+    })
 }

@@ -106,13 +106,7 @@ fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Ex
 
 /// Integers of a host tensor `[n]` or `[n, 2]`, dense.
 fn integers(name: &str, t: &Tensor, shape: &[i64]) -> Result<Vec<i32>> {
-    if t.device() != Device::Cpu {
-        let message = format!(
-            "{name} lies on {:?}; the other tensors are in host memory",
-            t.device()
-        );
-        return Err(Error::new(Status::DeviceMismatch, message));
-    }
+    check::place((name, t))?;
     t.expect_dtype(name, DType::I32)?;
     t.expect_shape(name, shape)?;
     let mut copy = Scratch::new(DType::I32, shape.to_vec())?;

@@ -1,8 +1,8 @@
 //! How a call's workspace is laid out. One function per pass serves both for the size and for the pointers.
 
 use crate::device::Carver;
-use crate::plan::{Pass, Plan};
-use crate::types::{AttnShape, Config, DType, Device, Result, Side, Tensor};
+use crate::plan::{Pass, Plan, Stage};
+use crate::types::{AttnShape, Config, DType, Device, Result, Side, Tensor, TwoLevel, piece_rows};
 
 /// Sizes of one rank's tensors and stages, all that the layout depends on.
 #[derive(Clone, Copy, Debug)]
@@ -25,20 +25,32 @@ pub(super) struct PassDims {
     pub recv_rows: i64,
     /// Most rows that one stage sends.
     pub send_rows: i64,
+    /// Over a mesh: rows of the largest gateway buffer.
+    pub gateway_rows: i64,
+    /// Over a mesh: most rows that one stage passes on inside the host.
+    pub forward_rows: i64,
     /// Receive buffers that are alive at once: 2 when a stage is fetched while another is computed.
     pub buffers: usize,
 }
 
 impl PassDims {
     fn new(pass: &Pass) -> PassDims {
-        let most = |f: fn(&crate::types::Transfer) -> i64| {
-            pass.stages.iter().map(|s| f(&s.transfer)).max().unwrap_or(0)
-        };
-        let fetching = pass.stages.iter().filter(|s| s.transfer.recv_rows > 0).count();
+        let most = |f: &dyn Fn(&Stage) -> i64| pass.stages.iter().map(f).max().unwrap_or(0);
+        let mesh = |f: fn(&TwoLevel) -> i64| most(&|s: &Stage| s.two_level.as_ref().map_or(0, f));
+        let flat = most(&|s| {
+            if s.two_level.is_some() {
+                0
+            } else {
+                s.transfer.send_rows()
+            }
+        });
+        let busy = pass.stages.iter().filter(|s| !s.is_idle()).count();
         PassDims {
-            recv_rows: most(|t| t.recv_rows),
-            send_rows: most(|t| t.send_rows()),
-            buffers: fetching.min(2),
+            recv_rows: most(&|s| s.transfer.recv_rows),
+            send_rows: flat.max(mesh(|t| piece_rows(&t.sends))),
+            gateway_rows: mesh(|t| t.gateway_rows),
+            forward_rows: mesh(|t| piece_rows(&t.forwards)),
+            buffers: busy.min(2),
         }
     }
 }
@@ -78,8 +90,10 @@ pub(super) struct ForwardSpace {
     pub lse: Tensor,
     /// Dense copies of strided keys and values.
     pub packed: KeyPair,
-    /// Stage i receives into `recv[i % recv.len()]`.
+    /// Stages receive into these in turn.
     pub recv: Vec<KeyPair>,
+    /// What stages take in for other ranks of the host, likewise.
+    pub gateway: Vec<KeyPair>,
 }
 
 /// What backward works in.
@@ -97,6 +111,12 @@ pub(super) struct BackwardSpace {
     pub wire: Vec<KeyPair>,
     /// Partial gradients of local keys as they come in from other ranks.
     pub staging: Vec<KeyPair>,
+    /// What stages take in for other ranks of the host, in turn.
+    pub gateway: Vec<KeyPair>,
+    /// Sums of gradients for the gateway's rows, as computed and as they travel, and what they are made of.
+    pub gateway_sum: KeyPair,
+    pub gateway_wire: KeyPair,
+    pub gateway_staging: KeyPair,
 }
 
 /// Hands out dense tensors.
@@ -138,6 +158,7 @@ impl ForwardSpace {
             lse: layout.tensor(acc, &[dims.tokens_q, s.heads_q])?,
             packed: layout.pair(s.dtype, packed_rows, s)?,
             recv: layout.pairs(pass.buffers, s.dtype, pass.recv_rows, s)?,
+            gateway: layout.pairs(pass.buffers, s.dtype, pass.gateway_rows, s)?,
         })
     }
 }
@@ -148,18 +169,14 @@ impl BackwardSpace {
         let (s, acc, pass) = (&dims.shape, dims.shape.dtype.accumulator(), &dims.backward);
         let mut layout = Layout { carver };
         let packed_rows = if pass.send_rows > 0 { dims.tokens_k } else { 0 };
-        // A stage's reduction runs while the next stage is computed, so these come in twos like the receive buffers;
-        // and a rank that receives nothing may still be sent gradients of what it sent.
-        let buffers = if pass.recv_rows > 0 || pass.send_rows > 0 {
-            2
+        // A stage's reduction runs while the next stage is computed, so these come in twos like the receive buffers.
+        let partial = layout.pairs(pass.buffers, acc, pass.recv_rows, s)?;
+        let gateway_sum = layout.pair(acc, pass.gateway_rows, s)?;
+        let (wire, gateway_wire) = if dims.wire == acc {
+            (partial.clone(), gateway_sum)
         } else {
-            0
-        };
-        let partial = layout.pairs(buffers, acc, pass.recv_rows, s)?;
-        let wire = if dims.wire == acc {
-            partial.clone()
-        } else {
-            layout.pairs(buffers, dims.wire, pass.recv_rows, s)?
+            let wire = layout.pairs(pass.buffers, dims.wire, pass.recv_rows, s)?;
+            (wire, layout.pair(dims.wire, pass.gateway_rows, s)?)
         };
         Ok(BackwardSpace {
             dq: layout.tensor(acc, &[dims.tokens_q, s.heads_q, s.head_dim])?,
@@ -169,7 +186,11 @@ impl BackwardSpace {
             recv: layout.pairs(pass.buffers, s.dtype, pass.recv_rows, s)?,
             partial,
             wire,
-            staging: layout.pairs(buffers, dims.wire, pass.send_rows, s)?,
+            staging: layout.pairs(pass.buffers, dims.wire, pass.send_rows, s)?,
+            gateway: layout.pairs(pass.buffers, s.dtype, pass.gateway_rows, s)?,
+            gateway_sum,
+            gateway_wire,
+            gateway_staging: layout.pair(dims.wire, pass.forward_rows, s)?,
         })
     }
 }

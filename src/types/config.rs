@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::{Error, Result};
+use super::{Error, Mesh, Result};
 
 /// Allocates `bytes` aligned to 256; returns null when it cannot.
 pub type AllocFn = unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void;
@@ -18,6 +18,27 @@ pub struct Allocator {
     pub free: FreeFn,
     /// Passed to both.
     pub userdata: *mut c_void,
+}
+
+impl Allocator {
+    /// What tells one allocator from another.
+    fn addresses(&self) -> [usize; 3] {
+        [self.alloc as usize, self.free as usize, self.userdata as usize]
+    }
+}
+
+impl PartialEq for Allocator {
+    fn eq(&self, other: &Allocator) -> bool {
+        self.addresses() == other.addresses()
+    }
+}
+
+impl Eq for Allocator {}
+
+impl std::hash::Hash for Allocator {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.addresses().hash(state);
+    }
 }
 
 // SAFETY: whoever installs an allocator promises (magi_config.alloc) that both functions may be called with
@@ -51,7 +72,7 @@ pub enum PlacementKind {
 }
 
 /// Settings of a key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// Tokens of a chunk, the unit of placement; 0 lets the planner choose.
     pub chunk_size: i64,
@@ -65,6 +86,10 @@ pub struct Config {
     pub degree_backward: i32,
     /// Partial dk and dv travel in the accumulator type instead of the input dtype.
     pub backward_high_precision_reduce: bool,
+    /// Group collectives cross hosts once a token, then fan out inside. Needs a communicator whose mesh is known.
+    pub hierarchical_comm: bool,
+    /// The communicator's mesh; set when the key is made with `hierarchical_comm`.
+    pub mesh: Option<Mesh>,
     /// What backward does with the gradient of a shared sink.
     pub dsink_reduce: DsinkReduce,
     /// Verify every plan when it is made, and that inputs hold no NaN.
@@ -84,6 +109,8 @@ impl Default for Config {
             degree_forward: 1,
             degree_backward: 1,
             backward_high_precision_reduce: false,
+            hierarchical_comm: false,
+            mesh: None,
             dsink_reduce: DsinkReduce::None,
             sanity_check: false,
             cache_size: 100,

@@ -170,6 +170,16 @@ pub const TABLE: &[Variable] = &[
         },
     ),
     acting(
+        "MAGI_ATTENTION_HIERARCHICAL_COMM",
+        Kind::Boolean,
+        "0",
+        "Two-level group collectives: each token crosses to a host once and fans out there; needs magi_comm_set_mesh. Field hierarchical_comm of magi_config.",
+        |config, text| {
+            config.hierarchical_comm = boolean(text)?;
+            Some(())
+        },
+    ),
+    acting(
         "MAGI_ATTENTION_SANITY_CHECK",
         Kind::Boolean,
         "0",
@@ -196,14 +206,6 @@ pub const TABLE: &[Variable] = &[
         Acts::Run,
         "Partial outputs travel in f32 instead of the input dtype, where queries travel.",
         "queries never travel in this build, so there are no partial outputs",
-    ),
-    idle(
-        "MAGI_ATTENTION_HIERARCHICAL_COMM",
-        Kind::Boolean,
-        "0",
-        Acts::Key,
-        "Two-level group collectives: each token crosses between hosts once.",
-        "the ranks of this build share one host",
     ),
     idle(
         "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",

@@ -21,6 +21,8 @@ mod slice;
 mod slice_print;
 mod stage;
 mod tensor;
+mod tiles;
+mod two_level;
 
 pub use band::Band;
 pub use config::{AllocFn, Allocator, Config, DsinkReduce, FreeFn, PlacementKind};
@@ -33,3 +35,5 @@ pub use shape::AttnShape;
 pub use slice::{MaskType, Slice, TypedSlice};
 pub use stage::{Piece, Side, StageSlice, Transfer};
 pub use tensor::{Device, MAX_DIMS, Tensor};
+pub use tiles::{Item, RowLimits, Tile, TileList, TileShape};
+pub use two_level::{Mesh, TwoLevel, piece_rows};

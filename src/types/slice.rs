@@ -27,7 +27,7 @@ impl MaskType {
             _ => Err(Error::new(
                 Status::InvalidEnum,
                 format!(
-                    "mask type is {value}; it must be 0 (full), 1 (causal), 2 (inv_causal) or 3 (bi_causal)"
+                    "mask_type is {value}; it must be 0 (full), 1 (causal), 2 (inv_causal) or 3 (bi_causal)"
                 ),
             )),
         }

@@ -19,6 +19,8 @@ pub struct Job {
     pub config: Config,
     /// How local q, k, v and dout lie in memory.
     pub layout: Layout,
+    /// (hosts, ranks of a host), with `config.hierarchical_comm`.
+    pub mesh: Option<(usize, usize)>,
     /// Outputs in the input dtype instead of the accumulator type.
     pub round_outputs: bool,
 }
@@ -41,13 +43,14 @@ impl Job {
             world,
             config,
             layout: Layout::Dense,
+            mesh: None,
             round_outputs: false,
         }
     }
 }
 
 /// A tensor on one rank, filled by dispatching `values` (global) when there are any, else poisoned.
-fn local(
+pub fn local(
     key: &Key,
     side: Side,
     values: Option<&[f64]>,
@@ -70,7 +73,7 @@ fn local(
 }
 
 /// The global tensor of which every rank holds a part.
-fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
+pub fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
     let mut shape = part.shape.clone();
     shape[0] = key.placement(side).total();
     let mut global = Buffer::poisoned(&shape, part.dtype, Layout::Dense);
@@ -178,6 +181,9 @@ pub fn over_ranks(job: &Job, o: &Operands) -> Answer {
     let answers = Mutex::new(Vec::new());
     local::run(job.world, |_, comm| {
         let context = Context::new(comm);
+        if let Some((inter, intra)) = job.mesh {
+            context.set_mesh(inter, intra)?;
+        }
         let key = Key::create(&context, &job.mask, job.shape, job.config)?;
         let answer = rank(job, o, &key)?;
         answers.lock().unwrap().push(answer);

@@ -1,6 +1,9 @@
 //! What is fuzzed. A target is a function of bytes that panics when the library breaks a promise.
 
+mod capi;
 mod enums;
+mod key;
+mod mask;
 
 /// A name for the command line and the folders of seeds and corpus, and the function.
 pub struct Target {
@@ -10,8 +13,23 @@ pub struct Target {
     pub run: fn(&[u8]),
 }
 
-/// All targets, in the order in which they run.
-pub const TARGETS: &[Target] = &[Target {
-    name: "enums",
-    run: enums::run,
-}];
+/// All targets, in the order in which they run. The last one replaces the process's panic hook, as every first call of
+/// a C function does: panics are not printed after it.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "enums",
+        run: enums::run,
+    },
+    Target {
+        name: "mask",
+        run: mask::run,
+    },
+    Target {
+        name: "key",
+        run: key::run,
+    },
+    Target {
+        name: "capi",
+        run: capi::run,
+    },
+];

@@ -103,7 +103,9 @@ pub(super) fn delta(out: &Tensor, dout: &Tensor, delta: &Tensor) -> Result<()> {
         for head in 0..a.heads() {
             a.read(token, head, &mut x);
             b.read(token, head, &mut y);
-            to.set(token, head, x.iter().zip(&y).map(|(x, y)| x * y).sum());
+            // A row that sees nothing has out 0, and its dout, whatever it holds, reaches no gradient: not the sink's either.
+            let product = |(&x, y): (&f64, &f64)| if x == 0.0 { 0.0 } else { x * y };
+            to.set(token, head, x.iter().zip(&y).map(product).sum());
         }
     }
     Ok(())

@@ -107,7 +107,7 @@ impl World {
                     name(message.kind),
                     name(kind)
                 );
-                Err(self.end_alike(rank, Status::PlanMismatch, message))
+                Err(self.end_alike(rank, Status::CommFailed, message))
             }
             Wait::Lost => {
                 let message =
