@@ -33,11 +33,11 @@ impl Svg {
     /// An empty picture of `width` x `height` pixels.
     pub fn new(width: i64, height: i64) -> Svg {
         let mut text = String::new();
-        let _ = write!(
+        let _ = writeln!(
             text,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
              height=\"{height}\" font-family=\"system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif\" \
-             font-size=\"13\">{STYLE}<rect class=\"bg\" width=\"{width}\" height=\"{height}\" rx=\"8\"/>\n"
+             font-size=\"13\">{STYLE}<rect class=\"bg\" width=\"{width}\" height=\"{height}\" rx=\"8\"/>"
         );
         Svg { text }
     }
