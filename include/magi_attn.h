@@ -413,6 +413,35 @@ typedef int32_t magi_device_type;
 #endif // __cplusplus
 
 /**
+ * When an environment variable acts.
+ */
+enum magi_env_acts
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * When the library or a kernel is compiled.
+     */
+    MAGI_ENV_ACTS_BUILD = 0,
+    /**
+     * When a key is created, through magi_config_init.
+     */
+    MAGI_ENV_ACTS_KEY = 1,
+    /**
+     * In calls.
+     */
+    MAGI_ENV_ACTS_RUN = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_env_acts magi_env_acts;
+#else
+typedef int32_t magi_env_acts;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * How much is said.
  */
 enum magi_log_level
@@ -577,6 +606,52 @@ typedef struct magi_config {
      */
     void *userdata;
 } magi_config;
+
+/**
+ * An environment variable. Strings are static: they live as long as the library.
+ */
+typedef struct magi_env_variable {
+    /**
+     * sizeof(magi_env_variable), set by the caller.
+     */
+    size_t size;
+    /**
+     * Its name.
+     */
+    const char *name;
+    /**
+     * "boolean", "integer", "word" or "text".
+     */
+    const char *kind;
+    /**
+     * What it accepts.
+     */
+    const char *accepts;
+    /**
+     * What holds when it is not set; "" where that means something of its own.
+     */
+    const char *default_value;
+    /**
+     * What it was set to when the environment was read, once per process; default_value when it was not set.
+     */
+    const char *value;
+    /**
+     * What it does, where it has an effect.
+     */
+    const char *meaning;
+    /**
+     * NULL when the library honours it, else why it is accepted without effect.
+     */
+    const char *no_effect_because;
+    /**
+     * A magi_env_acts.
+     */
+    int32_t acts;
+    /**
+     * 1 when it was set, else 0.
+     */
+    int32_t is_set;
+} magi_env_variable;
 
 /**
  * What magi_local_run runs on each rank's thread: gets the rank's communicator (good until it returns), its rank and
@@ -969,6 +1044,24 @@ magi_status magi_config_init(struct magi_config *config,
                              size_t size);
 
 /**
+ * Number of environment variables that the library knows. Errors: NULL_POINTER. Any thread.
+ *
+ * # Safety
+ * `count` must point to a size_t.
+ */
+magi_status magi_env_count(size_t *count);
+
+/**
+ * Fills `variable`, whose `size` the caller has set, with variable `index`, 0 to count - 1.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT. Any thread.
+ *
+ * # Safety
+ * `variable` must point to a magi_env_variable.
+ */
+magi_status magi_env_get(size_t index, struct magi_env_variable *variable);
+
+/**
  * Makes the ranks of a communicator inside this process: host memory, no GPU.
  *
  * `world_size`: 1 to 64. `comms`: `[world_size]`, each to be used by a thread of its own (collectives block) and to be
@@ -1148,9 +1241,89 @@ magi_status magi_mask_area(const struct magi_mask *mask, int64_t *area);
 magi_status magi_mask_slices(const struct magi_mask *mask, struct magi_slice *slices, size_t *count);
 
 /**
+ * Draws the mask as SVG: slices coloured by type, or a grid of shades when there are too many to draw each. At most some
+ * hundred kilobytes; follows the viewer's light or dark scheme.
+ *
+ * `svg`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
+ * Errors: NULL_POINTER, BUFFER_TOO_SMALL. Any thread.
+ *
+ * # Safety
+ * `svg` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_mask_draw(const struct magi_mask *mask,
+                           char *svg,
+                           size_t *size);
+
+/**
  * Frees the handle. Keys made from it stay good. NULL does nothing.
  */
 void magi_mask_destroy(struct magi_mask *mask);
+
+/**
+ * The mask of a bit matrix `[total_q, row_bytes]`: query q sees key k where bit k % 8, least significant first, of byte
+ * `q * row_bytes + k / 8` is set. It is covered exactly by few slices, found in one pass over the matrix.
+ *
+ * `row_bytes`: total_k / 8, rounded up, or more; bits beyond total_k are not looked at. `bits` may be NULL when the matrix
+ * has no bytes. Errors: NULL_POINTER, INVALID_RANGE, INVALID_ARGUMENT (row_bytes; more than 2^24 slices are needed).
+ * Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `bits` must point to `total_q * row_bytes` bytes, `mask` to a pointer.
+ */
+magi_status magi_mask_create_from_dense(const uint8_t *bits,
+                                        size_t row_bytes,
+                                        int64_t total_q,
+                                        int64_t total_k,
+                                        struct magi_mask **mask);
+
+/**
+ * The mask of sequences that share prefixes: node i continues node `parents[i]`, or starts a tree of its own where that
+ * is -1. A token sees all tokens of its node's ancestors, and its own node up to itself. Nodes lie one after the other,
+ * node i with `lengths[i]` tokens; in depth-first order there is one slice a node.
+ *
+ * `parents`, `lengths`: `[n]`, parents before children. Errors: NULL_POINTER, INVALID_ARGUMENT (a parent; an order that
+ * needs more than 2^24 slices), INVALID_RANGE (a length). Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `parents` and `lengths` must point to `n` integers each, `mask` to a pointer.
+ */
+magi_status magi_mask_create_from_prefix_tree(const int64_t *parents,
+                                              const int64_t *lengths,
+                                              size_t n,
+                                              struct magi_mask **mask);
+
+/**
+ * The mask of one question of `prefix` tokens and `n` answers to it, one after the other, of `answers[i]` tokens: answers see
+ * the question and themselves, each token causally.
+ *
+ * `answers`: `[n]`. Errors: NULL_POINTER, INVALID_RANGE (naming lengths[0] for the question, lengths[i + 1] for answer i).
+ * Any thread. Destroy with magi_mask_destroy.
+ *
+ * # Safety
+ * `answers` must point to `n` integers, `mask` to a pointer.
+ */
+magi_status magi_mask_create_from_share_question(int64_t prefix,
+                                                 const int64_t *answers,
+                                                 size_t n,
+                                                 struct magi_mask **mask);
+
+/**
+ * The mask of a video of `frames` frames with `tokens_per_frame` tokens each: a token sees all tokens of its own frame and
+ * of `window` frames on either side (-1: all), with `causal` (0 or 1) only of those before; with `first_frame` (0 or 1)
+ * also those of the first frame, however far.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (frames: 0 to 2^24), INVALID_RANGE (too many tokens). Any thread. Destroy with
+ * magi_mask_destroy.
+ *
+ * # Safety
+ * `mask` must point to a pointer.
+ */
+magi_status magi_mask_create_from_video(int64_t frames,
+                                        int64_t tokens_per_frame,
+                                        int64_t window,
+                                        int32_t first_frame,
+                                        int32_t causal,
+                                        struct magi_mask **mask);
 
 /**
  * Plans `mask` for the ranks of `comm`. Every rank computes the same plan by itself: no communication here.
@@ -1251,6 +1424,90 @@ magi_status magi_key_hash(const struct magi_key *key, uint64_t *hash);
 void magi_key_destroy(struct magi_key *key);
 
 /**
+ * Plans another mask with the same totals for tokens that lie as `key` placed them: dispatched tensors of one key fit
+ * the other. For models whose layers have different masks.
+ *
+ * `shape`: NULL for that of `key`. `config`: NULL for that of `key`; its fields about chunks and placement have no
+ * effect. Errors: as magi_key_create, and INVALID_ARGUMENT when totals differ. One call at a time on the communicator; not
+ * collective, but every rank has to make its keys in the same order. Destroy with magi_key_destroy.
+ *
+ * # Safety
+ * `shape` must be NULL or point to a magi_attn_shape, `config` be NULL or point to a magi_config, `new_key` point to a
+ * pointer.
+ */
+magi_status magi_key_create_for_new_mask(const struct magi_key *key,
+                                         const struct magi_mask *mask,
+                                         const struct magi_attn_shape *shape,
+                                         const struct magi_config *config,
+                                         struct magi_key **new_key);
+
+/**
+ * As magi_key_create, with tokens placed by the caller: chunk i, tokens `[i, i + 1) * chunk_size` of the side (the last may
+ * be short), lies on rank `owners[i]`. Counts may differ between ranks, and a rank may own nothing.
+ *
+ * `owners_q`: `[n_q]`, one for each chunk of the queries. `owners_k`: `[n_k]` likewise for the keys; NULL with n_k = 0 when
+ * totals are equal (keys lie with the queries), or to give keys in equal contiguous shares when they are not.
+ * `config`: as magi_key_create; its fields about chunks and placement have no effect. Errors: as magi_key_create, and
+ * INVALID_ARGUMENT (chunk_size, owners; owners_k that differ from owners_q with equal totals). One call at a time on `comm`;
+ * not collective, but every rank has to make its keys in the same order. Destroy with magi_key_destroy.
+ *
+ * # Safety
+ * `shape` must point to a magi_attn_shape, `config` to a magi_config or be NULL, `owners_q` to `n_q` integers, `owners_k` to
+ * `n_k`, `key` to a pointer.
+ */
+magi_status magi_key_create_with_placement(const struct magi_comm *comm,
+                                           const struct magi_mask *mask,
+                                           const struct magi_attn_shape *shape,
+                                           const struct magi_config *config,
+                                           int64_t chunk_size,
+                                           const int32_t *owners_q,
+                                           size_t n_q,
+                                           const int32_t *owners_k,
+                                           size_t n_k,
+                                           struct magi_key **key);
+
+/**
+ * The key that was made last on `comm`, as a handle of its own.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (none was made yet), COMM_DESTROYED, HANDLE_BUSY, POISONED, and what ended the
+ * communicator. One call at a time on `comm`; not collective. Destroy with magi_key_destroy.
+ *
+ * # Safety
+ * `key` must point to a pointer.
+ */
+magi_status magi_comm_last_key(const struct magi_comm *comm,
+                               struct magi_key **key);
+
+/**
+ * Says in words why tokens lie where they do, how evenly work is spread, what travels, and what each stage of this rank
+ * waits for. Meant for people; the wording may change.
+ *
+ * `text`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
+ * Errors: NULL_POINTER, BUFFER_TOO_SMALL, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `text` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_key_explain(const struct magi_key *key,
+                             char *text,
+                             size_t *size);
+
+/**
+ * Draws the plan of all ranks as SVG: the mask coloured by the rank that computes each part, the cells of each rank, the
+ * keys that go from rank to rank, and those received in each stage. At most some hundred kilobytes; follows the viewer's
+ * light or dark scheme.
+ *
+ * `svg`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
+ * Errors: NULL_POINTER, BUFFER_TOO_SMALL, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `svg` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_key_draw(const struct magi_key *key,
+                          char *svg,
+                          size_t *size);
+
+/**
  * Picks this rank's tokens: `local_x[i] = x[position i]`. No communication.
  *
  * `x`: `[total of side, ..]`, the same on every rank; `local_x`: `[local tokens of side, ..]`, same dtype and trailing
@@ -1343,6 +1600,37 @@ magi_status magi_undispatch_sharded(const struct magi_key *key,
                                     const struct magi_tensor *local_x,
                                     const struct magi_tensor *share,
                                     magi_stream stream);
+
+/**
+ * Shifts tokens along the global sequence, those at the end to the front: token `(i + shift) mod total` of the result is
+ * token i of `local_x`, whichever ranks own them.
+ *
+ * `local_x`, `local_y`: `[local tokens of side, ..]`, same dtype and trailing shape, any strides. `shift` may be negative or
+ * larger than the total. Errors: as magi_undispatch. Collective. Its gradient is magi_roll of the gradients by -shift.
+ *
+ * # Safety
+ * The tensors must be as magi_tensor says.
+ */
+magi_status magi_roll(const struct magi_key *key,
+                      int32_t side,
+                      const struct magi_tensor *local_x,
+                      int64_t shift,
+                      const struct magi_tensor *local_y,
+                      magi_stream stream);
+
+/**
+ * The least number of tokens to add to `total` so that it divides evenly into chunks, equally many for each rank. Only for
+ * callers who want that: nothing in this library needs it.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT. Any thread.
+ *
+ * # Safety
+ * `pad` must point to an int64_t.
+ */
+magi_status magi_compute_pad_size(int64_t total,
+                                  int64_t chunk_size,
+                                  int32_t world_size,
+                                  int64_t *pad);
 
 /**
  * Attention of this rank's queries over all keys that they see, on whichever rank those are.

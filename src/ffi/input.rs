@@ -244,3 +244,20 @@ pub(super) unsafe fn fill_array<T: Copy>(
     unsafe { std::ptr::copy_nonoverlapping(items.as_ptr(), buffer, items.len()) };
     Ok(())
 }
+
+/// As `fill_array`, with a string and the zero byte that ends it; `size` counts both.
+///
+/// # Safety
+/// `size` must be NULL or valid; `buffer` must be NULL or have room for `*size` bytes.
+pub(super) unsafe fn fill_text(
+    param: &str,
+    text: String,
+    buffer: *mut std::ffi::c_char,
+    size: *mut usize,
+) -> Result<()> {
+    check_out("size", size)?;
+    let mut bytes = text.into_bytes();
+    bytes.push(0);
+    // SAFETY: the caller's promise; a char is a byte.
+    unsafe { fill_array(param, &bytes, buffer.cast::<u8>(), size) }
+}

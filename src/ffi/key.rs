@@ -100,14 +100,23 @@ pub unsafe extern "C" fn magi_key_create(
         input::check_out("key", key)?;
         // SAFETY: the caller's promise.
         let (shape, config) = unsafe { (read_shape("shape", shape)?, read_config("config", config)?) };
-        let made = Key::create(&c.context, mask, shape, config)?;
-        let handle = Box::new(magi_key {
-            key: made,
-            poisoned: AtomicBool::new(false),
-        });
         // SAFETY: the caller's promise.
-        unsafe { input::write_out("key", key, Box::into_raw(handle)) }
+        unsafe { hand_out(key, Key::create(&c.context, mask, shape, config)?) }
     })
+}
+
+/// Hands a new key to the caller.
+///
+/// # Safety
+/// `key` must be NULL or point to a pointer.
+pub(super) unsafe fn hand_out(key: *mut *mut magi_key, made: Arc<Key>) -> Result<()> {
+    input::check_out("key", key)?;
+    let handle = Box::new(magi_key {
+        key: made,
+        poisoned: AtomicBool::new(false),
+    });
+    // SAFETY: the caller's promise.
+    unsafe { input::write_out("key", key, Box::into_raw(handle)) }
 }
 
 /// Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first

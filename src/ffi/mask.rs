@@ -1,5 +1,6 @@
 //! Masks: which keys every query sees. Immutable, usable from any thread.
 
+use std::ffi::c_char;
 use std::sync::Arc;
 
 use super::guard::{guard, guard_destroy};
@@ -16,7 +17,7 @@ pub struct magi_mask {
 ///
 /// # Safety
 /// `mask` must be NULL or point to a pointer.
-unsafe fn hand_out(mask: *mut *mut magi_mask, made: Mask) -> Result<()> {
+pub(super) unsafe fn hand_out(mask: *mut *mut magi_mask, made: Mask) -> Result<()> {
     input::check_out("mask", mask)?;
     // SAFETY: the caller's promise.
     unsafe {
@@ -220,6 +221,27 @@ pub unsafe extern "C" fn magi_mask_slices(
         let items: Vec<magi_slice> = typed.iter().map(plain).collect();
         // SAFETY: the caller's promise.
         unsafe { input::fill_array("slices", &items, slices, count) }
+    })
+}
+
+/// Draws the mask as SVG: slices coloured by type, or a grid of shades when there are too many to draw each. At most some
+/// hundred kilobytes; follows the viewer's light or dark scheme.
+///
+/// `svg`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
+/// Errors: NULL_POINTER, BUFFER_TOO_SMALL. Any thread.
+///
+/// # Safety
+/// `svg` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_mask_draw(
+    mask: Option<&magi_mask>,
+    svg: *mut c_char,
+    size: *mut usize,
+) -> Status {
+    guard("magi_mask_draw", || {
+        let picture = input::non_null("mask", mask)?.mask.draw();
+        // SAFETY: the caller's promise.
+        unsafe { input::fill_text("svg", picture, svg, size) }
     })
 }
 

@@ -14,11 +14,17 @@ pub mod plain;
 
 pub mod config;
 
+pub mod environment;
+
 pub mod comm;
 
 pub mod mask;
 
+pub mod mask_make;
+
 pub mod key;
+
+pub mod key_more;
 
 pub mod movement;
 

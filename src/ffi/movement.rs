@@ -1,9 +1,10 @@
 //! Moving tokens between the global order and the plan's layout. Any dtype, any number of dimensions from 1.
 
-use super::input::{flag, side as side_of, tensor};
+use super::guard::guard;
+use super::input::{flag, side as side_of, tensor, write_out};
 use super::key::{magi_key, stream_of, with_key};
 use super::plain::{magi_stream, magi_tensor};
-use crate::runtime::movement;
+use crate::runtime::{movement, roll};
 use crate::types::Status;
 
 /// Picks this rank's tokens: `local_x[i] = x[position i]`. No communication.
@@ -145,5 +146,50 @@ pub unsafe extern "C" fn magi_undispatch_sharded(
         // SAFETY: the caller's promise.
         let (local_x, share) = unsafe { (tensor("local_x", local_x)?, tensor("share", share)?) };
         movement::undispatch_sharded(k, side_of(side)?, local_x, share, stream_of(stream))
+    })
+}
+
+/// Shifts tokens along the global sequence, those at the end to the front: token `(i + shift) mod total` of the result is
+/// token i of `local_x`, whichever ranks own them.
+///
+/// `local_x`, `local_y`: `[local tokens of side, ..]`, same dtype and trailing shape, any strides. `shift` may be negative or
+/// larger than the total. Errors: as magi_undispatch. Collective. Its gradient is magi_roll of the gradients by -shift.
+///
+/// # Safety
+/// The tensors must be as magi_tensor says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_roll(
+    key: Option<&magi_key>,
+    side: i32,
+    local_x: *const magi_tensor,
+    shift: i64,
+    local_y: *const magi_tensor,
+    stream: magi_stream,
+) -> Status {
+    with_key("magi_roll", key, |k| {
+        // SAFETY: the caller's promise.
+        let (local_x, local_y) = unsafe { (tensor("local_x", local_x)?, tensor("local_y", local_y)?) };
+        roll::roll(k, side_of(side)?, local_x, shift, local_y, stream_of(stream))
+    })
+}
+
+/// The least number of tokens to add to `total` so that it divides evenly into chunks, equally many for each rank. Only for
+/// callers who want that: nothing in this library needs it.
+///
+/// Errors: NULL_POINTER, INVALID_ARGUMENT. Any thread.
+///
+/// # Safety
+/// `pad` must point to an int64_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_compute_pad_size(
+    total: i64,
+    chunk_size: i64,
+    world_size: i32,
+    pad: *mut i64,
+) -> Status {
+    guard("magi_compute_pad_size", || {
+        let needed = roll::pad_size(total, chunk_size, world_size.into())?;
+        // SAFETY: the caller's promise.
+        unsafe { write_out("pad", pad, needed) }
     })
 }

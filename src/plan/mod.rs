@@ -6,6 +6,8 @@
 
 mod balance;
 mod chunks;
+mod draw;
+mod explain;
 mod hash;
 mod hierarchy;
 mod needs;
@@ -15,9 +17,12 @@ mod slices;
 mod stage;
 mod stats;
 pub mod tiles;
+mod traffic;
 mod transfer;
 mod verify;
 
+pub use draw::draw_key;
+pub use explain::{Origin, explain};
 pub use placement::Placement;
 pub use side::{OwnedRun, SidePlacement};
 pub use stage::{Pass, Stage};

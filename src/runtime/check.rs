@@ -108,6 +108,19 @@ pub(super) fn sharded(
     same_rows(("local_x", local_x), ("share", share))
 }
 
+/// Two tensors in the plan's layout, the second of them an output.
+pub(super) fn rolled(key: &Key, side: Side, from: &Tensor, to: &Tensor, s: Stream) -> Result<()> {
+    stream(s)?;
+    key.context().check_open()?;
+    let (input, output) = (("local_x", from), ("local_y", to));
+    for (name, t) in [input, output] {
+        place((name, t))?;
+        rows(name, t, key.placement(side).tokens(key.context().rank()))?;
+    }
+    same_rows(output, input)?;
+    written(&[output], &[input])
+}
+
 fn rows(name: &str, t: &Tensor, want: i64) -> Result<()> {
     if t.tokens() == want {
         return Ok(());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::cache::Cache;
+use super::key::KeyData;
 use crate::backend::{Backend, CpuBackend};
 use crate::comm::Communicator;
 use crate::device::Arena;
@@ -27,6 +28,8 @@ pub(super) struct State {
     pub arena: Arena,
     /// Plans made for this communicator.
     pub cache: Cache,
+    /// The plan of the key that was made last, kept whatever the cache drops.
+    pub last: Option<Arc<KeyData>>,
     /// Number of comparisons of plans so far; equal on ranks that make the same calls.
     pub comparisons: u64,
 }
@@ -43,6 +46,7 @@ impl Context {
         let state = State {
             arena: Arena::new(comm.rank()),
             cache: Cache::new(),
+            last: None,
             comparisons: 0,
         };
         Arc::new(Context {
@@ -124,6 +128,7 @@ impl Context {
         let mut state = self.state.lock();
         state.arena = Arena::new(self.comm.rank());
         state.cache.clear();
+        state.last = None;
     }
 
     /// Fails with `Status::CommDestroyed` once `close` was called.

@@ -8,7 +8,7 @@ use super::context::{Context, Session};
 use super::workspace::{self, Dims};
 use super::{check, prepare};
 use crate::device::{Stream, fault};
-use crate::plan::{Plan, SidePlacement, Stats};
+use crate::plan::{Origin, Placement, Plan, SidePlacement, Stats, draw_key, explain};
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
 
 /// What a plan is made from, on a given communicator.
@@ -17,6 +17,8 @@ pub(super) struct Request {
     pub mask: Arc<Mask>,
     pub shape: AttnShape,
     pub config: Config,
+    /// Where tokens lie already, and who said so; `None` lets the planner place them.
+    pub placement: Option<(Origin, Arc<Placement>)>,
 }
 
 impl Request {
@@ -24,6 +26,12 @@ impl Request {
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (&self.mask, self.shape, self.config).hash(&mut hasher);
+        if let Some((origin, placement)) = &self.placement {
+            origin.hash(&mut hasher);
+            for side in [Side::Q, Side::K] {
+                placement.side(side).hash().hash(&mut hasher);
+            }
+        }
         hasher.finish()
     }
 }
@@ -32,6 +40,11 @@ impl PartialEq for Request {
     fn eq(&self, other: &Request) -> bool {
         (self.shape, self.config) == (other.shape, other.config)
             && (Arc::ptr_eq(&self.mask, &other.mask) || self.mask == other.mask)
+            && match (&self.placement, &other.placement) {
+                (None, None) => true,
+                (Some((a, x)), Some((b, y))) => a == b && (Arc::ptr_eq(x, y) || x == y),
+                _ => false,
+            }
     }
 }
 
@@ -60,26 +73,91 @@ impl Key {
         shape: AttnShape,
         config: Config,
     ) -> Result<Arc<Key>> {
+        Key::find_or_plan(
+            context,
+            Request {
+                mask: Arc::clone(mask),
+                shape,
+                config,
+                placement: None,
+            },
+        )
+    }
+
+    /// As `create`, with tokens placed by the caller: `placement` is for as many ranks as `context` has and for the
+    /// totals of `mask`, else `Status::InvalidArgument`.
+    pub fn create_with_placement(
+        context: &Arc<Context>,
+        mask: &Arc<Mask>,
+        shape: AttnShape,
+        config: Config,
+        placement: Placement,
+    ) -> Result<Arc<Key>> {
+        if placement.world() != context.size() {
+            return Err(Error::argument(format!(
+                "the placement is for {} ranks and the communicator has {}; they must be equal",
+                placement.world(),
+                context.size()
+            )));
+        }
+        Key::find_or_plan(
+            context,
+            Request {
+                mask: Arc::clone(mask),
+                shape,
+                config,
+                placement: Some((Origin::Caller, Arc::new(placement))),
+            },
+        )
+    }
+
+    /// Plans another mask with the same totals for tokens that lie as this key placed them. Of `config` the fields
+    /// that decide about placement have no effect.
+    pub fn create_for_new_mask(
+        &self,
+        mask: &Arc<Mask>,
+        shape: AttnShape,
+        config: Config,
+    ) -> Result<Arc<Key>> {
+        let placement = Arc::clone(&self.data.plan.placement);
+        Key::find_or_plan(
+            &self.context,
+            Request {
+                mask: Arc::clone(mask),
+                shape,
+                config,
+                placement: Some((Origin::OtherKey, placement)),
+            },
+        )
+    }
+
+    /// The key that was made last on `context`, from its cache or anew, as a handle of its own.
+    /// `Status::InvalidArgument` when none was made.
+    pub fn last(context: &Arc<Context>) -> Result<Arc<Key>> {
+        let session = context.enter()?;
+        let last = session.state.last.as_ref();
+        let data = last.ok_or_else(|| Error::argument("no key was made on this communicator yet"))?;
+        Ok(Arc::new(Key {
+            context: Arc::clone(context),
+            data: Arc::clone(data),
+        }))
+    }
+
+    fn find_or_plan(context: &Arc<Context>, request: Request) -> Result<Arc<Key>> {
         let mut session = context.enter()?;
         fault::point("key_create", context.rank())?;
-        let config = resolve_mesh(context, config)?;
-        let request = Request {
-            mask: Arc::clone(mask),
-            shape,
-            config,
-        };
-        let hash = request.hash();
+        let config = resolve_mesh(context, request.config)?;
+        let request = Request { config, ..request };
+        let (hash, limit) = (request.hash(), config.cache_size);
         let data = match session.state.cache.find(hash, &request) {
             Some(data) => data,
             None => {
                 let data = Arc::new(KeyData::new(context, request)?);
-                session
-                    .state
-                    .cache
-                    .insert(hash, Arc::clone(&data), config.cache_size);
+                session.state.cache.insert(hash, Arc::clone(&data), limit);
                 data
             }
         };
+        session.state.last = Some(Arc::clone(&data));
         Ok(Arc::new(Key {
             context: Arc::clone(context),
             data,
@@ -164,6 +242,29 @@ impl Key {
         Ok(self.data.stats.get_or_init(|| made))
     }
 
+    /// Why the plan is as it is, what each stage waits for: text for people.
+    pub fn explain(&self) -> Result<String> {
+        let stats = self.stats()?;
+        let Request {
+            mask,
+            config,
+            placement,
+            ..
+        } = &self.data.request;
+        let origin = placement.as_ref().map_or(Origin::Planner, |p| p.0);
+        Ok(explain(&self.data.plan, mask, config, origin, stats))
+    }
+
+    /// A picture of who computes what and what travels, as SVG.
+    pub fn draw(&self) -> Result<String> {
+        let stats = self.stats()?;
+        Ok(draw_key(
+            &self.data.plan.placement,
+            &self.data.request.mask,
+            stats,
+        ))
+    }
+
     /// Bytes of workspace that forward and backward need, the larger of the two.
     pub fn workspace_bytes(&self) -> Result<usize> {
         self.context.check_open()?;
@@ -194,8 +295,16 @@ fn resolve_mesh(context: &Context, config: Config) -> Result<Config> {
 
 impl KeyData {
     fn new(context: &Context, request: Request) -> Result<KeyData> {
-        let Request { mask, shape, config } = &request;
-        let plan = Plan::new(mask, shape, context.size(), context.rank(), config)?;
+        let Request {
+            mask, shape, config, ..
+        } = &request;
+        let plan = match &request.placement {
+            None => Plan::new(mask, shape, context.size(), context.rank(), config)?,
+            Some((_, placement)) => {
+                let placement = Arc::clone(placement);
+                Plan::with_placement(mask, shape, placement, context.rank(), config)?
+            }
+        };
         let dims = Dims::new(&plan, shape, config);
         let workspace_bytes = workspace::bytes(&dims)?;
         let (prepared, stats) = (AtomicBool::new(false), OnceLock::new());

@@ -10,7 +10,7 @@ use crate::device::Stream;
 use crate::types::{Error, Piece, Range, Result, Side, Status, Tensor};
 
 /// Who owns what in the plan's layout.
-fn layout(key: &Key, side: Side) -> Ownership {
+pub(super) fn layout(key: &Key, side: Side) -> Ownership {
     let placement = key.placement(side);
     (0..key.context().size())
         .map(|r| placement.runs(r).clone())
@@ -199,8 +199,19 @@ fn redistribute(
     to: &Tensor,
     stream: Stream,
 ) -> Result<()> {
+    let plan = Redistribution::new(session.context().rank(), old, new);
+    carry_out(session, &plan, from, to, stream)
+}
+
+/// Moves rows of `from` into `to` as `plan` says.
+pub(super) fn carry_out(
+    session: &Session<'_>,
+    plan: &Redistribution,
+    from: &Tensor,
+    to: &Tensor,
+    stream: Stream,
+) -> Result<()> {
     let (context, backend) = (session.context(), session.context().backend());
-    let plan = Redistribution::new(context.rank(), old, new);
     let mut packed = Scratch::rows_like(if from.is_dense() { 0 } else { from.tokens() }, from)?;
     let mut unpacked = Scratch::rows_like(if to.is_dense() { 0 } else { to.tokens() }, to)?;
     let source = dense(session, from, &mut packed)?;

@@ -71,6 +71,64 @@ impl Redistribution {
     }
 }
 
+/// Where the new rows of one rank come from when all `total` rows move `shift` places along and around the end:
+/// (old global rows, first new local row), by ascending new row.
+fn origins(new: &Ranges, total: i64, shift: i64) -> Vec<(Range, i64)> {
+    let mut out = Vec::new();
+    for (run, row) in new.iter().zip(offsets(new)) {
+        // Rows before `shift` come from the end of the sequence.
+        let wrapped = run.intersect(&Range::new(0, shift));
+        let straight = run.intersect(&Range::new(shift, total));
+        for (part, by) in [(wrapped, total - shift), (straight, -shift)] {
+            if !part.is_empty() {
+                out.push((part.shift(by), row + part.start - run.start));
+            }
+        }
+    }
+    out
+}
+
+/// The rows of `old` among `wanted`: (old local rows, new local rows), by ascending new row.
+fn taken(old: &Ranges, from: &[i64], wanted: &[(Range, i64)]) -> Vec<(Range, Range)> {
+    let mut out = Vec::new();
+    for (rows, target) in wanted {
+        let first = old.first_run_after(rows.start);
+        for (run, row) in old.iter().zip(from).skip(first) {
+            let meet = run.intersect(rows);
+            if run.start >= rows.end {
+                break;
+            }
+            out.push((meet.shift(row - run.start), meet.shift(target - rows.start)));
+        }
+    }
+    out
+}
+
+impl Redistribution {
+    /// What `rank` does so that row `(i + shift) % total` becomes what row `i` was, every rank holding the same rows
+    /// before and after. `shift` is 0 to total - 1. Sends are sorted by (peer, new row of the peer).
+    pub fn rolled(rank: usize, layout: &Ownership, total: i64, shift: i64) -> Redistribution {
+        let mine = origins(&layout[rank], total, shift);
+        let from = offsets(&layout[rank]);
+        let mut plan = Redistribution {
+            sends: Vec::new(),
+            recvs: Vec::new(),
+            keeps: taken(&layout[rank], &from, &mine),
+        };
+        for (peer, theirs) in layout.iter().enumerate().filter(|&(p, _)| p != rank) {
+            let piece = |rows| Piece {
+                peer: peer as u32,
+                rows,
+            };
+            let out = taken(&layout[rank], &from, &origins(theirs, total, shift));
+            plan.sends.extend(out.into_iter().map(|(old, _)| piece(old)));
+            let come = taken(theirs, &offsets(theirs), &mine);
+            plan.recvs.extend(come.into_iter().map(|(_, new)| piece(new)));
+        }
+        plan
+    }
+}
+
 /// Contiguous shares of `total` rows; the first `total % world` ranks hold one more.
 pub(super) fn shares(total: i64, world: usize) -> Ownership {
     let (each, extra) = (total / world as i64, total % world as i64);

@@ -1,125 +1,24 @@
 //! The environment: which variables act, and the settings that they make.
 //!
-//! The process environment is read once, on first use; a variable changed later changes nothing.
+//! The process environment is read once, on first use; a variable changed later changes nothing. `TABLE` holds every
+//! variable there is.
 
 use std::sync::OnceLock;
 
-use super::{Config, DsinkReduce, Error, Result, Status};
-
-/// A variable that sets a field of `Config`.
-struct Variable {
-    name: &'static str,
-    /// What it accepts, as messages print it.
-    accepts: &'static str,
-    /// Sets the field; `None` when the text does not parse.
-    set: fn(&mut Config, &str) -> Option<()>,
-}
-
-const BOOLEAN: &str = "0 or 1 (also false, true, off, on, no, yes)";
-
-const ACTING: [Variable; 6] = [
-    Variable {
-        name: "MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE",
-        accepts: BOOLEAN,
-        set: |config, text| {
-            config.backward_high_precision_reduce = boolean(text)?;
-            Some(())
-        },
-    },
-    Variable {
-        name: "MAGI_ATTENTION_DSINK_ALL_REDUCE_OP",
-        accepts: "none, sum or avg",
-        set: |config, text| {
-            config.dsink_reduce = match text.to_ascii_lowercase().as_str() {
-                "none" => DsinkReduce::None,
-                "sum" => DsinkReduce::Sum,
-                "avg" => DsinkReduce::Avg,
-                _ => return None,
-            };
-            Some(())
-        },
-    },
-    Variable {
-        name: "MAGI_ATTENTION_DIST_ATTN_RUNTIME_DICT_SIZE",
-        accepts: "a whole number, 0 to 1000000",
-        set: |config, text| {
-            config.cache_size = text.parse().ok().filter(|&n| n <= Config::MAX_CACHE_SIZE)?;
-            Some(())
-        },
-    },
-    Variable {
-        name: "MAGI_ATTENTION_HIERARCHICAL_COMM",
-        accepts: BOOLEAN,
-        set: |config, text| {
-            config.hierarchical_comm = boolean(text)?;
-            Some(())
-        },
-    },
-    Variable {
-        name: "MAGI_ATTENTION_SANITY_CHECK",
-        accepts: BOOLEAN,
-        set: |config, text| {
-            config.sanity_check = boolean(text)?;
-            Some(())
-        },
-    },
-    Variable {
-        name: "MAGI_ATTENTION_MIN_CHUNKS_PER_RANK",
-        accepts: "a whole number, 1 to 4096",
-        set: |config, text| {
-            let range = 1..=Config::MAX_MIN_CHUNKS_PER_RANK;
-            config.min_chunks_per_rank = text.parse().ok().filter(|n| range.contains(n))?;
-            Some(())
-        },
-    },
-];
-
-/// Every name with the library's prefix that has a meaning in this or a later version; each is accepted.
-const KNOWN: [&str; 33] = [
-    "MAGI_ATTENTION_AUTO_RANGE_MERGE",
-    "MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE",
-    "MAGI_ATTENTION_BUILD_COMPUTE_CAPABILITY",
-    "MAGI_ATTENTION_BUILD_DEBUG",
-    "MAGI_ATTENTION_BUILD_VERBOSE",
-    "MAGI_ATTENTION_BWD_HIDE_TAIL_REDUCE",
-    "MAGI_ATTENTION_CATGQA",
-    "MAGI_ATTENTION_CPP_BACKEND",
-    "MAGI_ATTENTION_DETERMINISTIC_MODE",
-    "MAGI_ATTENTION_DIST_ATTN_RUNTIME_DICT_SIZE",
-    "MAGI_ATTENTION_DSINK_ALL_REDUCE_OP",
-    "MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN",
-    "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
-    "MAGI_ATTENTION_FLATTEN_HEAD_GROUPS",
-    "MAGI_ATTENTION_FORCE_JIT_BUILD",
-    "MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE",
-    "MAGI_ATTENTION_HIERARCHICAL_COMM",
-    "MAGI_ATTENTION_KERNEL_BACKEND",
-    "MAGI_ATTENTION_LOG_LEVEL",
-    "MAGI_ATTENTION_MIN_CHUNKS_PER_RANK",
-    "MAGI_ATTENTION_NATIVE_GRPCOLL",
-    "MAGI_ATTENTION_NO_BUILD_CACHE",
-    "MAGI_ATTENTION_PREBUILD_FFA",
-    "MAGI_ATTENTION_PREBUILD_FFA_JOBS",
-    "MAGI_ATTENTION_PRECISION",
-    "MAGI_ATTENTION_PROFILE_MODE",
-    "MAGI_ATTENTION_QO_COMM",
-    "MAGI_ATTENTION_SANITY_CHECK",
-    "MAGI_ATTENTION_SDPA_BACKEND",
-    "MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD",
-    "MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD",
-    "MAGI_ATTENTION_SKIP_MAGI_ATTN_EXT_BUILD",
-    "MAGI_ATTENTION_WORKSPACE_BASE",
-];
+pub use super::env_table::{Acts, Effect, Kind, TABLE, Variable};
+use super::{Config, Error, Result, Status};
 
 const PREFIX: &str = "MAGI_ATTENTION_";
 
-/// Booleans in any case of letters.
-fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "on" | "yes" => Some(true),
-        "0" | "false" | "off" | "no" => Some(false),
-        _ => None,
-    }
+/// The variable called `name`.
+fn find(name: &str) -> Option<&'static Variable> {
+    TABLE.iter().find(|v| v.name == name)
+}
+
+/// What the process environment held for `variable` on first use; `None` when it was not set.
+pub fn given(variable: &Variable) -> Option<&'static str> {
+    let set = snapshot().iter().find(|(name, _)| name == variable.name);
+    set.map(|(_, text)| text.as_str())
 }
 
 /// The default settings overlaid by `pairs` of (name, value); names that do not act are passed over, and of a name
@@ -131,10 +30,14 @@ pub fn parse<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V
     let mut bad = Vec::new();
     for (name, text) in pairs {
         let (name, text) = (name.as_ref(), text.as_ref());
-        if let Some(variable) = ACTING.iter().find(|v| v.name == name)
-            && (variable.set)(&mut config, text).is_none()
+        if let Some(variable) = find(name)
+            && let Effect::Sets(set) = variable.effect
+            && set(&mut config, text).is_none()
         {
-            bad.push(format!("{name} is {text:?}; it must be {}", variable.accepts));
+            bad.push(format!(
+                "{name} is {text:?}; it must be {}",
+                variable.kind.accepts()
+            ));
         }
     }
     if bad.is_empty() {
@@ -150,14 +53,14 @@ pub fn unknown_in<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> Vec<Stri
     let mut out: Vec<String> = names
         .into_iter()
         .map(|name| name.as_ref().to_owned())
-        .filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()))
+        .filter(|name| name.starts_with(PREFIX) && find(name).is_none())
         .collect();
     out.sort_unstable();
     out.dedup();
     out
 }
 
-/// The variables with the library's prefix as they stood on first use. Bytes that are no UTF-8 are replaced, which
+/// The variables of the table, and others with the library's prefix, as they stood on first use. Bytes that are no UTF-8 are replaced, which
 /// no accepted value survives.
 fn snapshot() -> &'static [(String, String)] {
     static SNAPSHOT: OnceLock<Vec<(String, String)>> = OnceLock::new();
@@ -169,7 +72,7 @@ fn snapshot() -> &'static [(String, String)] {
                     text.to_string_lossy().into_owned(),
                 )
             })
-            .filter(|(name, _)| name.starts_with(PREFIX))
+            .filter(|(name, _)| name.starts_with(PREFIX) || find(name).is_some())
             .collect()
     })
 }
@@ -190,6 +93,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::DsinkReduce;
 
     fn one(name: &str, text: &str) -> Result<Config> {
         parse([(name, text)])
@@ -236,12 +140,12 @@ mod tests {
             (
                 "MAGI_ATTENTION_SANITY_CHECK",
                 vec!["", "2", " 1", "y", "tru\u{fffd}"],
-                BOOLEAN,
+                "0 or 1 (also false, true, off, on, no, yes)",
             ),
             (
                 "MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE",
                 vec!["fp32"],
-                BOOLEAN,
+                "0 or 1 (also false, true, off, on, no, yes)",
             ),
             (
                 "MAGI_ATTENTION_DSINK_ALL_REDUCE_OP",
@@ -296,6 +200,6 @@ mod tests {
             unknown_in(names),
             ["MAGI_ATTENTION_A", "MAGI_ATTENTION_SANITYCHECK"]
         );
-        assert!(unknown_in(ACTING.iter().map(|v| v.name)).is_empty());
+        assert!(unknown_in(TABLE.iter().map(|v| v.name)).is_empty());
     }
 }

@@ -3,12 +3,17 @@
 mod alias;
 mod band;
 mod config;
+pub mod draw;
 mod dtype;
 pub mod env;
+mod env_table;
 mod error;
 mod mask;
 mod mask_build;
+mod mask_dense;
 mod mask_overlap;
+mod mask_prefix;
+mod mask_video;
 mod range;
 mod ranges;
 mod shape;

@@ -1,0 +1,44 @@
+//! How many keys go from which rank to which.
+
+use super::needs::Needs;
+use super::placement::Placement;
+use super::transfer::owned_pieces;
+use crate::types::{Mask, Side};
+
+/// Keys sent between groups of neighbouring ranks in one forward pass; with as many groups as ranks, between ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// Number of groups.
+    pub groups: usize,
+    /// Row: sender; column: receiver.
+    pub tokens: Vec<i64>,
+    world: usize,
+}
+
+impl Traffic {
+    /// The traffic of `mask`, whose totals are those of `placement`, between at most `most` groups.
+    pub fn new(mask: &Mask, placement: &Placement, most: usize) -> Traffic {
+        let (world, keys) = (placement.world(), placement.side(Side::K));
+        let groups = world.min(most);
+        let group = |rank: usize| rank * groups / world;
+        let mut tokens = vec![0; groups * groups];
+        for (to, remote) in Needs::new(mask, placement, None).remote.iter().enumerate() {
+            for range in remote.iter() {
+                for (from, part) in owned_pieces(keys, *range) {
+                    tokens[group(from as usize) * groups + group(to)] += part.len();
+                }
+            }
+        }
+        Traffic {
+            groups,
+            tokens,
+            world,
+        }
+    }
+
+    /// First and last rank of a group.
+    pub fn ranks(&self, group: usize) -> (usize, usize) {
+        let first = |g: usize| (g * self.world).div_ceil(self.groups);
+        (first(group), first(group + 1) - 1)
+    }
+}

@@ -1,0 +1,554 @@
+//! The table of environment variables: all that the library knows about each.
+
+use super::{Config, DsinkReduce};
+
+/// What values a variable takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 0 or 1, and words for them.
+    Boolean,
+    /// A whole number between two others, both included.
+    Whole(i64, i64),
+    /// One of the words listed.
+    OneOf(&'static str),
+    /// Anything.
+    Text,
+}
+
+impl Kind {
+    /// The kind's name in the C API.
+    pub const fn name(self) -> &'static std::ffi::CStr {
+        match self {
+            Kind::Boolean => c"boolean",
+            Kind::Whole(..) => c"integer",
+            Kind::OneOf(_) => c"word",
+            Kind::Text => c"text",
+        }
+    }
+
+    /// What is accepted, for messages and people.
+    pub fn accepts(self) -> String {
+        match self {
+            Kind::Boolean => "0 or 1 (also false, true, off, on, no, yes)".to_owned(),
+            Kind::Whole(least, most) => format!("a whole number, {least} to {most}"),
+            Kind::OneOf(words) => words.to_owned(),
+            Kind::Text => "any text".to_owned(),
+        }
+    }
+}
+
+/// When a variable acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(i32)]
+pub enum Acts {
+    /// When the library or a kernel is compiled.
+    Build = 0,
+    /// When a key is created, through its config.
+    Key = 1,
+    /// In calls.
+    Run = 2,
+}
+
+/// What a variable does here.
+#[derive(Clone, Copy, Debug)]
+pub enum Effect {
+    /// Sets a field of `Config`; the function gives `None` when the text does not parse.
+    Sets(fn(&mut Config, &str) -> Option<()>),
+    /// Accepted without effect, for this reason.
+    None(&'static str),
+}
+
+/// One environment variable.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// What holds when it is not set; empty where that means something of its own.
+    pub default: &'static str,
+    /// When it acts.
+    pub acts: Acts,
+    /// What it does, where it has an effect.
+    pub meaning: &'static str,
+    /// What it does here.
+    pub effect: Effect,
+}
+
+/// Booleans in any case of letters.
+fn boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "on" | "yes" => Some(true),
+        "0" | "false" | "off" | "no" => Some(false),
+        _ => None,
+    }
+}
+
+fn whole(text: &str, least: i64, most: i64) -> Option<i64> {
+    text.parse().ok().filter(|n| (least..=most).contains(n))
+}
+
+fn dsink_reduce(text: &str) -> Option<DsinkReduce> {
+    match text.to_ascii_lowercase().as_str() {
+        "none" => Some(DsinkReduce::None),
+        "sum" => Some(DsinkReduce::Sum),
+        "avg" => Some(DsinkReduce::Avg),
+        _ => None,
+    }
+}
+
+/// Most keys in a cache and most chunks a rank, as `Config::validate` has them.
+const _: () = assert!(Config::MAX_CACHE_SIZE == 1_000_000 && Config::MAX_MIN_CHUNKS_PER_RANK == 4096);
+
+/// A variable without effect.
+const fn idle(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    acts: Acts,
+    meaning: &'static str,
+    why: &'static str,
+) -> Variable {
+    Variable {
+        name,
+        kind,
+        default,
+        acts,
+        meaning,
+        effect: Effect::None(why),
+    }
+}
+
+/// A variable that sets a field of `Config`.
+const fn acting(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    meaning: &'static str,
+    set: fn(&mut Config, &str) -> Option<()>,
+) -> Variable {
+    Variable {
+        name,
+        kind,
+        default,
+        acts: Acts::Key,
+        meaning,
+        effect: Effect::Sets(set),
+    }
+}
+
+/// Every variable that has a meaning in this or a later version, those that act first.
+pub const TABLE: &[Variable] = &[
+    acting(
+        "MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE",
+        Kind::Boolean,
+        "0",
+        "Partial dk and dv travel in the accumulator type (f64 for f64, else f32) instead of the input dtype. They are added in it either way. Field backward_high_precision_reduce of magi_config.",
+        |config, text| {
+            config.backward_high_precision_reduce = boolean(text)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_DSINK_ALL_REDUCE_OP",
+        Kind::OneOf("none, sum or avg"),
+        "none",
+        "What backward does across ranks with the gradient of a sink that all queries share. Field dsink_reduce of magi_config.",
+        |config, text| {
+            config.dsink_reduce = dsink_reduce(text)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_DIST_ATTN_RUNTIME_DICT_SIZE",
+        Kind::Whole(0, 1_000_000),
+        "100",
+        "Keys that a communicator keeps for equal requests, least recently used first out; 0 keeps none. Field cache_size of magi_config.",
+        |config, text| {
+            config.cache_size = whole(text, 0, 1_000_000)? as usize;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_HIERARCHICAL_COMM",
+        Kind::Boolean,
+        "0",
+        "Two-level group collectives: each token crosses to a host once and fans out there; needs magi_comm_set_mesh. Field hierarchical_comm of magi_config.",
+        |config, text| {
+            config.hierarchical_comm = boolean(text)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_SANITY_CHECK",
+        Kind::Boolean,
+        "0",
+        "Verify every plan when it is made, and that inputs hold no NaN. Field sanity_check of magi_config.",
+        |config, text| {
+            config.sanity_check = boolean(text)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_MIN_CHUNKS_PER_RANK",
+        Kind::Whole(1, 4096),
+        "8",
+        "With a chunk size of 0: at least so many chunks for each rank. Field min_chunks_per_rank of magi_config.",
+        |config, text| {
+            config.min_chunks_per_rank = whole(text, 1, 4096)?;
+            Some(())
+        },
+    ),
+    idle(
+        "MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE",
+        Kind::Boolean,
+        "0",
+        Acts::Run,
+        "Partial outputs travel in f32 instead of the input dtype, where queries travel.",
+        "queries never travel in this build, so there are no partial outputs",
+    ),
+    idle(
+        "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
+        Kind::Whole(0, 1024),
+        "",
+        Acts::Run,
+        "Multiprocessors that the forward kernel leaves to communication in stages that overlap it.",
+        "this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN",
+        Kind::Whole(0, 1024),
+        "",
+        Acts::Run,
+        "The same for the backward kernel.",
+        "this build computes on the CPU",
+    ),
+    idle(
+        "CUDA_DEVICE_MAX_CONNECTIONS",
+        Kind::Whole(1, 32),
+        "8",
+        Acts::Run,
+        "Hardware queues of a device; with 1, stages are fetched one at a time, in launch order.",
+        "this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_QO_COMM",
+        Kind::Boolean,
+        "0",
+        Acts::Key,
+        "Queries and outputs may travel too.",
+        "only keys and values travel in this build",
+    ),
+    idle(
+        "MAGI_ATTENTION_NATIVE_GRPCOLL",
+        Kind::Boolean,
+        "0",
+        Acts::Key,
+        "The library's own group collectives inside a host instead of NCCL's sends and receives.",
+        "local ranks always use the library's own; there is no NCCL in this build",
+    ),
+    idle(
+        "MAGI_ATTENTION_SDPA_BACKEND",
+        Kind::Boolean,
+        "0",
+        Acts::Key,
+        "Textbook attention instead of the fast kernels, in f16, bf16, f32 and f64.",
+        "the CPU computes all of these dtypes with one backend",
+    ),
+    idle(
+        "MAGI_ATTENTION_KERNEL_BACKEND",
+        Kind::OneOf("ffa or sdpa"),
+        "ffa",
+        Acts::Key,
+        "Which kernels compute attention.",
+        "the CPU has one backend",
+    ),
+    idle(
+        "MAGI_ATTENTION_PRECISION",
+        Kind::OneOf("bf16, fp16, fp32 or fp64"),
+        "",
+        Acts::Run,
+        "A dtype that attention is computed in, whatever that of the tensors.",
+        "the dtype is that of the tensors; accumulators are f64 for f64, else f32",
+    ),
+    idle(
+        "MAGI_ATTENTION_DETERMINISTIC_MODE",
+        Kind::Boolean,
+        "0",
+        Acts::Run,
+        "The same bits on every run.",
+        "calls on the CPU give the same bits on every run anyway",
+    ),
+    idle(
+        "MAGI_ATTENTION_PROFILE_MODE",
+        Kind::Boolean,
+        "0",
+        Acts::Run,
+        "Ranges and times of stages for profilers.",
+        "there is no device whose profiler could show them",
+    ),
+    idle(
+        "MAGI_ATTENTION_LOG_LEVEL",
+        Kind::Text,
+        "",
+        Acts::Run,
+        "How much is logged.",
+        "log lines are asked for with magi_log_set_callback",
+    ),
+    idle(
+        "MAGI_ATTENTION_AUTO_RANGE_MERGE",
+        Kind::Boolean,
+        "0",
+        Acts::Run,
+        "Merge neighbouring slices before a kernel runs.",
+        "the planner always joins slices that continue each other",
+    ),
+    idle(
+        "MAGI_ATTENTION_CATGQA",
+        Kind::Boolean,
+        "0",
+        Acts::Run,
+        "Pack the query heads of a key head into one tile.",
+        "this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_FLATTEN_HEAD_GROUPS",
+        Kind::Boolean,
+        "0",
+        Acts::Run,
+        "Plan the query heads of a key head as rows of one sequence.",
+        "heads are never part of a plan",
+    ),
+    idle(
+        "MAGI_ATTENTION_BWD_HIDE_TAIL_REDUCE",
+        Kind::Boolean,
+        "0",
+        Acts::Key,
+        "Compute the host stage last in backward, so that it hides the last reduction.",
+        "the host stage of this build is always computed first",
+    ),
+    idle(
+        "MAGI_ATTENTION_CPP_BACKEND",
+        Kind::Boolean,
+        "0",
+        Acts::Key,
+        "Plan with native code instead of an interpreter.",
+        "all planning is native code",
+    ),
+    idle(
+        "MAGI_ATTENTION_WORKSPACE_BASE",
+        Kind::Text,
+        "",
+        Acts::Build,
+        "Where the kernel cache lies.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_BUILD_VERBOSE",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Print compiler command lines and resource usage.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_BUILD_DEBUG",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Debug symbols and line numbers in kernels.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_BUILD_COMPUTE_CAPABILITY",
+        Kind::Text,
+        "",
+        Acts::Build,
+        "Device architecture that kernels are compiled for.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_NO_BUILD_CACHE",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Neither read nor write the kernel cache.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_FORCE_JIT_BUILD",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Compile kernels at run time even where one was compiled ahead.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_PREBUILD_FFA",
+        Kind::Boolean,
+        "1",
+        Acts::Build,
+        "Compile the common kernels ahead of time.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_PREBUILD_FFA_JOBS",
+        Kind::Whole(1, 4096),
+        "",
+        Acts::Build,
+        "Compilations of attention kernels at a time.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Leave out the helper kernels.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAGI_ATTENTION_SKIP_MAGI_ATTN_EXT_BUILD",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Leave out the fast parts of the planner.",
+        "the planner has no parts that could be left out",
+    ),
+    idle(
+        "MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD",
+        Kind::Boolean,
+        "0",
+        Acts::Build,
+        "Leave out the native group collectives.",
+        "local ranks need them",
+    ),
+    idle(
+        "NVCC_THREADS",
+        Kind::Whole(1, 1024),
+        "4",
+        Acts::Build,
+        "Threads of one compilation.",
+        "no kernels are compiled: this build computes on the CPU",
+    ),
+    idle(
+        "MAX_JOBS",
+        Kind::Whole(1, 4096),
+        "",
+        Acts::Build,
+        "Compilations at a time, other than of attention kernels.",
+        "cargo and CMake have options of their own for that",
+    ),
+    idle(
+        "NVSHMEM_DIR",
+        Kind::Text,
+        "",
+        Acts::Build,
+        "Where NVSHMEM is installed.",
+        "the library needs no NVSHMEM",
+    ),
+    idle(
+        "RANK",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "This process's rank, as torchrun sets it.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "WORLD_SIZE",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "Number of processes.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "LOCAL_RANK",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "This process's rank on its host.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "MASTER_PORT",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "Port of the first process.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "OMPI_COMM_WORLD_RANK",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As RANK, from Open MPI.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "OMPI_COMM_WORLD_SIZE",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As WORLD_SIZE, from Open MPI.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As LOCAL_RANK, from Open MPI.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "PMI_RANK",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As RANK, from a PMI launcher.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "PMI_SIZE",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As WORLD_SIZE, from a PMI launcher.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "SLURM_PROCID",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As RANK, from srun.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "SLURM_NTASKS",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As WORLD_SIZE, from srun.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "SLURM_LOCALID",
+        Kind::Whole(0, 1 << 31),
+        "",
+        Acts::Run,
+        "As LOCAL_RANK, from srun.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+    idle(
+        "MASTER_ADDR",
+        Kind::Text,
+        "",
+        Acts::Run,
+        "Host of the first process.",
+        "communicators of this build are made in one process, by magi_comm_create_local",
+    ),
+];

@@ -1,0 +1,147 @@
+//! docs/environment.md is what the table of variables says, and the table is what the library does.
+//!
+//! `MAGI_UPDATE_DOCS=1 cargo test --test around_env` writes the page instead of complaining.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use magi_attn::types::env::{Acts, Effect, Kind, TABLE, Variable, parse, unknown_in};
+use magi_attn::types::{Config, Status};
+
+const HEAD: &str = "\
+# Environment variables
+
+The variables below are read once per process, at the first call of `magi_config_init` (or of a function that is given no \
+config). They change defaults only: a field of `magi_config` that is set afterwards wins, and a variable that is changed \
+later changes nothing. `magi_env_count` and `magi_env_get` list them with the values in force.
+
+A value that does not parse is `MAGI_STATUS_INVALID_ENVIRONMENT`, with the variable and its text in the message; variables \
+without effect may hold anything. Booleans take 0, 1, false, true, off, on, no and yes, in letters of any case. A name that \
+starts with `MAGI_ATTENTION_` and is not listed is probably misspelt: `magi_config_init` logs a warning, once.
+";
+
+fn shown(text: &str) -> String {
+    if text.is_empty() {
+        "unset".to_owned()
+    } else {
+        format!("`{text}`")
+    }
+}
+
+fn acts(variable: &Variable) -> &'static str {
+    match variable.acts {
+        Acts::Build => "build",
+        Acts::Key => "key creation",
+        Acts::Run => "run",
+    }
+}
+
+fn page() -> String {
+    let mut page = HEAD.to_owned();
+    page.push_str(
+        "\n## Honoured\n\n| variable | takes | default | acts at | meaning |\n|---|---|---|---|---|\n",
+    );
+    for v in TABLE {
+        if let Effect::Sets(_) = v.effect {
+            let (takes, default) = (v.kind.accepts(), shown(v.default));
+            writeln!(
+                page,
+                "| `{}` | {takes} | {default} | {} | {} |",
+                v.name,
+                acts(v),
+                v.meaning
+            )
+            .unwrap();
+        }
+    }
+    page.push_str(
+        "\n## Accepted, no effect here\n\nScripts that set these need no change.\n\n\
+         | variable | default | acts at | what it is for | no effect because |\n|---|---|---|---|---|\n",
+    );
+    for v in TABLE {
+        if let Effect::None(why) = v.effect {
+            let default = shown(v.default);
+            writeln!(
+                page,
+                "| `{}` | {default} | {} | {} | {why} |",
+                v.name,
+                acts(v),
+                v.meaning
+            )
+            .unwrap();
+        }
+    }
+    page
+}
+
+#[test]
+fn the_page_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/environment.md");
+    let (have, want) = (fs::read_to_string(&path).unwrap_or_default(), page());
+    if have == want {
+        return;
+    }
+    if std::env::var_os("MAGI_UPDATE_DOCS").is_some_and(|v| v == "1") {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, want).unwrap();
+        return;
+    }
+    panic!(
+        "docs/environment.md is out of date; MAGI_UPDATE_DOCS=1 cargo test --test around_env writes it anew"
+    );
+}
+
+#[test]
+fn names_are_unique_and_known() {
+    let names: HashSet<&str> = TABLE.iter().map(|v| v.name).collect();
+    assert_eq!(names.len(), TABLE.len());
+    assert!(unknown_in(TABLE.iter().map(|v| v.name)).is_empty());
+    assert!(
+        TABLE
+            .iter()
+            .all(|v| v.meaning.ends_with('.') && !v.meaning.contains('|'))
+    );
+}
+
+#[test]
+fn defaults_are_those_of_the_config_and_bad_values_are_refused() {
+    let plain = format!("{:?}", Config::default());
+    for v in TABLE {
+        match v.effect {
+            Effect::Sets(_) => {
+                let config = parse([(v.name, v.default)]).unwrap();
+                assert_eq!(
+                    format!("{config:?}"),
+                    plain,
+                    "the default of {} is another",
+                    v.name
+                );
+                let e = parse([(v.name, "neither")]).unwrap_err();
+                assert_eq!(e.status, Status::InvalidEnvironment);
+                assert!(
+                    e.message.contains(v.name) && e.message.contains(&v.kind.accepts()),
+                    "{}",
+                    e.message
+                );
+            }
+            Effect::None(why) => {
+                assert!(!why.is_empty());
+                let config = parse([(v.name, "neither")]).unwrap();
+                assert_eq!(format!("{config:?}"), plain, "{}", v.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn bounds_are_where_the_table_says() {
+    for v in TABLE {
+        if let (Effect::Sets(_), Kind::Whole(least, most)) = (v.effect, v.kind) {
+            for (n, good) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
+                assert_eq!(parse([(v.name, n.to_string())]).is_ok(), good, "{} = {n}", v.name);
+            }
+        }
+    }
+}

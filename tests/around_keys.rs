@@ -1,0 +1,114 @@
+//! Keys on placements that exist already, and the key made last.
+
+use std::sync::Arc;
+
+use magi_attn::comm::local;
+use magi_attn::plan::{Placement, SidePlacement};
+use magi_attn::runtime::{Context, Key};
+use magi_attn::types::{AttnShape, Config, DType, Mask, Side, Status};
+
+const SHAPE: AttnShape = AttnShape {
+    heads_q: 2,
+    heads_kv: 1,
+    head_dim: 8,
+    head_dim_v: 8,
+    dtype: DType::F32,
+};
+
+fn causal(total: i64) -> Arc<Mask> {
+    Arc::new(Mask::from_sliding_window(total, total, (-1, 0), 0).unwrap())
+}
+
+fn config() -> Config {
+    Config {
+        chunk_size: 4,
+        sanity_check: true,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn a_second_mask_keeps_the_placement() {
+    local::run(4, |_, comm| {
+        let context = Context::new(comm);
+        let first = Key::create(&context, &causal(96), SHAPE, config())?;
+        let window = Arc::new(Mask::from_sliding_window(96, 96, (9, 0), 0).unwrap());
+        let second = first.create_for_new_mask(&window, SHAPE, config())?;
+        for side in [Side::Q, Side::K] {
+            assert_eq!(first.position_ids(side)?, second.position_ids(side)?);
+        }
+        // Balanced for the window it would lie elsewhere.
+        let own = Key::create(&context, &window, SHAPE, config())?;
+        assert_ne!(own.placement(Side::Q), second.placement(Side::Q));
+        assert_ne!(own.hash()?, second.hash()?);
+        assert!(second.shares_plan(first.create_for_new_mask(&window, SHAPE, config())?.as_ref()));
+        assert!(!second.shares_plan(&own));
+        let e = first
+            .create_for_new_mask(&causal(95), SHAPE, config())
+            .err()
+            .unwrap();
+        assert_eq!(e.status, Status::InvalidArgument);
+        second.prepare(magi_attn::device::Stream::NULL)
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_callers_placement_is_taken_as_it_is() {
+    let owners = [2, 2, 0, 2, 0, 1, 1, 2];
+    let placement = || Placement::shared(Arc::new(SidePlacement::from_owners(30, 4, &owners, 3).unwrap()));
+    local::run(3, |rank, comm| {
+        let context = Context::new(comm);
+        let key = Key::create_with_placement(&context, &causal(30), SHAPE, config(), placement())?;
+        let want: Vec<i64> = (0..30)
+            .filter(|t| owners[*t as usize / 4] == rank as u32)
+            .collect();
+        assert_eq!(key.position_ids(Side::Q)?, want);
+        let again = Key::create_with_placement(&context, &causal(30), SHAPE, config(), placement())?;
+        assert!(key.shares_plan(&again));
+        assert!(!key.shares_plan(Key::create(&context, &causal(30), SHAPE, config())?.as_ref()));
+        let two = Placement::shared(Arc::new(SidePlacement::shares(30, 2)?));
+        let e = Key::create_with_placement(&context, &causal(30), SHAPE, config(), two)
+            .err()
+            .unwrap();
+        assert!(
+            e.message.contains("2 ranks") && e.message.contains("has 3"),
+            "{}",
+            e.message
+        );
+        let e = Key::create_with_placement(&context, &causal(31), SHAPE, config(), placement())
+            .err()
+            .unwrap();
+        assert_eq!(e.status, Status::InvalidArgument);
+        key.prepare(magi_attn::device::Stream::NULL)
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_last_key_is_the_one_made_or_found_last() {
+    local::run(2, |_, comm| {
+        let context = Context::new(comm);
+        let e = Key::last(&context).err().unwrap();
+        assert_eq!(e.status, Status::InvalidArgument);
+        // Also where the cache keeps none.
+        let config = Config {
+            cache_size: 0,
+            ..config()
+        };
+        let a = Key::create(&context, &causal(40), SHAPE, config)?;
+        assert!(Key::last(&context)?.shares_plan(&a));
+        let b = a.create_for_new_mask(&causal(40), SHAPE, self::config())?;
+        assert!(Key::last(&context)?.shares_plan(&b) && !Key::last(&context)?.shares_plan(&a));
+        drop((a, b));
+        assert_eq!(Key::last(&context)?.local_tokens(Side::Q)?, 20);
+        Key::create(&context, &causal(41), SHAPE, self::config())?;
+        let found = Key::create(&context, &causal(40), SHAPE, self::config())?;
+        assert!(Key::last(&context)?.shares_plan(&found));
+        // Handles outlive the communicator, and say so.
+        context.close();
+        assert_eq!(Key::last(&context).err().unwrap().status, Status::CommDestroyed);
+        Ok(())
+    })
+    .unwrap();
+}
