@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use magi_attn::types::{Config, Status, env};
+use magi_attn::types::Status;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -90,38 +90,6 @@ fn every_status_is_in_the_table_of_codes() {
         );
     }
     assert_eq!(rows.len(), Status::ALL.len());
-}
-
-#[test]
-fn variables_act_or_do_not_as_their_tables_say() {
-    let text = read("docs/environment.md");
-    let acting = first_cells(&text, "Variables that act");
-    let defaults = cells(&text, "Variables that act", 1);
-    let idle = first_cells(&text, "Variables that are accepted and do nothing yet");
-    let normal = format!("{:?}", Config::default());
-    for (name, default) in acting.iter().zip(&defaults) {
-        let config = env::parse([(name, default)]).unwrap();
-        assert_eq!(
-            format!("{config:?}"),
-            normal,
-            "{name} is not {default} by default"
-        );
-        assert!(env::parse([(name, "nonsense")]).is_err(), "{name} does not act");
-    }
-    for name in &idle {
-        let config = env::parse([(name, "nonsense")]).unwrap_or_else(|e| panic!("{name} acts: {e}"));
-        assert_eq!(format!("{config:?}"), normal);
-    }
-    let all: BTreeSet<String> = acting.into_iter().chain(idle).collect();
-    assert_eq!(env::unknown_in(&all), Vec::<String>::new());
-    let source = read("src/types/env.rs");
-    let source = source.split("#[cfg(test)]").next().unwrap();
-    assert_eq!(words(source, "MAGI_ATTENTION_", "\""), {
-        let mut all = all;
-        // The prefix itself.
-        all.insert("MAGI_ATTENTION_".to_owned());
-        all
-    });
 }
 
 /// Every document of the project.

@@ -393,5 +393,8 @@ fn hashes_are_of_the_plan_and_equal_on_all_ranks() {
     assert!(hashes.iter().all(|h| *h == hashes[0]));
     let [usual, other_mask, other_degree, other_cache] = hashes[0];
     assert!(usual != other_mask && usual != other_degree && other_mask != other_degree);
-    assert_ne!(usual, other_cache, "ranks that keep different numbers of keys would prepare at different times");
+    assert_ne!(
+        usual, other_cache,
+        "ranks that keep different numbers of keys would prepare at different times"
+    );
 }
