@@ -6,9 +6,17 @@
 
 mod balance;
 mod chunks;
+mod dice;
+mod exact;
 mod hash;
+mod heap;
+mod locality;
 mod needs;
+mod order;
 mod placement;
+mod reach;
+mod search;
+mod seed;
 mod side;
 mod slices;
 mod stage;

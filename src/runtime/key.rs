@@ -33,9 +33,8 @@ impl Request {
         let plan = (
             c.chunk_size,
             c.min_chunks_per_rank,
-            c.placement,
-            c.degree_forward,
-            c.degree_backward,
+            (c.placement, c.effort, c.balance_slack, c.top_percent),
+            (c.degree_forward, c.degree_backward, c.rates),
         );
         (
             self.shape,
