@@ -6,6 +6,7 @@
 
 mod balance;
 mod chunks;
+mod cost;
 mod dice;
 mod exact;
 mod hash;
@@ -13,6 +14,7 @@ mod heap;
 mod locality;
 mod needs;
 mod order;
+mod pieces;
 mod placement;
 mod reach;
 mod search;
@@ -20,6 +22,7 @@ mod seed;
 mod side;
 mod slices;
 mod stage;
+mod staging;
 mod stats;
 mod transfer;
 mod verify;
@@ -33,6 +36,7 @@ pub use verify::verify;
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
 use hash::Hasher;
 use needs::Needs;
+use staging::Staging;
 use std::sync::Arc;
 
 /// What one rank does for one mask. Immutable.
@@ -65,7 +69,7 @@ impl Plan {
     /// Plans for `rank` on a placement that may have been made for another mask with the same totals.
     ///
     /// `Status::InvalidArgument` when totals differ, `rank` is not below the placement's world size, a degree is
-    /// outside 0 to 8, or the shape is not valid; with `config.sanity_check`, `Status::Internal` when the plan does
+    /// outside -1 to 8, or the shape is not valid; with `config.sanity_check`, `Status::Internal` when the plan does
     /// not cover the mask.
     pub fn with_placement(
         mask: &Mask,
@@ -76,8 +80,6 @@ impl Plan {
     ) -> Result<Plan> {
         shape.validate()?;
         placement.check_mask(mask)?;
-        stage::check_degree("degree_forward", config.degree_forward)?;
-        stage::check_degree("degree_backward", config.degree_backward)?;
         let world = placement.world();
         if rank >= world {
             return Err(Error::argument(format!(
@@ -85,16 +87,18 @@ impl Plan {
             )));
         }
         let needs = Needs::new(mask, &placement, Some(rank));
-        let forward = Arc::new(Pass::new(&placement, rank, &needs, config.degree_forward));
-        let backward = if config.degree_backward == config.degree_forward {
+        let stagings = Staging::both(mask, &placement, &needs.remote, shape, config)?;
+        let [first, second] = &stagings;
+        let forward = Arc::new(Pass::new(&placement, rank, &needs, first));
+        let backward = if second.groups == first.groups && second.degree == first.degree {
             Arc::clone(&forward)
         } else {
-            Arc::new(Pass::new(&placement, rank, &needs, config.degree_backward))
+            Arc::new(Pass::new(&placement, rank, &needs, second))
         };
         let plan = Plan {
             rank,
             world,
-            hash: plan_hash(mask, shape, &placement, config),
+            hash: plan_hash(mask, shape, &placement, config, [first.degree, second.degree]),
             placement,
             forward,
             backward,
@@ -106,7 +110,13 @@ impl Plan {
     }
 }
 
-fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Config) -> u64 {
+fn plan_hash(
+    mask: &Mask,
+    shape: &AttnShape,
+    placement: &Placement,
+    config: &Config,
+    degrees: [i32; 2],
+) -> u64 {
     let mut h = Hasher::new();
     h.mask(mask);
     h.words([
@@ -121,8 +131,8 @@ fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Con
     }
     h.words([
         placement.world() as i64,
-        i64::from(config.degree_forward),
-        i64::from(config.degree_backward),
+        i64::from(degrees[0]),
+        i64::from(degrees[1]),
         i64::from(config.backward_high_precision_reduce),
         config.dsink_reduce as i64,
     ]);
