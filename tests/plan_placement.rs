@@ -20,6 +20,7 @@ fn mask_of_areas(areas: &[i64]) -> Mask {
 fn planned(areas: &[i64], world: usize) -> i64 {
     let settings = Config {
         chunk_size: 1,
+        balance_slack: 0,
         ..Config::default()
     };
     let placement = Placement::new(&mask_of_areas(areas), world, &settings).unwrap();
@@ -351,6 +352,7 @@ fn very_many_tokens_and_ranks() {
     let settings = Config {
         sanity_check: true,
         chunk_size: 1 << 16,
+        balance_slack: 0,
         ..config(2, 1)
     };
     let plan = Plan::new(&mask, &shape(), 1024, 777, &settings).unwrap();

@@ -7,9 +7,9 @@ use super::seed::deal;
 use crate::types::{Config, Effort};
 
 /// Steps of the search for each rank and each chunk; a step is a run of keys looked at, 5 to 10 ns.
-const FAST: (u64, u64) = (1600, 20);
+const FAST: (u64, u64) = (2000, 16);
 /// 100 ms at 64 ranks, with room for a slower machine.
-const THOROUGH: (u64, u64) = (60_000, 2000);
+const THOROUGH: (u64, u64) = (90_000, 2000);
 
 /// The rank of every chunk. Counts differ by at most one. No rank has more than the largest area of `balance::assign`,
 /// or than the mean and the config's slack where that is more; and no more tokens move than there.

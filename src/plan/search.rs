@@ -9,9 +9,9 @@ const RECOUNTS: u64 = 8;
 /// Exchanges that bring a rank's sending down before sends are counted anew.
 const SEND_ROUNDS: usize = 8;
 /// Such exchanges in all.
-const MOST_ROUNDS: usize = 64;
+const MOST_ROUNDS: usize = 32;
 /// Chunks of a rank that it may stop sending in one such exchange.
-const SEND_CHUNKS: usize = 8;
+const SEND_CHUNKS: usize = 4;
 /// Pairs of chunks that one such exchange compares.
 const SEND_PAIRS: usize = 32;
 
