@@ -9,10 +9,10 @@ const RECOUNTS: u64 = 8;
 /// Exchanges that bring a rank's sending down before sends are counted anew.
 const SEND_ROUNDS: usize = 8;
 /// Such exchanges in all.
-const MOST_ROUNDS: usize = 32;
-/// Chunks of a rank that it may stop sending in one such exchange.
-const SEND_CHUNKS: usize = 4;
-/// Pairs of chunks that one such exchange compares.
+const MOST_ROUNDS: usize = 64;
+/// Pairs of chunks that one such exchange looks at, roughly.
+const SEND_LOOKED: usize = 16_384;
+/// Of these, pairs that it compares by the tokens they add.
 const SEND_PAIRS: usize = 32;
 
 /// Chunks on ranks, with what each rank computes, receives and sends.
@@ -239,9 +239,15 @@ impl<'a> Search<'a> {
                     self.demand[first] -= weight * (run.start - reach.tokens(first as u32).start);
                     self.demand[last] -= weight * (reach.tokens(last as u32).end - run.end);
                 }
+                // Both ascend; a chunk may meet several runs and a run several chunks.
+                let mut next = 0;
                 for &c in own {
-                    self.demand[c as usize] -=
-                        weight * super::reach::covered(&self.scratch, &reach.tokens(c));
+                    let tokens = reach.tokens(c);
+                    while next < self.scratch.len() && self.scratch[next].end <= tokens.start {
+                        next += 1;
+                    }
+                    let met = self.scratch[next..].iter().take_while(|r| r.start < tokens.end);
+                    self.demand[c as usize] -= weight * met.map(|r| r.intersect(&tokens).len()).sum::<i64>();
                 }
             }
             let mut readers = 0;
@@ -276,10 +282,11 @@ impl<'a> Search<'a> {
 
     fn lower_sends(&mut self, from: usize) -> bool {
         let excess = self.sent[from] - self.cap;
+        let most = self.cap + self.cap / 9;
         let mut pairs = Vec::new();
         let mut asked: Vec<u32> = self.own[from].clone();
         asked.sort_unstable_by_key(|&c| (std::cmp::Reverse(self.demand[c as usize]), c));
-        for &out in asked.iter().take(SEND_CHUNKS) {
+        for &out in asked.iter().take((SEND_LOOKED / self.owners.len()).clamp(2, 8)) {
             for (back, &to) in self.owners.iter().enumerate() {
                 let back = back as u32;
                 let swap = Swap {
@@ -291,7 +298,7 @@ impl<'a> Search<'a> {
                 let moved = self.moved(&swap, &self.demand);
                 if to as usize != from
                     && moved > 0
-                    && self.sent[to as usize] + moved <= self.cap
+                    && self.sent[to as usize] + moved <= most
                     && self.fits(&swap)
                 {
                     // Enough at once, and little more than that, before other pairs.
