@@ -10,6 +10,10 @@ static void defaults(void) {
     CHECK_INT(c.min_chunks_per_rank, 8);
     CHECK_INT(c.cache_size, 100);
     CHECK_INT(c.placement, MAGI_PLACEMENT_BALANCED);
+    CHECK_INT(c.effort, MAGI_EFFORT_FAST);
+    CHECK_INT(c.balance_slack, 9);
+    CHECK_INT(c.top_percent, 50);
+    CHECK(c.forward_gflops[1] > 0 && c.backward_gflops[1] > 0 && c.link_mb_per_s > 0);
     CHECK_INT(c.degree_forward, 1);
     CHECK_INT(c.degree_backward, 1);
     CHECK_INT(c.dsink_reduce, MAGI_DSINK_REDUCE_NONE);
@@ -40,7 +44,7 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     SET(min_chunks_per_rank, 4097, "config.min_chunks_per_rank is 4097");
     SET(cache_size, -1, "config.cache_size is -1");
     SET(cache_size, 1000001, "config.cache_size is 1000001");
-    SET(degree_forward, -1, "config.degree_forward is -1; it must be 0 to 8");
+    SET(degree_forward, -2, "config.degree_forward is -2; it must be");
     SET(degree_forward, 9, "config.degree_forward is 9");
     SET(degree_backward, 9, "config.degree_backward is 9");
     SET(backward_high_precision_reduce, 2, "config.backward_high_precision_reduce is 2; it must be 0 or 1");

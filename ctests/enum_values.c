@@ -59,9 +59,9 @@ static void settings(one_rank *o) {
     magi_key *key = NULL;
     CHECK_REFUSED(magi_key_create(o->comm, o->mask, &shape, NULL, &key), MAGI_STATUS_INVALID_ENUM, "shape.dtype is 10");
     shape.dtype = MAGI_DTYPE_F64;
-    config.placement = 2;
+    config.placement = 6;
     CHECK_REFUSED(magi_key_create(o->comm, o->mask, &shape, &config, &key), MAGI_STATUS_INVALID_ENUM,
-                  "config.placement is 2");
+                  "config.placement is 6");
     config = default_config();
     config.dsink_reduce = -1;
     CHECK_REFUSED(magi_key_create(o->comm, o->mask, &shape, &config, &key), MAGI_STATUS_INVALID_ENUM,

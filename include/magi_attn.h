@@ -342,19 +342,67 @@ enum magi_placement
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * Longest first to the least loaded rank, equal numbers of chunks, then swaps while they help.
+     * Equal numbers of chunks, areas as even as swaps make them, and of such placements one that moves few tokens.
      */
     MAGI_PLACEMENT_BALANCED = 0,
     /**
      * Contiguous blocks.
      */
     MAGI_PLACEMENT_SEQUENTIAL = 1,
+    /**
+     * Twice as many contiguous pieces as ranks; rank r has the pieces r and 2 * world - 1 - r.
+     */
+    MAGI_PLACEMENT_ZIGZAG = 2,
+    /**
+     * Documents (chunks whose rows see keys from the same place on) heaviest first, the chunks of each dealt to the
+     * ranks in turn, back and forth: every rank has a share of every long document.
+     */
+    MAGI_PLACEMENT_BY_DOCUMENT = 3,
+    /**
+     * Longest chunk first to that rank, of the least loaded `top_percent` with room, where it adds fewest received
+     * tokens.
+     */
+    MAGI_PLACEMENT_TOP_HEAP = 4,
+    /**
+     * The least largest area, then the fewest received tokens, by trying everything: for at most 16 chunks.
+     */
+    MAGI_PLACEMENT_EXACT = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
 typedef enum magi_placement magi_placement;
 #else
 typedef int32_t magi_placement;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How long the planner looks for a placement that moves few tokens. Budgets count steps, not time, so that every rank
+ * comes to the same placement.
+ */
+enum magi_effort
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * A fraction of a millisecond for 8 ranks, a few for 64.
+     */
+    MAGI_EFFORT_FAST = 0,
+    /**
+     * Up to 100 ms for 64 ranks: for masks that live long.
+     */
+    MAGI_EFFORT_THOROUGH = 1,
+    /**
+     * By area alone.
+     */
+    MAGI_EFFORT_BALANCE = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_effort magi_effort;
+#else
+typedef int32_t magi_effort;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -561,15 +609,50 @@ typedef struct magi_config {
      */
     int64_t cache_size;
     /**
+     * With MAGI_PLACEMENT_BALANCED: how far above the mean, in thousandths, the largest area of a rank may be where
+     * that saves received tokens, 0 to 1000 (9).
+     */
+    int64_t balance_slack;
+    /**
+     * Per cent of the ranks that MAGI_PLACEMENT_TOP_HEAP chooses among, 1 to 100 (50).
+     */
+    int64_t top_percent;
+    /**
+     * What predictions take the forward kernel for: GFLOP/s on visible cells, for head_dim up to 64, up to 128, and
+     * above. The defaults of this and the next four are of bf16 on one H200 among four of a host.
+     */
+    int64_t forward_gflops[3];
+    /**
+     * The same for the backward kernel.
+     */
+    int64_t backward_gflops[3];
+    /**
+     * MB/s that a rank receives while all ranks do.
+     */
+    int64_t link_mb_per_s;
+    /**
+     * Nanoseconds that a transfer takes before its first byte counts.
+     */
+    int64_t link_latency_ns;
+    /**
+     * Nanoseconds that a stage's kernel takes beyond its cells.
+     */
+    int64_t kernel_latency_ns;
+    /**
      * A magi_placement.
      */
     int32_t placement;
     /**
-     * Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once.
+     * A magi_effort: how long a balanced placement that moves few tokens is looked for.
+     */
+    int32_t effort;
+    /**
+     * Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once; -1 lets the planner
+     * choose by the rates above.
      */
     int32_t degree_forward;
     /**
-     * Remote stages of the backward pass, 0 to 8 (1).
+     * Remote stages of the backward pass, likewise (1).
      */
     int32_t degree_backward;
     /**

@@ -19,7 +19,11 @@ const MOST: usize = 400_000;
 
 fn key_picture(mask: &Mask, world: usize, config: &Config) -> String {
     let placement = Placement::new(mask, world, config).unwrap();
-    draw_key(&placement, mask, &Stats::new(mask, &placement, config).unwrap())
+    draw_key(
+        &placement,
+        mask,
+        &Stats::new(mask, &placement, &SHAPE, config).unwrap(),
+    )
 }
 
 /// `documents` causal documents of uneven length.
@@ -123,7 +127,7 @@ fn large_masks_are_drawn_fast_and_small() {
         for world in worlds {
             let config = Config::default();
             let placement = Placement::new(mask, world, &config).unwrap();
-            let stats = Stats::new(mask, &placement, &config).unwrap();
+            let stats = Stats::new(mask, &placement, &SHAPE, &config).unwrap();
             let start = Instant::now();
             let svg = draw_key(&placement, mask, &stats);
             println!(
@@ -147,7 +151,7 @@ fn words_name_what_waits_for_what() {
         ..Config::default()
     };
     let placement = Arc::new(Placement::new(&mask, 4, &config).unwrap());
-    let stats = Stats::new(&mask, &placement, &config).unwrap();
+    let stats = Stats::new(&mask, &placement, &SHAPE, &config).unwrap();
     for rank in 0..4 {
         let plan = Plan::with_placement(&mask, &SHAPE, Arc::clone(&placement), rank, &config).unwrap();
         let text = explain(&plan, &mask, &config, Origin::Planner, &stats);

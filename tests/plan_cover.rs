@@ -2,7 +2,7 @@
 
 mod plan_common;
 
-use magi_attn::plan::{Pass, Placement, verify};
+use magi_attn::plan::{Pass, Placement, Stats, verify};
 use magi_attn::types::*;
 use plan_common::*;
 use std::collections::BTreeSet;
@@ -158,6 +158,69 @@ fn random_masks_on_the_planners_own_placement() {
             forward,
             backward,
         );
+    }
+}
+
+#[test]
+fn every_placement_and_every_degree() {
+    let mut random = Random::new(23);
+    let kinds = [
+        (PlacementKind::Balanced, Effort::Fast),
+        (PlacementKind::Balanced, Effort::Thorough),
+        (PlacementKind::Balanced, Effort::Balance),
+        (PlacementKind::Sequential, Effort::Fast),
+        (PlacementKind::Zigzag, Effort::Fast),
+        (PlacementKind::ByDocument, Effort::Fast),
+        (PlacementKind::TopHeap, Effort::Fast),
+        (PlacementKind::Exact, Effort::Fast),
+    ];
+    let degrees = [-1, 0, 1, 2, 3, 8];
+    for (i, (placement, effort)) in kinds.into_iter().enumerate() {
+        for round in 0..18 {
+            let total = random.within(1, 40);
+            let total_k = total + [0, 0, 5][round % 3];
+            let mask = random_mask(&mut random, total, total_k, 12);
+            let world = random.within(1, 5) as usize;
+            let few = placement == PlacementKind::Exact;
+            let settings = Config {
+                placement,
+                effort,
+                chunk_size: if few { (total + 7) / 8 } else { random.within(0, 4) },
+                ..config(degrees[round % 6], degrees[(round + i) % 6])
+            };
+            let joint = random_mask(&mut random, total, total_k, 6);
+            let placement = if round < 9 {
+                Placement::new(&mask, world, &settings).unwrap()
+            } else {
+                Placement::new_joint(&[(&joint, 3), (&mask, 2)], world, &settings).unwrap()
+            };
+            check_chosen(&mask, placement, &settings);
+        }
+    }
+}
+
+/// As `check`, with the degrees that the planner chose.
+fn check_chosen(mask: &Mask, placement: Placement, settings: &Config) {
+    let placement = Arc::new(placement);
+    let plans = plans(mask, &placement, settings);
+    let stats = Stats::new(mask, &placement, &shape(), settings).unwrap();
+    let degrees = [stats.degree_forward, stats.degree_backward];
+    for (asked, got) in [settings.degree_forward, settings.degree_backward]
+        .into_iter()
+        .zip(degrees)
+    {
+        assert!(if asked < 0 {
+            (1..=8).contains(&got)
+        } else {
+            asked == got
+        });
+    }
+    for (pass, degree) in passes(&plans).iter().zip(degrees) {
+        check_pass(mask, &placement, pass, degree);
+    }
+    for plan in &plans {
+        verify(plan, mask).unwrap();
+        assert_eq!(plan.hash, plans[0].hash);
     }
 }
 

@@ -20,6 +20,7 @@ fn mask_of_areas(areas: &[i64]) -> Mask {
 fn planned(areas: &[i64], world: usize) -> i64 {
     let settings = Config {
         chunk_size: 1,
+        balance_slack: 0,
         ..Config::default()
     };
     let placement = Placement::new(&mask_of_areas(areas), world, &settings).unwrap();
@@ -203,7 +204,7 @@ fn one_long_document_among_many_is_cut_finely_enough() {
             ..Config::default()
         };
         let placement = Placement::new(&mask, 16, &settings).unwrap();
-        let stats = Stats::new(&mask, &placement, &settings).unwrap();
+        let stats = Stats::new(&mask, &placement, &shape(), &settings).unwrap();
         assert!(stats.balance >= stats.balance_bound);
         (stats, placement.side(Side::Q).chunk_size())
     };
@@ -223,7 +224,7 @@ fn statistics_equal_what_plans_do() {
         let world = random.within(1, 7) as usize;
         let settings = config([0, 1, 3][round as usize % 3], 1);
         let placement = Arc::new(random_placement(&mut random, &mask, world));
-        let stats = Stats::new(&mask, &placement, &settings).unwrap();
+        let stats = Stats::new(&mask, &placement, &shape(), &settings).unwrap();
         let plans = plans(&mask, &placement, &settings);
         for (rank, plan) in plans.iter().enumerate() {
             let stages = &plan.forward.stages;
@@ -280,9 +281,9 @@ fn what_is_refused() {
         "degree_forward is 9",
     );
     refused(
-        with(|c| c.degree_backward = -1),
+        with(|c| c.degree_backward = -2),
         InvalidArgument,
-        "degree_backward is -1",
+        "degree_backward is -2",
     );
     for world in [0, 1025] {
         let plan = Plan::new(&mask, &shape(), world, 0, &Config::default());
@@ -325,7 +326,7 @@ fn what_is_refused() {
     let plan = Plan::with_placement(&shorter, &shape(), Arc::clone(&other), 0, &Config::default());
     refused(plan, InvalidArgument, "total_q 16");
     refused(
-        Stats::new(&shorter, &other, &Config::default()),
+        Stats::new(&shorter, &other, &shape(), &Config::default()),
         InvalidArgument,
         "total_q 16",
     );
@@ -351,10 +352,11 @@ fn very_many_tokens_and_ranks() {
     let settings = Config {
         sanity_check: true,
         chunk_size: 1 << 16,
+        balance_slack: 0,
         ..config(2, 1)
     };
     let plan = Plan::new(&mask, &shape(), 1024, 777, &settings).unwrap();
-    let stats = Stats::new(&mask, &plan.placement, &settings).unwrap();
+    let stats = Stats::new(&mask, &plan.placement, &shape(), &settings).unwrap();
     assert_eq!(stats.area.iter().sum::<i64>(), (1i64 << 30) * ((1i64 << 31) + 1));
     assert!(stats.balance < 1.001);
 }

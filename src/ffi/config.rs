@@ -3,7 +3,9 @@
 use std::ffi::c_void;
 
 use super::{guard::guard, input, status};
-use crate::types::{Allocator, Config, DsinkReduce, Error, PlacementKind, Result, Status, env};
+use crate::types::{
+    Allocator, Config, DsinkReduce, Effort, Error, PlacementKind, Rates, Result, Status, env,
+};
 
 /// Allocates `bytes` aligned to 256; returns NULL when it cannot.
 pub type magi_alloc_fn = Option<unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void>;
@@ -24,11 +26,30 @@ pub struct magi_config {
     pub min_chunks_per_rank: i64,
     /// Keys that a communicator keeps for equal requests, least recently used first out (100); 0 keeps none.
     pub cache_size: i64,
+    /// With MAGI_PLACEMENT_BALANCED: how far above the mean, in thousandths, the largest area of a rank may be where
+    /// that saves received tokens, 0 to 1000 (9).
+    pub balance_slack: i64,
+    /// Per cent of the ranks that MAGI_PLACEMENT_TOP_HEAP chooses among, 1 to 100 (50).
+    pub top_percent: i64,
+    /// What predictions take the forward kernel for: GFLOP/s on visible cells, for head_dim up to 64, up to 128, and
+    /// above. The defaults of this and the next four are of bf16 on one H200 among four of a host.
+    pub forward_gflops: [i64; 3],
+    /// The same for the backward kernel.
+    pub backward_gflops: [i64; 3],
+    /// MB/s that a rank receives while all ranks do.
+    pub link_mb_per_s: i64,
+    /// Nanoseconds that a transfer takes before its first byte counts.
+    pub link_latency_ns: i64,
+    /// Nanoseconds that a stage's kernel takes beyond its cells.
+    pub kernel_latency_ns: i64,
     /// A magi_placement.
     pub placement: i32,
-    /// Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once.
+    /// A magi_effort: how long a balanced placement that moves few tokens is looked for.
+    pub effort: i32,
+    /// Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once; -1 lets the planner
+    /// choose by the rates above.
     pub degree_forward: i32,
-    /// Remote stages of the backward pass, 0 to 8 (1).
+    /// Remote stages of the backward pass, likewise (1).
     pub degree_backward: i32,
     /// A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
     pub dsink_reduce: i32,
@@ -73,7 +94,15 @@ pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize)
             chunk_size: c.chunk_size,
             min_chunks_per_rank: c.min_chunks_per_rank,
             cache_size: c.cache_size as i64,
+            balance_slack: c.balance_slack,
+            top_percent: c.top_percent,
+            forward_gflops: c.rates.forward_gflops,
+            backward_gflops: c.rates.backward_gflops,
+            link_mb_per_s: c.rates.link_mb_per_s,
+            link_latency_ns: c.rates.link_latency_ns,
+            kernel_latency_ns: c.rates.kernel_latency_ns,
             placement: c.placement as i32,
+            effort: c.effort as i32,
             degree_forward: c.degree_forward,
             degree_backward: c.degree_backward,
             dsink_reduce: c.dsink_reduce as i32,
@@ -120,7 +149,17 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
     let placement = match c.placement {
         0 => PlacementKind::Balanced,
         1 => PlacementKind::Sequential,
-        v => return Err(bad("placement", v.into(), "a magi_placement (0 or 1)")),
+        2 => PlacementKind::Zigzag,
+        3 => PlacementKind::ByDocument,
+        4 => PlacementKind::TopHeap,
+        5 => PlacementKind::Exact,
+        v => return Err(bad("placement", v.into(), "a magi_placement (0 to 5)")),
+    };
+    let effort = match c.effort {
+        0 => Effort::Fast,
+        1 => Effort::Thorough,
+        2 => Effort::Balance,
+        v => return Err(bad("effort", v.into(), "a magi_effort (0, 1 or 2)")),
     };
     let dsink_reduce = match c.dsink_reduce {
         0 => DsinkReduce::None,
@@ -157,6 +196,16 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         chunk_size: c.chunk_size,
         min_chunks_per_rank: c.min_chunks_per_rank,
         placement,
+        effort,
+        balance_slack: c.balance_slack,
+        top_percent: c.top_percent,
+        rates: Rates {
+            forward_gflops: c.forward_gflops,
+            backward_gflops: c.backward_gflops,
+            link_mb_per_s: c.link_mb_per_s,
+            link_latency_ns: c.link_latency_ns,
+            kernel_latency_ns: c.kernel_latency_ns,
+        },
         degree_forward: c.degree_forward,
         degree_backward: c.degree_backward,
         backward_high_precision_reduce: input::flag(

@@ -12,6 +12,13 @@ const EFFORT: usize = 32;
 /// Pairs of chunks are exchanged only where ranks have few: with many, single ones come close enough.
 const MOST_FOR_PAIRS: usize = 16;
 
+/// Exchanges from `owners` until no rank has more than `goal`, or none helps.
+pub(super) fn repair(areas: &[i64], world: usize, goal: i64, owners: &mut [u32]) {
+    let mut swaps = Swaps::new(areas, owners, world);
+    swaps.goal = goal;
+    swaps.run(owners);
+}
+
 /// The rank of every chunk. Counts differ by at most one.
 pub(super) fn assign(areas: &[i64], world: usize) -> Vec<u32> {
     let mut owners = longest_first(areas, world);

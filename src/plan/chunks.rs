@@ -15,18 +15,18 @@ pub(super) struct Chunks {
     pub size: i64,
     /// Where chunks begin, and the total.
     pub bounds: Vec<i64>,
-    /// Visible cells of each chunk's rows.
+    /// Visible cells of each chunk's rows, over masks by weight.
     pub areas: Vec<i64>,
 }
 
 impl Chunks {
     /// Chunks of the caller's size, or of one that the mask can be balanced with.
-    pub fn new(mask: &Mask, world: usize, config: &Config) -> Result<Chunks> {
+    pub fn new(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Chunks> {
         check(config)?;
         if config.chunk_size > 0 {
-            return Chunks::of_size(mask, config.chunk_size);
+            return Chunks::of_size(masks, config.chunk_size);
         }
-        let total = mask.total_q();
+        let total = total_q(masks);
         let ranks = world as i64;
         // Counting chunks a rank, not tokens a chunk: every rank then gets equally many.
         let mut each = config
@@ -35,7 +35,7 @@ impl Chunks {
             .min(SidePlacement::MAX_CHUNKS / ranks);
         loop {
             let even = total.div_ceil_by(each * ranks);
-            let chunks = Chunks::of_size(mask, even.min(total / ranks).max(1))?;
+            let chunks = Chunks::of_size(masks, even.min(total / ranks).max(1))?;
             let heaviest = chunks.areas.iter().copied().max().unwrap_or(0);
             let quarter = chunks.areas.iter().sum::<i64>() / (4 * ranks);
             let most = SidePlacement::MAX_CHUNKS.min(total.div_ceil_by(LEAST_TOKENS));
@@ -46,11 +46,33 @@ impl Chunks {
         }
     }
 
-    fn of_size(mask: &Mask, size: i64) -> Result<Chunks> {
-        let bounds = uniform_bounds(mask.total_q(), size)?;
-        let areas = areas(mask, &bounds);
-        Ok(Chunks { size, bounds, areas })
+    fn of_size(masks: &[(&Mask, i64)], size: i64) -> Result<Chunks> {
+        Ok(Chunks::between(
+            masks,
+            uniform_bounds(total_q(masks), size)?,
+            size,
+        ))
     }
+
+    /// Chunks that begin and end at `bounds`, none longer than `size`.
+    pub fn between(masks: &[(&Mask, i64)], bounds: Vec<i64>, size: i64) -> Chunks {
+        let mut sums = vec![0; bounds.len() - 1];
+        for (mask, weight) in masks {
+            for (sum, area) in sums.iter_mut().zip(areas(mask, &bounds)) {
+                *sum += weight * area;
+            }
+        }
+        Chunks {
+            size,
+            bounds,
+            areas: sums,
+        }
+    }
+}
+
+/// Masks that are placed together have equal totals.
+fn total_q(masks: &[(&Mask, i64)]) -> i64 {
+    masks.first().map_or(0, |m| m.0.total_q())
 }
 
 fn check(config: &Config) -> Result<()> {

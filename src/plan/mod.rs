@@ -6,15 +6,26 @@
 
 mod balance;
 mod chunks;
+mod cost;
+mod dice;
 mod draw;
+mod exact;
 mod explain;
 mod hash;
+mod heap;
 mod hierarchy;
+mod locality;
 mod needs;
+mod order;
+mod pieces;
 mod placement;
+mod reach;
+mod search;
+mod seed;
 mod side;
 mod slices;
 mod stage;
+mod staging;
 mod stats;
 pub mod tiles;
 mod traffic;
@@ -32,6 +43,7 @@ pub use verify::verify;
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
 use hash::Hasher;
 use needs::Needs;
+use staging::Staging;
 use std::sync::Arc;
 
 /// What one rank does for one mask. Immutable.
@@ -64,7 +76,7 @@ impl Plan {
     /// Plans for `rank` on a placement that may have been made for another mask with the same totals.
     ///
     /// `Status::InvalidArgument` when totals differ, `rank` is not below the placement's world size, a degree is
-    /// outside 0 to 8, or the shape is not valid; with `config.sanity_check`, `Status::Internal` when the plan does
+    /// outside -1 to 8, or the shape is not valid; with `config.sanity_check`, `Status::Internal` when the plan does
     /// not cover the mask.
     pub fn with_placement(
         mask: &Mask,
@@ -75,8 +87,6 @@ impl Plan {
     ) -> Result<Plan> {
         shape.validate()?;
         placement.check_mask(mask)?;
-        stage::check_degree("degree_forward", config.degree_forward)?;
-        stage::check_degree("degree_backward", config.degree_backward)?;
         let world = placement.world();
         if rank >= world {
             return Err(Error::argument(format!(
@@ -84,28 +94,18 @@ impl Plan {
             )));
         }
         let needs = Needs::new(mask, &placement, Some(rank));
-        let forward = Arc::new(Pass::new(
-            &placement,
-            rank,
-            &needs,
-            config.degree_forward,
-            config.mesh,
-        ));
-        let backward = if config.degree_backward == config.degree_forward {
+        let stagings = Staging::both(mask, &placement, &needs.remote, shape, config)?;
+        let [first, second] = &stagings;
+        let forward = Arc::new(Pass::new(&placement, rank, &needs, first, config.mesh));
+        let backward = if second.groups == first.groups && second.degree == first.degree {
             Arc::clone(&forward)
         } else {
-            Arc::new(Pass::new(
-                &placement,
-                rank,
-                &needs,
-                config.degree_backward,
-                config.mesh,
-            ))
+            Arc::new(Pass::new(&placement, rank, &needs, second, config.mesh))
         };
         let plan = Plan {
             rank,
             world,
-            hash: plan_hash(mask, shape, &placement, config),
+            hash: plan_hash(mask, shape, &placement, config, [first.degree, second.degree]),
             placement,
             forward,
             backward,
@@ -117,7 +117,13 @@ impl Plan {
     }
 }
 
-fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Config) -> u64 {
+fn plan_hash(
+    mask: &Mask,
+    shape: &AttnShape,
+    placement: &Placement,
+    config: &Config,
+    degrees: [i32; 2],
+) -> u64 {
     let mut h = Hasher::new();
     h.mask(mask);
     h.words([
@@ -132,8 +138,8 @@ fn plan_hash(mask: &Mask, shape: &AttnShape, placement: &Placement, config: &Con
     }
     h.words([
         placement.world() as i64,
-        i64::from(config.degree_forward),
-        i64::from(config.degree_backward),
+        i64::from(degrees[0]),
+        i64::from(degrees[1]),
         i64::from(config.backward_high_precision_reduce),
         config.dsink_reduce as i64,
         config.mesh.map_or(0, |m| m.intra as i64),

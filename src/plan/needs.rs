@@ -16,7 +16,7 @@ pub(super) struct Part {
 
 /// Calls `meet(index in all_runs, slice cut to that run)` for every slice and every run that sees part of it.
 /// O(slices log runs + pairs that meet).
-fn for_each_meeting(mask: &Mask, queries: &SidePlacement, mut meet: impl FnMut(usize, Slice)) {
+pub(super) fn for_each_meeting(mask: &Mask, queries: &SidePlacement, mut meet: impl FnMut(usize, Slice)) {
     let runs = queries.all_runs();
     for slice in mask.slices() {
         let rows = slice.visible_rows();

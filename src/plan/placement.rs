@@ -2,8 +2,13 @@
 
 use super::balance::assign;
 use super::chunks::Chunks;
-use super::side::{SidePlacement, check_world};
-use crate::types::{Config, Error, Mask, PlacementKind, Result, Side};
+use super::exact::exact;
+use super::heap::top_heap;
+use super::locality::assign_near;
+use super::order::{blocks, by_document, zigzag};
+use super::reach::{Owned, Reach, Reaches};
+use super::side::{DivCeil, SidePlacement, check_world, share_bounds};
+use crate::types::{Config, Effort, Error, Mask, PlacementKind, Result, Side};
 use std::sync::Arc;
 
 /// Both sides' tokens spread over ranks. With equal totals one placement serves both sides.
@@ -16,28 +21,42 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Places the tokens of `mask` on `world` ranks as `config` says: queries by the area of their rows; keys with
-    /// them when the totals are equal, else in contiguous shares that differ by at most one token.
+    /// Places the tokens of `mask` on `world` ranks as `config` says: queries by the area of their rows and the keys
+    /// that they see; keys with them when the totals are equal, else in contiguous shares that differ by at most one
+    /// token.
     ///
-    /// `Status::InvalidArgument` for a world size outside 1 to 1,024 and for chunk settings out of range.
+    /// `Status::InvalidArgument` for a world size outside 1 to 1,024, for chunk settings out of range, and for
+    /// `PlacementKind::Exact` with more than 16 chunks.
     pub fn new(mask: &Mask, world: usize, config: &Config) -> Result<Placement> {
+        Placement::new_joint(&[(mask, 1)], world, config)
+    }
+
+    /// One placement for several masks with equal totals, say of the full and the window layers of one model: areas
+    /// and received tokens count by weight, the number of layers that have the mask.
+    ///
+    /// Errors as `new`; also `Status::InvalidArgument` without masks, with different totals, with a weight below 1,
+    /// and when the weighted areas come to 2^62 cells or more.
+    pub fn new_joint(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Placement> {
         check_world(world)?;
-        let q = match (config.placement, config.chunk_size) {
-            (PlacementKind::Sequential, 0) => SidePlacement::shares(mask.total_q(), world)?,
-            (kind, _) => {
-                let chunks = Chunks::new(mask, world, config)?;
-                let owners = match kind {
-                    PlacementKind::Balanced => assign(&chunks.areas, world),
-                    PlacementKind::Sequential => blocks(chunks.areas.len(), world),
-                };
-                SidePlacement::from_bounds(chunks.bounds, chunks.size, owners, world)?
-            }
+        let (total_q, total_k) = check_masks(masks)?;
+        let keys = if total_q == total_k {
+            None
+        } else {
+            Some(SidePlacement::shares(total_k, world)?)
         };
-        if mask.total_q() == mask.total_k() {
-            return Ok(Placement::shared(Arc::new(q)));
+        let chunks = chunks(masks, world, config)?;
+        let owned = keys.as_ref().map_or(Owned::Chunks, Owned::Side);
+        let owners = owners(masks, &chunks, owned, world, config)?;
+        let q = Arc::new(SidePlacement::from_bounds(
+            chunks.bounds,
+            chunks.size,
+            owners,
+            world,
+        )?);
+        match keys {
+            None => Ok(Placement::shared(q)),
+            Some(k) => Placement::from_sides(q, Arc::new(k)),
         }
-        let k = SidePlacement::shares(mask.total_k(), world)?;
-        Placement::from_sides(Arc::new(q), Arc::new(k))
     }
 
     /// One placement for both sides, for masks whose totals both equal its total.
@@ -101,10 +120,79 @@ impl Placement {
     }
 }
 
-/// Contiguous blocks of chunks; the first ranks have one more where they do not divide evenly.
-fn blocks(chunks: usize, world: usize) -> Vec<u32> {
-    let (base, extra) = (chunks / world, chunks % world);
-    (0..world)
-        .flat_map(|r| std::iter::repeat_n(r as u32, base + usize::from(r < extra)))
-        .collect()
+/// The chunks that a kind of placement deals: its own blocks where the caller names no size and it needs no others.
+fn chunks(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Chunks> {
+    let blocks = match config.placement {
+        PlacementKind::Sequential => 1,
+        PlacementKind::Zigzag => 2,
+        _ => 0,
+    };
+    if blocks == 0 || config.chunk_size > 0 {
+        return Chunks::new(masks, world, config);
+    }
+    let total = masks.first().map_or(0, |m| m.0.total_q());
+    let pieces = blocks * world as i64;
+    let bounds = share_bounds(total, pieces);
+    Ok(Chunks::between(masks, bounds, total.div_ceil_by(pieces).max(1)))
+}
+
+fn owners(
+    masks: &[(&Mask, i64)],
+    chunks: &Chunks,
+    owned: Owned,
+    world: usize,
+    config: &Config,
+) -> Result<Vec<u32>> {
+    let count = chunks.areas.len();
+    let reaches = || {
+        let of = |&(mask, weight): &(&Mask, i64)| (Reach::new(mask, &chunks.bounds, owned), weight);
+        Reaches(masks.iter().map(of).collect())
+    };
+    Ok(match config.placement {
+        PlacementKind::Sequential => blocks(count, world),
+        PlacementKind::Zigzag => zigzag(count, world),
+        PlacementKind::Balanced if config.effort == Effort::Balance || count <= world || world == 1 => {
+            assign(&chunks.areas, world)
+        }
+        PlacementKind::Balanced => assign_near(&reaches(), &chunks.areas, world, chunks.size, config),
+        PlacementKind::ByDocument => by_document(&reaches(), &chunks.areas, world),
+        PlacementKind::TopHeap => top_heap(&reaches(), &chunks.areas, world, config.top_percent),
+        PlacementKind::Exact => {
+            let alike = matches!(owned, Owned::Chunks);
+            exact(&reaches(), &chunks.areas, world, alike)?
+        }
+    })
+}
+
+/// The totals that all masks have.
+fn check_masks(masks: &[(&Mask, i64)]) -> Result<(i64, i64)> {
+    let Some((first, _)) = masks.first() else {
+        return Err(Error::argument("masks is empty; a placement needs at least one"));
+    };
+    let totals = (first.total_q(), first.total_k());
+    let mut area = 0i128;
+    for (i, (mask, weight)) in masks.iter().enumerate() {
+        if (mask.total_q(), mask.total_k()) != totals {
+            let message = format!(
+                "masks[{i}] has totals {} and {}; they must be those of masks[0], {} and {}",
+                mask.total_q(),
+                mask.total_k(),
+                totals.0,
+                totals.1
+            );
+            return Err(Error::argument(message));
+        }
+        if *weight < 1 {
+            return Err(Error::argument(format!(
+                "the weight of masks[{i}] is {weight}; it must be at least 1"
+            )));
+        }
+        area += i128::from(mask.area()) * i128::from(*weight);
+    }
+    if area >= 1 << 62 {
+        return Err(Error::argument(format!(
+            "the weighted areas come to {area} cells; they must stay below 2^62"
+        )));
+    }
+    Ok(totals)
 }

@@ -48,12 +48,9 @@ impl SidePlacement {
     pub fn shares(total: i64, world: usize) -> Result<SidePlacement> {
         check_world(world)?;
         check_total(total)?;
-        let ranks = world as i64;
-        let (base, extra) = (total / ranks, total % ranks);
-        let chunks = total.min(ranks);
-        let bounds = (0..=chunks).map(|i| i * base + i.min(extra)).collect();
-        let chunk_size = (base + i64::from(extra > 0)).max(1);
-        Self::from_bounds(bounds, chunk_size, (0..chunks as u32).collect(), world)
+        let bounds = share_bounds(total, world as i64);
+        let owners = (0..bounds.len() as u32 - 1).collect();
+        Self::from_bounds(bounds, total.div_ceil_by(world as i64).max(1), owners, world)
     }
 
     /// Chunk `i` is `[bounds[i], bounds[i + 1])`, none of them empty, the first from 0.
@@ -211,6 +208,12 @@ pub(super) fn uniform_bounds(total: i64, chunk_size: i64) -> Result<Vec<i64>> {
     Ok((0..=chunks)
         .map(|i| i.saturating_mul(chunk_size).min(total))
         .collect())
+}
+
+/// Bounds of contiguous shares whose sizes differ by at most one token; with fewer tokens than `pieces`, of one token.
+pub(super) fn share_bounds(total: i64, pieces: i64) -> Vec<i64> {
+    let (base, extra) = (total / pieces, total % pieces);
+    (0..=total.min(pieces)).map(|i| i * base + i.min(extra)).collect()
 }
 
 fn check_total(total: i64) -> Result<()> {

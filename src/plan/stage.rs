@@ -5,8 +5,9 @@ use super::needs::Needs;
 use super::placement::Placement;
 use super::side::{PlacedRun, concatenate};
 use super::slices::local_slices;
+use super::staging::Staging;
 use super::transfer::transfer;
-use crate::types::{Error, Mesh, Range, Ranges, Result, Side, StageSlice, Transfer, TwoLevel};
+use crate::types::{Config, Mesh, Ranges, Side, StageSlice, Transfer, TwoLevel};
 
 /// One step of a pass: a fetch, and the slices that can be computed when it is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,19 +46,19 @@ pub struct Pass {
 
 impl Pass {
     /// Most remote stages.
-    pub const MAX_DEGREE: i32 = 8;
+    pub const MAX_DEGREE: i32 = Config::MAX_DEGREE;
 
     pub(super) fn new(
         placement: &Placement,
         rank: usize,
         needs: &Needs,
-        degree: i32,
+        staging: &Staging,
         mesh: Option<Mesh>,
     ) -> Pass {
         let keys = placement.side(Side::K);
         let own = concatenate(keys.runs(rank).as_slice());
         let host = stage(needs, &own, 0);
-        let groups: Vec<Vec<Ranges>> = needs.remote.iter().map(|r| cut_even(r, degree)).collect();
+        let groups = &staging.groups;
         let mut remote: Vec<Stage> = (0..groups[rank].len())
             .map(|i| {
                 let recv = groups[rank][i].clone();
@@ -68,7 +69,7 @@ impl Pass {
                 }
             })
             .collect();
-        match (degree, remote.first_mut()) {
+        match (staging.degree, remote.first_mut()) {
             (0, Some(only)) => {
                 only.slices.splice(0..0, host.slices);
                 only.area += host.area;
@@ -77,17 +78,6 @@ impl Pass {
         }
         Pass { stages: remote }
     }
-}
-
-/// The stages' number must fit the schedule; names the config field that does not.
-pub(super) fn check_degree(name: &str, degree: i32) -> Result<()> {
-    if (0..=Pass::MAX_DEGREE).contains(&degree) {
-        return Ok(());
-    }
-    let most = Pass::MAX_DEGREE;
-    Err(Error::argument(format!(
-        "{name} is {degree}; it must be 0 to {most}"
-    )))
 }
 
 fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
@@ -102,34 +92,4 @@ fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
 fn stage_of(needs: &Needs, recv: Ranges) -> Stage {
     let slices = stage(needs, &concatenate(recv.as_slice()), 1);
     Stage { recv, ..slices }
-}
-
-/// What a rank fetches, cut into one group for each remote stage: contiguous, and equal to a token, so that each has
-/// 512 tokens or more whenever all of them can. Degree 0 is one group.
-pub(super) fn cut_even(remote: &Ranges, degree: i32) -> Vec<Ranges> {
-    let groups = i64::from(degree.max(1));
-    if groups == 1 {
-        return vec![remote.clone()];
-    }
-    let total = remote.tokens();
-    let mut runs = remote.iter().copied();
-    let mut run = Range::default();
-    let mut taken = 0;
-    (1..=groups)
-        .map(|i| {
-            let end = total * i / groups;
-            let mut group = Vec::new();
-            while taken < end {
-                if run.is_empty() {
-                    let Some(next) = runs.next() else { break };
-                    run = next;
-                }
-                let cut = Range::new(run.start, run.end.min(run.start + end - taken));
-                group.push(cut);
-                taken += cut.len();
-                run.start = cut.end;
-            }
-            Ranges::from_unsorted(group)
-        })
-        .collect()
 }

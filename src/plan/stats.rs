@@ -5,8 +5,8 @@ use super::chunks::areas;
 use super::needs::Needs;
 use super::placement::Placement;
 use super::side::SidePlacement;
-use super::stage::{check_degree, cut_even};
-use crate::types::{Config, Mask, Ranges, Result, Side};
+use super::staging::Staging;
+use crate::types::{AttnShape, Config, Mask, Ranges, Result, Side};
 
 /// Figures of all ranks for one mask on one placement. Tokens are key tokens of the forward pass: one counts for its
 /// K and V rows together.
@@ -28,6 +28,17 @@ pub struct Stats {
     pub received: Vec<i64>,
     /// The same by stage: `[stages of the forward pass][ranks]`, the host stage with zeros.
     pub received_by_stage: Vec<Vec<i64>>,
+    /// Tokens sent, likewise.
+    pub sent_by_stage: Vec<Vec<i64>>,
+    /// Remote stages of the forward pass: the config's, or what the planner chose.
+    pub degree_forward: i32,
+    /// Remote stages of the backward pass, likewise.
+    pub degree_backward: i32,
+    /// Predicted time of the forward pass on each rank, in nanoseconds, by the config's rates. A stage's transfer
+    /// takes what the rank receives, not what it sends.
+    pub forward_ns: Vec<i64>,
+    /// The same of the backward pass.
+    pub backward_ns: Vec<i64>,
     /// Tokens that all ranks must receive on this placement: what their queries see and they do not own, each
     /// once. The plan moves exactly these.
     pub ideal_volume: i64,
@@ -36,11 +47,10 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// The figures of `mask` on `placement`. `Status::InvalidArgument` when their totals differ or the forward
-    /// degree is outside 0 to 8.
-    pub fn new(mask: &Mask, placement: &Placement, config: &Config) -> Result<Stats> {
+    /// The figures of `mask` on `placement` for attention of `shape`. `Status::InvalidArgument` when totals differ
+    /// or a degree is outside -1 to 8.
+    pub fn new(mask: &Mask, placement: &Placement, shape: &AttnShape, config: &Config) -> Result<Stats> {
         placement.check_mask(mask)?;
-        check_degree("degree_forward", config.degree_forward)?;
         let (q, k) = (placement.side(Side::Q), placement.side(Side::K));
         let world = placement.world();
         let chunk_areas = areas(mask, q.bounds());
@@ -49,6 +59,9 @@ impl Stats {
             area[owner as usize] += a;
         }
         let needs = Needs::new(mask, placement, None);
+        let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
+        let [forward, backward] = &stagings;
+        let times = |s: &Staging| s.times(mask, placement, &needs.remote);
         let received: Vec<i64> = needs.remote.iter().map(Ranges::tokens).collect();
         let ideal_volume = received.iter().sum();
         let over_mean = |most: i64| {
@@ -66,7 +79,12 @@ impl Stats {
             tokens_q: (0..world).map(|r| q.tokens(r)).collect(),
             tokens_k: (0..world).map(|r| k.tokens(r)).collect(),
             sent: sent(k, &needs.remote),
-            received_by_stage: by_stage(&needs.remote, config.degree_forward),
+            received_by_stage: by_stage(forward, |groups| groups.iter().map(Ranges::tokens).collect()),
+            sent_by_stage: by_stage(forward, |groups| sent(k, groups)),
+            degree_forward: forward.degree,
+            degree_backward: backward.degree,
+            forward_ns: times(forward),
+            backward_ns: times(backward),
             received,
             ideal_volume,
             all_gather_volume: k.total() * (world as i64 - 1),
@@ -74,16 +92,15 @@ impl Stats {
     }
 }
 
-/// Tokens received in each stage by each rank.
-fn by_stage(remote: &[Ranges], degree: i32) -> Vec<Vec<i64>> {
-    let host = usize::from(degree > 0);
-    let mut stages = vec![vec![0; remote.len()]; host + degree.max(1) as usize];
-    for (rank, keys) in remote.iter().enumerate() {
-        for (i, group) in cut_even(keys, degree).iter().enumerate() {
-            stages[host + i][rank] = group.tokens();
-        }
-    }
-    stages
+/// A figure of every rank in every stage, from what all ranks fetch in it.
+fn by_stage(staging: &Staging, figures: impl Fn(&[Ranges]) -> Vec<i64>) -> Vec<Vec<i64>> {
+    let world = staging.groups.len();
+    let host = (staging.degree > 0).then(|| vec![0; world]);
+    let remote = (0..staging.degree.max(1) as usize).map(|i| {
+        let groups: Vec<Ranges> = staging.groups.iter().map(|g| g[i].clone()).collect();
+        figures(&groups)
+    });
+    host.into_iter().chain(remote).collect()
 }
 
 /// Tokens sent by each rank. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at

@@ -238,7 +238,7 @@ impl Key {
         if let Some(stats) = self.data.stats.get() {
             return Ok(stats);
         }
-        let made = Stats::new(&r.mask, &self.data.plan.placement, &r.config)?;
+        let made = Stats::new(&r.mask, &self.data.plan.placement, &r.shape, &r.config)?;
         Ok(self.data.stats.get_or_init(|| made))
     }
 

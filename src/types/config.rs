@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::{Error, Mesh, Result};
+use super::{Error, Mesh, Rates, Result};
 
 /// Allocates `bytes` aligned to 256; returns null when it cannot.
 pub type AllocFn = unsafe extern "C" fn(bytes: usize, userdata: *mut c_void) -> *mut c_void;
@@ -64,11 +64,35 @@ pub enum DsinkReduce {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum PlacementKind {
-    /// Longest first to the least loaded rank, equal numbers of chunks, then swaps while they help.
+    /// Equal numbers of chunks, areas as even as swaps make them, and of such placements one that moves few tokens.
     #[default]
     Balanced = 0,
     /// Contiguous blocks.
     Sequential = 1,
+    /// Twice as many contiguous pieces as ranks; rank r has the pieces r and 2 * world - 1 - r.
+    Zigzag = 2,
+    /// Documents (chunks whose rows see keys from the same place on) heaviest first, the chunks of each dealt to the
+    /// ranks in turn, back and forth: every rank has a share of every long document.
+    ByDocument = 3,
+    /// Longest chunk first to that rank, of the least loaded `top_percent` with room, where it adds fewest received
+    /// tokens.
+    TopHeap = 4,
+    /// The least largest area, then the fewest received tokens, by trying everything: for at most 16 chunks.
+    Exact = 5,
+}
+
+/// How long the planner looks for a placement that moves few tokens. Budgets count steps, not time, so that every rank
+/// comes to the same placement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum Effort {
+    /// A fraction of a millisecond for 8 ranks, a few for 64.
+    #[default]
+    Fast = 0,
+    /// Up to 100 ms for 64 ranks: for masks that live long.
+    Thorough = 1,
+    /// By area alone.
+    Balance = 2,
 }
 
 /// Settings of a key.
@@ -80,10 +104,19 @@ pub struct Config {
     pub min_chunks_per_rank: i64,
     /// How chunks are given to ranks.
     pub placement: PlacementKind,
-    /// Remote stages of the forward pass, 0 to 8; 0 fetches everything and computes once.
+    /// How long a balanced placement is searched for.
+    pub effort: Effort,
+    /// In thousandths: how far above the mean the largest area of a rank may be where that saves received tokens.
+    pub balance_slack: i64,
+    /// Per cent of the ranks that `PlacementKind::TopHeap` chooses among.
+    pub top_percent: i64,
+    /// Remote stages of the forward pass, 0 to 8; 0 fetches everything and computes once; `AUTO_DEGREE` lets the
+    /// planner choose.
     pub degree_forward: i32,
     /// Remote stages of the backward pass, likewise.
     pub degree_backward: i32,
+    /// What the planner takes kernels and links for.
+    pub rates: Rates,
     /// Partial dk and dv travel in the accumulator type instead of the input dtype.
     pub backward_high_precision_reduce: bool,
     /// Group collectives cross hosts once a token, then fan out inside. Needs a communicator whose mesh is known.
@@ -106,8 +139,12 @@ impl Default for Config {
             chunk_size: 0,
             min_chunks_per_rank: 8,
             placement: PlacementKind::Balanced,
+            effort: Effort::Fast,
+            balance_slack: 9,
+            top_percent: 50,
             degree_forward: 1,
             degree_backward: 1,
+            rates: Rates::default(),
             backward_high_precision_reduce: false,
             hierarchical_comm: false,
             mesh: None,
@@ -127,6 +164,10 @@ impl Config {
     pub const MAX_MIN_CHUNKS_PER_RANK: i64 = 4096;
     /// Most remote stages of a pass.
     pub const MAX_DEGREE: i32 = 8;
+    /// The degree that lets the planner choose.
+    pub const AUTO_DEGREE: i32 = -1;
+    /// Largest `balance_slack`.
+    pub const MAX_BALANCE_SLACK: i64 = 1000;
     /// Most keys in a cache.
     pub const MAX_CACHE_SIZE: usize = 1_000_000;
 
@@ -156,8 +197,20 @@ impl Config {
             ("degree_forward", self.degree_forward),
             ("degree_backward", self.degree_backward),
         ] {
-            check(name, degree.into(), 0, Self::MAX_DEGREE.into(), "")?;
+            if degree != Self::AUTO_DEGREE {
+                let special = "-1 (the planner chooses) or ";
+                check(name, degree.into(), 0, Self::MAX_DEGREE.into(), special)?;
+            }
         }
+        check(
+            "balance_slack",
+            self.balance_slack,
+            0,
+            Self::MAX_BALANCE_SLACK,
+            "",
+        )?;
+        check("top_percent", self.top_percent, 1, 100, "")?;
+        self.rates.validate()?;
         if self.cache_size > Self::MAX_CACHE_SIZE {
             return Err(Error::argument(format!(
                 "cache_size is {}; it must be 0 to {}",
@@ -186,7 +239,31 @@ mod tests {
             ..good
         };
         assert_eq!(most.validate(), Ok(()));
-        let bad: [(&str, Config); 9] = [
+        let bad: [(&str, Config); 12] = [
+            (
+                "balance_slack is -1",
+                Config {
+                    balance_slack: -1,
+                    ..good
+                },
+            ),
+            (
+                "top_percent is 101",
+                Config {
+                    top_percent: 101,
+                    ..good
+                },
+            ),
+            (
+                "link_mb_per_s is 0",
+                Config {
+                    rates: Rates {
+                        link_mb_per_s: 0,
+                        ..Rates::default()
+                    },
+                    ..good
+                },
+            ),
             (
                 "chunk_size is -1",
                 Config {
@@ -223,9 +300,9 @@ mod tests {
                 },
             ),
             (
-                "degree_forward is -1",
+                "degree_forward is -2",
                 Config {
-                    degree_forward: -1,
+                    degree_forward: -2,
                     ..good
                 },
             ),

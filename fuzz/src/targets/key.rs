@@ -56,11 +56,13 @@ fn config(b: &mut Bytes) -> Config {
     Config {
         chunk_size: b.number(),
         min_chunks_per_rank: b.mostly(2),
-        placement: if flags & 1 == 0 {
-            PlacementKind::Balanced
-        } else {
-            PlacementKind::Sequential
-        },
+        placement: [
+            PlacementKind::Balanced,
+            PlacementKind::Sequential,
+            PlacementKind::Zigzag,
+            PlacementKind::ByDocument,
+            PlacementKind::TopHeap,
+        ][usize::from(flags) % 5],
         degree_forward: (b.number().wrapping_sub(1)) as i32 & 15,
         degree_backward: b.small_number(),
         backward_high_precision_reduce: flags & 2 != 0,
@@ -82,7 +84,7 @@ fn shape(b: &mut Bytes) -> AttnShape {
 
 fn check(plan: &Plan, mask: &Mask, shape: &AttnShape, config: &Config) {
     verify(plan, mask).unwrap_or_else(|e| panic!("{e}"));
-    let stats = Stats::new(mask, &plan.placement, config).unwrap_or_else(|e| panic!("{e}"));
+    let stats = Stats::new(mask, &plan.placement, shape, config).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(stats.area.iter().sum::<i64>(), mask.area());
     assert_eq!(stats.tokens_q.iter().sum::<i64>(), mask.total_q());
     assert_eq!(stats.tokens_k.iter().sum::<i64>(), mask.total_k());

@@ -1,0 +1,89 @@
+//! How many remote stages a pass has, and what each rank fetches in them.
+
+use super::cost::{Cost, Direction};
+use super::pieces::Pieces;
+use super::placement::Placement;
+use crate::types::{AttnShape, Config, Error, Mask, Ranges, Result};
+use std::sync::Arc;
+
+/// The remote stages of all ranks in one direction.
+#[derive(Debug)]
+pub(super) struct Staging {
+    /// Remote stages, on every rank equally many; 0 fetches everything at once.
+    pub degree: i32,
+    /// `[rank][stage]`: the keys fetched, one stage with degree 0.
+    pub groups: Vec<Vec<Ranges>>,
+    cost: Cost,
+    pieces: Option<Arc<Pieces>>,
+}
+
+impl Staging {
+    /// The forward and the backward stages of `remote`, what each rank fetches.
+    ///
+    /// `Status::InvalidArgument` for a degree outside 0 to 8 that is not `Config::AUTO_DEGREE`.
+    pub fn both(
+        mask: &Mask,
+        placement: &Placement,
+        remote: &[Ranges],
+        shape: &AttnShape,
+        config: &Config,
+    ) -> Result<[Staging; 2]> {
+        check_degree("degree_forward", config.degree_forward)?;
+        check_degree("degree_backward", config.degree_backward)?;
+        let mut made: Option<(i32, Arc<Pieces>)> = None;
+        Ok([
+            (Direction::Forward, config.degree_forward),
+            (Direction::Backward, config.degree_backward),
+        ]
+        .map(|(direction, asked)| {
+            let cost = Cost::new(shape, config, direction);
+            // One stage or none fetches everything together, so nothing need be cut.
+            if asked == 0 || asked == 1 {
+                let groups = remote.iter().map(|keys| vec![keys.clone()]).collect();
+                return Staging {
+                    degree: asked,
+                    groups,
+                    cost,
+                    pieces: None,
+                };
+            }
+            let pieces = match &made {
+                Some((degree, pieces)) if *degree == asked => Arc::clone(pieces),
+                _ => Arc::new(Pieces::new(mask, placement, remote, asked)),
+            };
+            made = Some((asked, Arc::clone(&pieces)));
+            let degree = match asked {
+                Config::AUTO_DEGREE => pieces.best_degree(&cost),
+                degree => degree,
+            };
+            Staging {
+                degree,
+                groups: pieces.groups(degree),
+                cost,
+                pieces: Some(pieces),
+            }
+        }))
+    }
+
+    /// Predicted time of the pass on each rank, in nanoseconds.
+    pub fn times(&self, mask: &Mask, placement: &Placement, remote: &[Ranges]) -> Vec<i64> {
+        let pieces = match &self.pieces {
+            Some(pieces) => Arc::clone(pieces),
+            None => Arc::new(Pieces::new(mask, placement, remote, 1)),
+        };
+        (0..remote.len())
+            .map(|r| pieces.time(r, self.degree, &self.cost))
+            .collect()
+    }
+}
+
+/// The stages' number must fit the schedule; names the config field that does not.
+fn check_degree(name: &str, degree: i32) -> Result<()> {
+    if degree == Config::AUTO_DEGREE || (0..=Config::MAX_DEGREE).contains(&degree) {
+        return Ok(());
+    }
+    let most = Config::MAX_DEGREE;
+    Err(Error::argument(format!(
+        "{name} is {degree}; it must be -1 (the planner chooses) or 0 to {most}"
+    )))
+}

@@ -1,0 +1,64 @@
+//! How fast kernels and links are, for predictions.
+
+use super::{Error, Result};
+
+/// What the planner's cost model multiplies with. Integers, so that every machine predicts the same times.
+///
+/// The defaults are bf16 rates of one H200 among four of a host; figures that are assumptions until measured say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rates {
+    /// GFLOP/s of the forward kernel on visible cells, for head_dim up to 64, up to 128, and above.
+    pub forward_gflops: [i64; 3],
+    /// The same for the backward kernel.
+    pub backward_gflops: [i64; 3],
+    /// MB/s that a rank receives while all ranks do, one direction.
+    pub link_mb_per_s: i64,
+    /// Nanoseconds that a transfer takes before its first byte counts.
+    pub link_latency_ns: i64,
+    /// Nanoseconds that a stage's kernel takes beyond its cells.
+    pub kernel_latency_ns: i64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Rates {
+            // 64 and 256: cuDNN, full masks of 16k tokens. 128: the best causal kernels at 32k tokens, 64:8 heads.
+            forward_gflops: [484_000, 670_000, 656_000],
+            backward_gflops: [445_000, 600_000, 352_000],
+            // All-to-all of 64 MB a rank through NCCL; one of 1 MB takes 35 us, 4 of them for the bytes.
+            link_mb_per_s: 231_000,
+            link_latency_ns: 31_000,
+            // An assumption: filling the device, and the last wave of tiles.
+            kernel_latency_ns: 10_000,
+        }
+    }
+}
+
+/// cbindgen:ignore
+impl Rates {
+    /// Largest of any rate, and of any latency.
+    pub const MAX: i64 = 1_000_000_000_000;
+
+    /// `Status::InvalidArgument` naming the first rate outside 1 to `MAX`, or latency outside 0 to `MAX`.
+    pub fn validate(&self) -> Result<()> {
+        let rates = [
+            ("forward_gflops[0]", self.forward_gflops[0], 1),
+            ("forward_gflops[1]", self.forward_gflops[1], 1),
+            ("forward_gflops[2]", self.forward_gflops[2], 1),
+            ("backward_gflops[0]", self.backward_gflops[0], 1),
+            ("backward_gflops[1]", self.backward_gflops[1], 1),
+            ("backward_gflops[2]", self.backward_gflops[2], 1),
+            ("link_mb_per_s", self.link_mb_per_s, 1),
+            ("link_latency_ns", self.link_latency_ns, 0),
+            ("kernel_latency_ns", self.kernel_latency_ns, 0),
+        ];
+        for (name, value, least) in rates {
+            if !(least..=Self::MAX).contains(&value) {
+                let most = Self::MAX;
+                let message = format!("{name} is {value}; it must be {least} to {most}");
+                return Err(Error::argument(message));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! Predicted times against the plans themselves, the automatic number of stages, and the order of pieces.
+
+mod plan_common;
+
+use magi_attn::plan::{Pass, Placement, Stats};
+use magi_attn::types::*;
+use plan_common::*;
+use std::sync::Arc;
+
+fn rates(link_mb_per_s: i64) -> Rates {
+    Rates {
+        forward_gflops: [200; 3],
+        backward_gflops: [100; 3],
+        link_mb_per_s,
+        link_latency_ns: 700,
+        kernel_latency_ns: 300,
+    }
+}
+
+/// The time of a pass by its own stages, for `shape()`: 4 heads of 16 and 16, 2 key heads, 4 bytes.
+fn time(pass: &Pass, degree: i32, backward: bool, link: i64) -> i64 {
+    let (flops, per_ns) = if backward {
+        (2 * 4 * 80, 100)
+    } else {
+        (2 * 4 * 32, 200)
+    };
+    let compute = |area: i64| if area == 0 { 0 } else { area * flops / per_ns + 300 };
+    let moved = |rows: i64| {
+        if rows == 0 {
+            0
+        } else {
+            rows * 2 * 32 * 4 * 1000 / link + 700
+        }
+    };
+    let stages: Vec<(i64, i64)> = pass
+        .stages
+        .iter()
+        .map(|s| (moved(s.transfer.recv_rows), compute(s.area)))
+        .collect();
+    if degree == 0 {
+        let (fetch, kernel) = stages[0];
+        return fetch + kernel + if backward { fetch } else { 0 };
+    }
+    // One step a stage: it is computed, the next is fetched, the gradients of the one before go back.
+    let steps = (0..stages.len()).map(|i| {
+        let next = stages.get(i + 1).map_or(0, |s| s.0);
+        let back = if backward && i > 0 { stages[i - 1].0 } else { 0 };
+        stages[i].1.max(next).max(back)
+    });
+    steps.sum::<i64>() + if backward { stages[stages.len() - 1].0 } else { 0 }
+}
+
+#[test]
+fn predictions_are_those_of_the_plans() {
+    let mut random = Random::new(51);
+    for round in 0..24 {
+        let mask = documents(
+            &[
+                random.within(1, 9000),
+                random.within(1, 5000),
+                random.within(1, 9000),
+            ],
+            MaskType::Causal,
+        );
+        let link = [50, 1000, 100_000][round % 3];
+        let settings = Config {
+            rates: rates(link),
+            chunk_size: 512,
+            ..config([-1, 0, 1, 2, 5, -1][round % 6], [3, 1, -1, 0, 8, -1][round % 6])
+        };
+        let placement = Arc::new(Placement::new(&mask, 4, &settings).unwrap());
+        let stats = Stats::new(&mask, &placement, &shape(), &settings).unwrap();
+        for (rank, plan) in plans(&mask, &placement, &settings).iter().enumerate() {
+            for (pass, degree, backward, got) in [
+                (&plan.forward, stats.degree_forward, false, stats.forward_ns[rank]),
+                (
+                    &plan.backward,
+                    stats.degree_backward,
+                    true,
+                    stats.backward_ns[rank],
+                ),
+            ] {
+                assert_eq!(pass.stages.len() as i32, (degree + 1).max(1));
+                assert_eq!(got, time(pass, degree, backward, link));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_planner_chooses_stages_that_pay() {
+    let mask = documents(&[1 << 16], MaskType::Causal);
+    let slowest = |forward, link| {
+        let settings = Config {
+            rates: rates(link),
+            ..config(forward, forward)
+        };
+        let placement = Placement::new(&mask, 8, &settings).unwrap();
+        let s = Stats::new(&mask, &placement, &shape(), &settings).unwrap();
+        let most = |times: &[i64]| *times.iter().max().unwrap();
+        (
+            s.degree_forward,
+            s.degree_backward,
+            most(&s.forward_ns),
+            most(&s.backward_ns),
+        )
+    };
+    for link in [20, 200, 2_000, 200_000] {
+        let chosen = slowest(-1, link);
+        for degree in 1..=8 {
+            let fixed = slowest(degree, link);
+            // A fixed number rounds the pieces to its multiple, so a little may be won or lost.
+            assert!(
+                chosen.2 <= fixed.2 + fixed.2 / 20,
+                "{degree} stages: {} {}",
+                fixed.2,
+                chosen.2
+            );
+            assert!(
+                chosen.3 <= fixed.3 + fixed.3 / 20,
+                "{degree} stages: {} {}",
+                fixed.3,
+                chosen.3
+            );
+        }
+    }
+    // Where the link is quick, the host stage hides all of it, and more stages only cost launches.
+    assert_eq!(slowest(-1, 200_000_000).0, 1);
+    assert!(slowest(-1, 200).0 > 1);
+}
+
+#[test]
+fn stages_that_unlock_most_come_first() {
+    let mask = documents(&[1 << 15], MaskType::Causal);
+    let settings = config(4, 1);
+    let placement = Arc::new(Placement::new(&mask, 4, &settings).unwrap());
+    for plan in plans(&mask, &placement, &settings) {
+        let remote = &plan.forward.stages[1..];
+        assert!(remote.is_sorted_by(|a, b| a.area >= b.area));
+        assert!(remote[0].area > remote[3].area);
+    }
+}
