@@ -28,6 +28,19 @@ static void no_workspace(magi_comm *comm, int32_t rank, int32_t size, void *data
     magi_key_destroy(key);
 }
 
+// Rank 0 has no memory for what it would tell the others, who wait until it asks again.
+static void no_word(magi_comm *comm, int32_t rank, int32_t size, void *data) {
+    (void)size;
+    (void)data;
+    magi_key *key = key_of(comm);
+    if (rank == 0) {
+        CHECK_REFUSED(magi_key_prepare(key, NULL), MAGI_STATUS_OUT_OF_MEMORY, "comm.all_gather on rank 0");
+        magi_test_fault_clear();
+    }
+    CHECK_OK(magi_key_prepare(key, NULL));
+    magi_key_destroy(key);
+}
+
 static int32_t statuses[WORLD];
 static pthread_barrier_t prepared;
 
@@ -59,6 +72,8 @@ static int32_t no_message(magi_comm *comm, int32_t rank, void *userdata) {
 int main(void) {
     CHECK_OK(magi_test_fault_set("arena.reserve", 0, MAGI_STATUS_OUT_OF_MEMORY, 0));
     run_ranks(WORLD, no_workspace, NULL);
+    CHECK_OK(magi_test_fault_set("comm.all_gather", 0, MAGI_STATUS_OUT_OF_MEMORY, 0));
+    run_ranks(WORLD, no_word, NULL);
     CHECK(pthread_barrier_init(&prepared, NULL, WORLD) == 0);
     CHECK_OK(magi_test_fault_set("comm.start", 1, MAGI_STATUS_OUT_OF_MEMORY, 1));
     const double start = now_ms();

@@ -334,6 +334,18 @@ static void workspaces(const magi_mask *mask) {
     CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), MAGI_STATUS_NULL_POINTER, "options.workspace");
     CHECK(out16[0] == 0xffff && out16[NO - 1] == 0xffff);
     o.workspace = workspace;
+    // Running sums over a tensor of the call would be wrong without a word.
+    const magi_status overlap = MAGI_STATUS_TENSOR_OVERLAP;
+    t[1].data = memcpy(workspace + bytes - 256, k16, sizeof k16);
+    CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), overlap,
+                  "options.workspace overlaps args.k in memory");
+    t[1].data = memcpy(workspace + bytes, k16, sizeof k16);
+    CHECK_OK(magi_flex_flash_attn_forward(mask, &args, &o, NULL));
+    t[1].data = k16;
+    t[3].data = workspace;
+    CHECK_REFUSED(magi_flex_flash_attn_forward(mask, &args, &o, NULL), overlap,
+                  "options.workspace overlaps args.out in memory");
+    t[3].data = out16;
     memset(buffer, 0x5a, sizeof buffer);
     CHECK_OK(magi_flex_flash_attn_forward(mask, &args, &o, NULL));
     for (size_t i = bytes; i < 4096; i++) {

@@ -178,6 +178,27 @@ static void empties(void) {
     magi_comm_destroy(comm);
 }
 
+// The longest mask: asking for the number of positions does not make them, which would take 16 GiB.
+static void longest(void) {
+    const int64_t total = (int64_t)1 << 31;
+    magi_comm *comm = NULL;
+    size_t count = 0;
+    int64_t room = 0;
+    CHECK_OK(magi_comm_create_local(1, &comm));
+    magi_mask *mask = causal_mask(total);
+    magi_key *key = small_key(comm, mask, NULL);
+    const double start = now_ms();
+    CHECK_OK(magi_key_position_ids(key, MAGI_SIDE_Q, NULL, &count));
+    CHECK(count == (size_t)total);
+    count = 1;
+    CHECK_REFUSED(magi_key_position_ids(key, MAGI_SIDE_Q, &room, &count), MAGI_STATUS_BUFFER_TOO_SMALL,
+                  "2147483648 are needed");
+    CHECK(now_ms() - start < 1000);
+    magi_key_destroy(key);
+    magi_mask_destroy(mask);
+    magi_comm_destroy(comm);
+}
+
 int main(void) {
     run_ranks(WORLD, ownership, NULL);
     for (int side = 0; side < 2; side++) {
@@ -188,5 +209,6 @@ int main(void) {
     hashes();
     lifetimes();
     empties();
+    longest();
     return 0;
 }

@@ -184,6 +184,9 @@ static void arguments(void) {
     CHECK_REFUSED(magi_mask_create_from_cu_seqlens(cu, cu, 2, 0, 0, -3, 0, &mask), status, "window_right is -3");
     CHECK_REFUSED(magi_mask_create_from_sliding_window(8, 8, 1, 1, -1, &mask), status, "global_window is -1");
     CHECK_REFUSED(magi_mask_create_from_block_causal(cu, 2, 0, &mask), status, "block is 0; it must be 1 or more");
+    const int64_t shifted[3] = {0, 0, 0};
+    const int64_t *odd = (const int64_t *)(const void *)((const char *)shifted + 4);
+    CHECK_REFUSED(magi_mask_create_from_block_causal(odd, 2, 1, &mask), status, "not aligned");
     CHECK(mask == NULL);
     // The extremes that are allowed.
     int64_t area = -1;

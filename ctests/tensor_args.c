@@ -145,6 +145,9 @@ static void numbers(one_rank *o) {
                       "args.softcap is ");
         o->forward.softcap = o->backward.softcap = 0;
     }
+    o->forward.softcap = 1e-101; // queries divided by it could be infinite
+    CHECK_REFUSED(magi_calc_attn_forward(o->key, &o->forward, NULL), MAGI_STATUS_INVALID_ARGUMENT, "args.softcap is ");
+    o->forward.softcap = 0;
     o->backward.flags = 16;
     CHECK_REFUSED(magi_calc_attn_backward(o->key, &o->backward, NULL), MAGI_STATUS_INVALID_ARGUMENT,
                   "args.flags is 0x10");

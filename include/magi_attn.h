@@ -919,7 +919,7 @@ typedef struct magi_forward_args {
      */
     double softmax_scale;
     /**
-     * Logits become softcap * tanh(logit / softcap); 0 leaves them.
+     * Logits become softcap * tanh(logit / softcap); 0 leaves them. Else at least 1e-100.
      */
     double softcap;
     /**
@@ -1032,7 +1032,7 @@ typedef struct magi_flex_options {
      */
     const struct magi_tensor *mask_types;
     /**
-     * Workspace of at least the queried size, aligned to 256 bytes; NULL when that is 0.
+     * Workspace of at least the queried size, aligned to 256 bytes, sharing no memory with any tensor; NULL when that is 0.
      */
     void *workspace;
     /**

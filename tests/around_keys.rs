@@ -35,7 +35,7 @@ fn a_second_mask_keeps_the_placement() {
         let window = Arc::new(Mask::from_sliding_window(96, 96, (9, 0), 0).unwrap());
         let second = first.create_for_new_mask(&window, SHAPE, config())?;
         for side in [Side::Q, Side::K] {
-            assert_eq!(first.position_ids(side)?, second.position_ids(side)?);
+            assert!(first.position_ids(side)?.eq(second.position_ids(side)?));
         }
         // Balanced for the window it would lie elsewhere.
         let own = Key::create(&context, &window, SHAPE, config())?;
@@ -63,7 +63,7 @@ fn a_callers_placement_is_taken_as_it_is() {
         let want: Vec<i64> = (0..30)
             .filter(|t| owners[*t as usize / 4] == rank as u32)
             .collect();
-        assert_eq!(key.position_ids(Side::Q)?, want);
+        assert_eq!(key.position_ids(Side::Q)?.collect::<Vec<_>>(), want);
         let again = Key::create_with_placement(&context, &causal(30), SHAPE, config(), placement())?;
         assert!(key.shares_plan(&again));
         assert!(!key.shares_plan(Key::create(&context, &causal(30), SHAPE, config())?.as_ref()));

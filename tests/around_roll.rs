@@ -41,7 +41,7 @@ fn value(token: i64, column: i64) -> f64 {
 
 /// Rolls `[tokens, 3]` on one rank and checks every row by its global position.
 fn check(key: &Key, side: Side, shift: i64, dtype: DType, layout: Layout) -> Result<()> {
-    let ids = key.position_ids(side)?;
+    let ids: Vec<i64> = key.position_ids(side)?.collect();
     let total = key.placement(side).total();
     let rows = |of: &dyn Fn(i64) -> i64| -> Vec<f64> {
         ids.iter()
@@ -105,7 +105,7 @@ fn labels_roll_in_their_own_dtype() {
     let mask = Arc::new(Mask::from_sliding_window(23, 23, (-1, 0), 0).unwrap());
     local::run(4, |_, comm| {
         let key = key(&Context::new(comm), &mask, 2, PlacementKind::Balanced)?;
-        let ids = key.position_ids(Side::Q)?;
+        let ids: Vec<i64> = key.position_ids(Side::Q)?.collect();
         let (mut x, mut y) = (ids.clone(), vec![-1i64; ids.len()]);
         let tensor = |data: &mut Vec<i64>| {
             let shape = [data.len() as i64];

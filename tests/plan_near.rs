@@ -202,5 +202,17 @@ fn a_joint_placement_balances_the_sum() {
     refused(&[], "at least one");
     refused(&[(&full, 1), (&longer, 1)], "masks[1] has totals 4097");
     refused(&[(&full, 0)], "the weight of masks[0] is 0");
-    refused(&[(&full, i64::MAX)], "below 2^62");
+    refused(&[(&full, i64::MAX)], "at most 2^62");
+}
+
+#[test]
+fn the_longest_mask_is_placed() {
+    let total = 1i64 << 31;
+    let mask = Mask::from_sliding_window(total, total, (-1, -1), 0).unwrap();
+    assert_eq!(mask.area(), 1 << 62);
+    for world in [1, 3, 8] {
+        let placement = Placement::new(&mask, world, &Config::default()).unwrap();
+        let tokens: i64 = (0..world).map(|r| placement.side(Side::Q).tokens(r)).sum();
+        assert_eq!(tokens, total);
+    }
 }

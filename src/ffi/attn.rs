@@ -33,7 +33,7 @@ pub struct magi_forward_args {
     pub sink: *const magi_tensor,
     /// Factor on q . k; 0 means 1 / sqrt(head_dim).
     pub softmax_scale: f64,
-    /// Logits become softcap * tanh(logit / softcap); 0 leaves them.
+    /// Logits become softcap * tanh(logit / softcap); 0 leaves them. Else at least 1e-100.
     pub softcap: f64,
     /// Output `[local q tokens, heads_q, head_dim_v]`, in the input dtype or acc. Rows that see nothing are 0.
     pub out: *const magi_tensor,

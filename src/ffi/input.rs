@@ -43,12 +43,18 @@ pub(super) unsafe fn array<'a, T>(param: &str, data: *const T, count: usize) -> 
     if data.is_null() {
         return Err(null(param));
     }
+    if !data.is_aligned() {
+        return Err(Error::argument(format!(
+            "{param} is {data:p}, which is not aligned to its elements' {} bytes",
+            align_of::<T>()
+        )));
+    }
     if count > isize::MAX as usize / size_of::<T>().max(1) {
         return Err(Error::argument(format!(
             "{param} has {count} elements, more than memory can hold"
         )));
     }
-    // SAFETY: not NULL, not larger than an object can be, and the caller's promise.
+    // SAFETY: not NULL, aligned, not larger than an object can be, and the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts(data, count) })
 }
 
@@ -217,14 +223,15 @@ pub(super) fn flag(param: &str, value: i32) -> Result<bool> {
     }
 }
 
-/// Fills a caller's buffer: `count` goes in as capacity and comes out as the number there is. A NULL buffer asks for
-/// the number.
+/// Fills a caller's buffer with `items`, of which there are `len`: `count` goes in as capacity and comes out as `len`. A
+/// NULL buffer asks for the number.
 ///
 /// # Safety
 /// `count` must be NULL or valid; `buffer` must be NULL or have room for `*count` elements.
 pub(super) unsafe fn fill_array<T: Copy>(
     param: &str,
-    items: &[T],
+    len: usize,
+    items: impl Iterator<Item = T>,
     buffer: *mut T,
     count: *mut usize,
 ) -> Result<()> {
@@ -232,16 +239,18 @@ pub(super) unsafe fn fill_array<T: Copy>(
     // SAFETY: not NULL, and the caller's promise.
     let room = unsafe { count.read() };
     // SAFETY: as above.
-    unsafe { count.write(items.len()) };
+    unsafe { count.write(len) };
     if buffer.is_null() {
         return Ok(());
     }
-    if room < items.len() {
-        let message = format!("{param} has room for {room} elements; {} are needed", items.len());
+    if room < len {
+        let message = format!("{param} has room for {room} elements; {len} are needed");
         return Err(Error::new(Status::BufferTooSmall, message));
     }
-    // SAFETY: the buffer has room for `room` elements by the caller's promise, and items fit in.
-    unsafe { std::ptr::copy_nonoverlapping(items.as_ptr(), buffer, items.len()) };
+    for (i, item) in items.take(len).enumerate() {
+        // SAFETY: the buffer has room for `room` elements by the caller's promise, and `len` is not more.
+        unsafe { buffer.add(i).write(item) };
+    }
     Ok(())
 }
 
@@ -259,5 +268,5 @@ pub(super) unsafe fn fill_text(
     let mut bytes = text.into_bytes();
     bytes.push(0);
     // SAFETY: the caller's promise; a char is a byte.
-    unsafe { fill_array(param, &bytes, buffer.cast::<u8>(), size) }
+    unsafe { fill_array(param, bytes.len(), bytes.into_iter(), buffer.cast::<u8>(), size) }
 }

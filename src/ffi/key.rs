@@ -164,9 +164,10 @@ pub unsafe extern "C" fn magi_key_position_ids(
     count: *mut usize,
 ) -> Status {
     guard_handle("magi_key_position_ids", "key", key, |k| {
-        let ids = k.key.position_ids(input::side(side)?)?;
+        let side = input::side(side)?;
+        let (tokens, ids) = (k.key.local_tokens(side)? as usize, k.key.position_ids(side)?);
         // SAFETY: the caller's promise.
-        unsafe { input::fill_array("positions", &ids, positions, count) }
+        unsafe { input::fill_array("positions", tokens, ids, positions, count) }
     })
 }
 

@@ -218,9 +218,8 @@ pub unsafe extern "C" fn magi_mask_slices(
             mask_type: t.mask_type as i32,
             reserved: 0,
         };
-        let items: Vec<magi_slice> = typed.iter().map(plain).collect();
         // SAFETY: the caller's promise.
-        unsafe { input::fill_array("slices", &items, slices, count) }
+        unsafe { input::fill_array("slices", typed.len(), typed.iter().map(plain), slices, count) }
     })
 }
 

@@ -35,7 +35,7 @@ pub struct magi_flex_options {
     pub k_ranges: *const magi_tensor,
     /// NULL with a mask; without one i32 `[n]`, each a magi_mask_type.
     pub mask_types: *const magi_tensor,
-    /// Workspace of at least the queried size, aligned to 256 bytes; NULL when that is 0.
+    /// Workspace of at least the queried size, aligned to 256 bytes, sharing no memory with any tensor; NULL when that is 0.
     pub workspace: *mut c_void,
     /// Bytes of workspace.
     pub workspace_size: usize,

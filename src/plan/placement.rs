@@ -35,7 +35,7 @@ impl Placement {
     /// and received tokens count by weight, the number of layers that have the mask.
     ///
     /// Errors as `new`; also `Status::InvalidArgument` without masks, with different totals, with a weight below 1,
-    /// and when the weighted areas come to 2^62 cells or more.
+    /// and when the weighted areas come to more than 2^62 cells.
     pub fn new_joint(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Placement> {
         check_world(world)?;
         let (total_q, total_k) = check_masks(masks)?;
@@ -189,9 +189,9 @@ fn check_masks(masks: &[(&Mask, i64)]) -> Result<(i64, i64)> {
         }
         area += i128::from(mask.area()) * i128::from(*weight);
     }
-    if area >= 1 << 62 {
+    if area > 1 << 62 {
         return Err(Error::argument(format!(
-            "the weighted areas come to {area} cells; they must stay below 2^62"
+            "the weighted areas come to {area} cells; there can be at most 2^62, which the longest mask has"
         )));
     }
     Ok(totals)

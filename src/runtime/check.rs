@@ -168,6 +168,10 @@ fn either(dtype: DType) -> Vec<DType> {
     both
 }
 
+/// q is divided by the cap before it meets k: below this, queries of ordinary size would become infinite and their logits
+/// NaN.
+const LEAST_SOFTCAP: f64 = 1e-100;
+
 fn numbers(softmax_scale: f64, softcap: f64) -> Result<()> {
     if !softmax_scale.is_finite() {
         return Err(Error::argument(format!(
@@ -177,6 +181,11 @@ fn numbers(softmax_scale: f64, softcap: f64) -> Result<()> {
     if !(softcap.is_finite() && softcap >= 0.0) {
         return Err(Error::argument(format!(
             "args.softcap is {softcap}; it must be finite and 0 or more"
+        )));
+    }
+    if softcap > 0.0 && softcap < LEAST_SOFTCAP {
+        return Err(Error::argument(format!(
+            "args.softcap is {softcap:e}; it must be 0 or at least {LEAST_SOFTCAP:e}"
         )));
     }
     Ok(())

@@ -149,6 +149,8 @@ impl Context {
                 "another call on this communicator or one of its keys is running; calls must take turns";
             Error::new(Status::HandleBusy, message)
         })?;
+        // Again: `close` may have emptied the state since the first look, and it waits for the lock that is held now.
+        self.check_open()?;
         self.async_error().map_or(Ok(()), Err)?;
         Ok(Session { context: self, state })
     }
@@ -169,7 +171,7 @@ impl Session<'_> {
             let error = match e.status {
                 // Whoever turns it into a poisoned handle ends the communicator, with a better text.
                 Status::Internal => return e,
-                Status::CommFailed | Status::Timeout | Status::Aborted => e,
+                Status::CommFailed | Status::Timeout | Status::Aborted | Status::CommDestroyed => e,
                 status => {
                     let message = format!(
                         "rank {rank} failed with {status:?} in the middle of a collective call: {}",

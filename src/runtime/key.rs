@@ -220,15 +220,12 @@ impl Key {
         Ok(self.placement(side).tokens(self.context.rank()))
     }
 
-    /// Global position of every local token of `side`, ascending.
-    pub fn position_ids(&self, side: Side) -> Result<Vec<i64>> {
+    /// Global position of every local token of `side`, ascending; as many as `local_tokens` says. Made one by one: a list
+    /// of 2^31 of them takes 16 GiB.
+    pub fn position_ids(&self, side: Side) -> Result<impl Iterator<Item = i64>> {
         self.context.check_open()?;
-        Ok(self
-            .placement(side)
-            .runs(self.context.rank())
-            .iter()
-            .flat_map(|r| r.start..r.end)
-            .collect())
+        let runs = self.placement(side).runs(self.context.rank());
+        Ok(runs.iter().flat_map(|r| r.start..r.end))
     }
 
     /// What the plan comes to over all ranks. Made at the first call.

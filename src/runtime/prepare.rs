@@ -47,15 +47,16 @@ impl Word {
 /// Takes `bytes` of workspace and compares plans with every rank. Fails on all ranks alike, with the communicator still
 /// good: `Status::PlanMismatch` when plans or call numbers differ, `Status::OutOfMemory` when one rank has no workspace.
 pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, stream: Stream) -> Result<()> {
-    session.state.comparisons += 1;
     let reserved = session.state.arena.reserve(bytes, data.request.config.allocator);
     let mine = Word {
-        comparison: session.state.comparisons,
+        comparison: session.state.comparisons + 1,
         hash: data.plan.hash,
         reserved: reserved.as_ref().err().map_or(0, |e| e.status as i64),
     };
     // The reservation's outcome travels along, so that no rank waits for one that had to give up.
     let all = gather(session, Purpose::ComparePlans, &mine.to_bytes(), stream)?;
+    // Only now: a gather that failed before it sent anything leaves the communicator good, and is repeated.
+    session.state.comparisons += 1;
     let words: Vec<Word> = all.iter().map(|b| Word::from_bytes(b)).collect();
     if words
         .iter()

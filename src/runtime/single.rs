@@ -152,7 +152,8 @@ struct Space {
 }
 
 impl Space {
-    fn over(options: &Options, needed: usize) -> Result<Space> {
+    /// `others` are the tensors of the call, with which the workspace may share no memory.
+    fn over(options: &Options, needed: usize, others: &[Option<(&str, &Tensor)>]) -> Result<Space> {
         if options.workspace_bytes < needed {
             let message = format!(
                 "options.workspace_size is {}; this call needs {needed} bytes",
@@ -168,6 +169,10 @@ impl Space {
         };
         let carver =
             Carver::over(base, bytes).map_err(|e| Error::new(e.status, format!("options.{}", e.message)))?;
+        // SAFETY: the caller's workspace, of which only the address is looked at here.
+        let used = unsafe { Tensor::dense(base, DType::U8, Device::Cpu, &[needed as i64]) };
+        let others: Vec<_> = others.iter().flatten().copied().collect();
+        check::written(&[("options.workspace", &used)], &others)?;
         Ok(Space { carver })
     }
 
@@ -243,7 +248,16 @@ pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Strea
         check_accumulate(a, &e.shape)?;
     }
     let slices = slices(&source, &e)?;
-    let mut space = Space::over(options, forward_workspace(a, options)?)?;
+    let tensors = [
+        Some(("args.q", &a.q)),
+        Some(("args.k", &a.k)),
+        Some(("args.v", &a.v)),
+        a.sink.as_ref().map(|t| ("args.sink", t)),
+        Some(("args.out", &a.out)),
+        a.lse.as_ref().map(|t| ("args.lse", t)),
+        a.max_logits.as_ref().map(|t| ("args.max_logits", t)),
+    ];
+    let mut space = Space::over(options, forward_workspace(a, options)?, &tensors)?;
     let (out, lse) = carve_forward(a, &e.shape, &mut space.carver)?;
     if !options.accumulate {
         backend.attn_init(out, lse, a.max_logits, a.sink)?;
@@ -295,7 +309,20 @@ pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Str
         ));
     }
     let slices = slices(&source, &e)?;
-    let mut space = Space::over(options, backward_workspace(a, options)?)?;
+    let tensors = [
+        Some(("args.q", &a.q)),
+        Some(("args.k", &a.k)),
+        Some(("args.v", &a.v)),
+        a.sink.as_ref().map(|t| ("args.sink", t)),
+        Some(("args.out", &a.out)),
+        Some(("args.lse", &a.lse)),
+        Some(("args.dout", &a.dout)),
+        Some(("args.dq", &a.dq)),
+        Some(("args.dk", &a.dk)),
+        Some(("args.dv", &a.dv)),
+        a.dsink.as_ref().map(|t| ("args.dsink", t)),
+    ];
+    let mut space = Space::over(options, backward_workspace(a, options)?, &tensors)?;
     let [delta, dq, dk, dv, own_dsink] = carve_backward(a, &e.shape, &mut space.carver)?;
     backend.attn_delta(a.out, a.dout, delta)?;
     if let (Some(sink), Some(dsink)) = (a.sink, a.dsink) {
