@@ -12,8 +12,9 @@ int main(void) {
     magi_forward_args args = MAGI_FORWARD_ARGS_INIT;
     args.q = args.k = args.v = &x, args.out = &out, args.lse = &lse;
     if (magi_mask_create_from_cu_seqlens(documents, documents, 3, 1, -1, -1, 0, &mask) != MAGI_STATUS_OK ||
-        magi_flex_flash_attn_forward(mask, &args, NULL, NULL) != MAGI_STATUS_OK)
+        magi_flex_flash_attn_forward(mask, &args, NULL, NULL) != MAGI_STATUS_OK) {
         return fprintf(stderr, "%s\n", magi_last_error_message()), 1;
+    }
     printf("token 2 sees tokens 0 to 2: %.4f %.4f\n", answers[2][0], answers[2][1]);
     magi_mask_destroy(mask);
     return 0;

@@ -20,12 +20,12 @@
 /* Rows and steps are tokens of the two sides: queries and keys in the forward pass, keys and queries in the backward
    pass. Tile i owns the rows [row0, row0 + rows) and walks items[item0 .. item0 + items). */
 typedef struct magi_tile {
-    int row0;     /* first row */
-    int rows;     /* 1 to rows of a tile; fewer only at the end of the tensor */
-    int item0;    /* first item */
-    int items;    /* 0: no row sees anything */
-    int steps;    /* steps of all its items: what the tile costs */
-    int source;   /* where its rows lie: 0 local tensor, 1 receive buffer (keys only) */
+    int row0;                 /* first row */
+    int rows;                 /* 1 to rows of a tile; fewer only at the end of the tensor */
+    int item0;                /* first item */
+    int items;                /* 0: no row sees anything */
+    int steps;                /* steps of all its items: what the tile costs */
+    int source;               /* where its rows lie: 0 local tensor, 1 receive buffer (keys only) */
     int reserved0, reserved1; /* 0 */
 } magi_tile;
 
