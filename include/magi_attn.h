@@ -1347,7 +1347,7 @@ void magi_mask_destroy(struct magi_mask *mask);
  * `q * row_bytes + k / 8` is set. It is covered exactly by few slices, found in one pass over the matrix.
  *
  * `row_bytes`: total_k / 8, rounded up, or more; bits beyond total_k are not looked at. `bits` may be NULL when the matrix
- * has no bytes. Errors: NULL_POINTER, INVALID_RANGE, INVALID_ARGUMENT (row_bytes; more than 2^24 slices are needed).
+ * has no bytes. Errors: NULL_POINTER, INVALID_RANGE, INVALID_ARGUMENT (row_bytes; more than 2^20 slices are needed).
  * Any thread. Destroy with magi_mask_destroy.
  *
  * # Safety
@@ -1365,7 +1365,7 @@ magi_status magi_mask_create_from_dense(const uint8_t *bits,
  * node i with `lengths[i]` tokens; in depth-first order there is one slice a node.
  *
  * `parents`, `lengths`: `[n]`, parents before children. Errors: NULL_POINTER, INVALID_ARGUMENT (a parent; an order that
- * needs more than 2^24 slices), INVALID_RANGE (a length). Any thread. Destroy with magi_mask_destroy.
+ * needs more than 2^20 slices), INVALID_RANGE (a length). Any thread. Destroy with magi_mask_destroy.
  *
  * # Safety
  * `parents` and `lengths` must point to `n` integers each, `mask` to a pointer.
@@ -1395,7 +1395,7 @@ magi_status magi_mask_create_from_share_question(int64_t prefix,
  * of `window` frames on either side (-1: all), with `causal` (0 or 1) only of those before; with `first_frame` (0 or 1)
  * also those of the first frame, however far.
  *
- * Errors: NULL_POINTER, INVALID_ARGUMENT (frames: 0 to 2^24), INVALID_RANGE (too many tokens). Any thread. Destroy with
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (frames: 0 to 2^20), INVALID_RANGE (too many tokens). Any thread. Destroy with
  * magi_mask_destroy.
  *
  * # Safety
@@ -1748,7 +1748,7 @@ magi_status magi_calc_attn_backward(const struct magi_key *key,
  *
  * `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
  * INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
- * BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY. Any thread.
+ * BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY (outputs may then be partly written). Any thread.
  *
  * # Safety
  * `args` and `options` must be NULL or as their types say, their tensors as magi_tensor says.

@@ -9,7 +9,7 @@ use crate::types::{Mask, Status};
 /// `q * row_bytes + k / 8` is set. It is covered exactly by few slices, found in one pass over the matrix.
 ///
 /// `row_bytes`: total_k / 8, rounded up, or more; bits beyond total_k are not looked at. `bits` may be NULL when the matrix
-/// has no bytes. Errors: NULL_POINTER, INVALID_RANGE, INVALID_ARGUMENT (row_bytes; more than 2^24 slices are needed).
+/// has no bytes. Errors: NULL_POINTER, INVALID_RANGE, INVALID_ARGUMENT (row_bytes; more than 2^20 slices are needed).
 /// Any thread. Destroy with magi_mask_destroy.
 ///
 /// # Safety
@@ -37,7 +37,7 @@ pub unsafe extern "C" fn magi_mask_create_from_dense(
 /// node i with `lengths[i]` tokens; in depth-first order there is one slice a node.
 ///
 /// `parents`, `lengths`: `[n]`, parents before children. Errors: NULL_POINTER, INVALID_ARGUMENT (a parent; an order that
-/// needs more than 2^24 slices), INVALID_RANGE (a length). Any thread. Destroy with magi_mask_destroy.
+/// needs more than 2^20 slices), INVALID_RANGE (a length). Any thread. Destroy with magi_mask_destroy.
 ///
 /// # Safety
 /// `parents` and `lengths` must point to `n` integers each, `mask` to a pointer.
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn magi_mask_create_from_share_question(
 /// of `window` frames on either side (-1: all), with `causal` (0 or 1) only of those before; with `first_frame` (0 or 1)
 /// also those of the first frame, however far.
 ///
-/// Errors: NULL_POINTER, INVALID_ARGUMENT (frames: 0 to 2^24), INVALID_RANGE (too many tokens). Any thread. Destroy with
+/// Errors: NULL_POINTER, INVALID_ARGUMENT (frames: 0 to 2^20), INVALID_RANGE (too many tokens). Any thread. Destroy with
 /// magi_mask_destroy.
 ///
 /// # Safety

@@ -125,7 +125,7 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
 ///
 /// `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
 /// INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
-/// BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY. Any thread.
+/// BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY (outputs may then be partly written). Any thread.
 ///
 /// # Safety
 /// `args` and `options` must be NULL or as their types say, their tensors as magi_tensor says.

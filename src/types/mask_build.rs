@@ -66,7 +66,7 @@ impl Pattern {
 
 /// Most slices that a block-causal builder makes: a slice is 48 bytes, and a total of `Mask::MAX_TOKENS` in small
 /// blocks would otherwise take all memory of the machine.
-const MAX_BLOCK_SLICES: u64 = 1 << 24;
+const MAX_BLOCK_SLICES: u64 = 1 << 20;
 
 /// `cu` must start at 0 and never fall; gives the last element.
 fn check_cu_seqlens(name: &str, cu: &[i64]) -> Result<i64> {
@@ -151,7 +151,7 @@ impl Mask {
 
     /// `total` tokens in blocks of `block`, the last one perhaps short: a token sees its own block and all before it.
     ///
-    /// `block` below 1, or so small that more than 2^24 slices would be needed, is `Status::InvalidArgument`.
+    /// `block` below 1, or so small that more than 2^20 slices would be needed, is `Status::InvalidArgument`.
     pub fn from_block_causal(total: i64, block: i64) -> Result<Mask> {
         if !(0..=Mask::MAX_TOKENS).contains(&total) {
             return Err(Error::range(format!(

@@ -3,7 +3,7 @@
 use super::{Band, Error, Mask, Range, Result, Slice};
 
 /// Most slices that are made; a matrix that needs more is noise, not a mask.
-const MAX_SLICES: usize = 1 << 24;
+const MAX_SLICES: usize = 1 << 20;
 
 /// A slice that grows row by row. Its left end stays where it is for some rows and then moves by one key a row; its
 /// right end moves by one key a row and then stays: the ends of a rectangle with a band.
@@ -161,7 +161,7 @@ impl Mask {
     /// The slices are exact and few, not the fewest there are. One pass over the matrix: O(bytes + runs of bits).
     ///
     /// `Status::InvalidRange` for totals that no mask has; `Status::InvalidArgument` when `row_bytes` holds no row,
-    /// `bits` no `total_q` rows, or more than 2^24 slices would be needed.
+    /// `bits` no `total_q` rows, or more than 2^20 slices would be needed.
     pub fn from_dense(bits: &[u8], row_bytes: usize, total_q: i64, total_k: i64) -> Result<Mask> {
         let needed = Mask::dense_bytes(row_bytes, total_q, total_k)?;
         if bits.len() < needed {

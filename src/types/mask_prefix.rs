@@ -3,7 +3,7 @@
 use super::{Band, Error, Mask, Range, Ranges, Result, Slice};
 
 /// Most slices that a tree may need: siblings in an unlucky order need one for each pair.
-const MAX_SLICES: usize = 1 << 24;
+const MAX_SLICES: usize = 1 << 20;
 
 /// Where each node's tokens lie; checks lengths and parents.
 fn place(parents: &[i64], lengths: &[i64]) -> Result<Vec<Range>> {
@@ -42,7 +42,7 @@ impl Mask {
     /// In depth-first order there is one slice a node.
     ///
     /// `Status::InvalidArgument` for lists of different length, a parent that does not come before its child, and
-    /// orders that need more than 2^24 slices; `Status::InvalidRange` for a negative length or too many tokens.
+    /// orders that need more than 2^20 slices; `Status::InvalidRange` for a negative length or too many tokens.
     pub fn from_prefix_tree(parents: &[i64], lengths: &[i64]) -> Result<Mask> {
         let nodes = place(parents, lengths)?;
         let total = nodes.last().map_or(0, |n| n.end);

@@ -3,7 +3,7 @@
 use super::{Band, Error, Mask, Range, Result, Slice};
 
 /// Most slices that are made: one a frame.
-const MAX_SLICES: i64 = 1 << 24;
+const MAX_SLICES: i64 = 1 << 20;
 
 /// A window of frames, checked.
 struct Video {
@@ -65,7 +65,7 @@ impl Mask {
     /// frames on either side (-1 for all), of those before it only when `causal`; with `first_frame` also all tokens
     /// of the first frame, however far.
     ///
-    /// `Status::InvalidArgument` for a negative number of frames or more than 2^24, no token a frame, or a window below
+    /// `Status::InvalidArgument` for a negative number of frames or more than 2^20, no token a frame, or a window below
     /// -1; `Status::InvalidRange` for too many tokens.
     pub fn from_video(
         frames: i64,
