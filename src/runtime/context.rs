@@ -41,8 +41,12 @@ pub struct Session<'a> {
 }
 
 impl Context {
-    /// The context of `comm`, with the backend of its device.
+    /// The context of `comm`, with the backend of its device. Ranks of one process share its processors: each computes
+    /// with its part of them. Results do not depend on it.
     pub fn new(comm: Arc<dyn Communicator>) -> Arc<Context> {
+        let threads = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .div_ceil(comm.size());
         let state = State {
             arena: Arena::new(comm.rank()),
             cache: Cache::new(),
@@ -51,7 +55,7 @@ impl Context {
         };
         Arc::new(Context {
             comm,
-            backend: Box::new(CpuBackend::new()),
+            backend: Box::new(CpuBackend::with_threads(threads)),
             closed: AtomicBool::new(false),
             mesh: Mutex::new(None),
             state: Mutex::new(state),

@@ -17,13 +17,24 @@ pub(super) fn layout(key: &Key, side: Side) -> Ownership {
         .collect()
 }
 
-/// `local_x[i] = x[position i]`: x `[total, ..]`, local_x `[local tokens, ..]`. No communication.
-pub fn dispatch(key: &Key, side: Side, x: Tensor, local_x: Tensor, stream: Stream) -> Result<()> {
-    check::movement(key, side, ("x", &x), ("local_x", &local_x), stream)?;
-    check::written(&[("local_x", &local_x)], &[("x", &x)])?;
+/// Rows of `global` that this rank owns, into `local`. No communication.
+fn pick(
+    key: &Key,
+    side: Side,
+    (gname, global): (&str, Tensor),
+    (lname, local): (&str, Tensor),
+    stream: Stream,
+) -> Result<()> {
+    check::movement(key, side, (gname, &global), (lname, &local), stream)?;
+    check::written(&[(lname, &local)], &[(gname, &global)])?;
     let session = key.context().enter()?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
-    session.context().backend().range_gather(x, runs, local_x)
+    session.context().backend().range_gather(global, runs, local)
+}
+
+/// `local_x[i] = x[position i]`: x `[total, ..]`, local_x `[local tokens, ..]`. No communication.
+pub fn dispatch(key: &Key, side: Side, x: Tensor, local_x: Tensor, stream: Stream) -> Result<()> {
+    pick(key, side, ("x", x), ("local_x", local_x), stream)
 }
 
 /// Gathers every rank's `local_x` into `x` in global order, on every rank. Collective. `names` are the parameters'.
@@ -51,11 +62,7 @@ pub fn undispatch_backward_full(
     dlocal_x: Tensor,
     stream: Stream,
 ) -> Result<()> {
-    check::movement(key, side, ("dx", &dx), ("dlocal_x", &dlocal_x), stream)?;
-    check::written(&[("dlocal_x", &dlocal_x)], &[("dx", &dx)])?;
-    let session = key.context().enter()?;
-    let runs = key.placement(side).runs(key.context().rank()).as_slice();
-    session.context().backend().range_gather(dx, runs, dlocal_x)
+    pick(key, side, ("dx", dx), ("dlocal_x", dlocal_x), stream)
 }
 
 /// Gradient of undispatch when each rank holds a part of it: the sum over ranks of their `dx`, for this rank's tokens,
