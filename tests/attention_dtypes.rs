@@ -249,3 +249,42 @@ fn constant_tensors() {
         on_every_case(dtype, constant, true, "constant");
     }
 }
+
+/// Every case of the list on so many ranks and stages: those of at most 2,100 tokens in `cargo test`, and all of them on
+/// every number of ranks and every degree with `MAGI_TEST_MATRIX=full`.
+#[test]
+fn every_listed_case() {
+    let whole = std::env::var("MAGI_TEST_MATRIX").is_ok_and(|v| v == "full");
+    let (worlds, degrees): (&[usize], &[i32]) = if whole {
+        (&[1, 2, 3, 4, 5, 8], &[0, 1, 2, 4])
+    } else {
+        (&[1, 4, 8], &[0, 2])
+    };
+    for dtype in [DType::Bf16, DType::F16] {
+        for (i, case) in load_cases().iter().enumerate() {
+            let large = case.mask.total_q().max(case.mask.total_k()) > 2_100;
+            if case.mask.area() == 0 || (large && !whole) {
+                continue;
+            }
+            let s = shape(if large { 1 } else { 2 }, 1, 16, 16, dtype);
+            let o = operands(&mut Random(i as u64), &case.mask, &s);
+            let exact = attention(&case.mask, &o, Arithmetic::Exact);
+            let textbook = attention(&case.mask, &o, Arithmetic::Textbook(dtype));
+            let noise = is_diagonal(&case.mask);
+            for &world in worlds {
+                for &degree in degrees {
+                    let mut job = Job::new(&case.mask, s, world, degree, case.chunk_size);
+                    job.round_outputs = true;
+                    let what = format!("{} {} on {world} ranks, degree {degree}", case.name, dtype.name());
+                    check(
+                        &o,
+                        dtype,
+                        [&over_ranks(&job, &o), &exact, &textbook],
+                        noise,
+                        &what,
+                    );
+                }
+            }
+        }
+    }
+}
