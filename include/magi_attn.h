@@ -67,7 +67,8 @@ typedef struct CUstream_st *magi_stream;
  * What a call came to. 1xx argument, 2xx not supported, 3xx resources, 5xx communication, 6xx timeout and abort,
  * 9xx internal.
  *
- * After 1xx, 2xx and 3xx outputs are untouched, every object stays good and the call may be repeated. After 5xx
+ * After 1xx, 2xx and 3xx outputs are untouched, every object stays good and the call may be repeated; only
+ * magi_flex_flash_attn_* may have written part of its outputs when memory runs out. After 5xx
  * (but not after a plan mismatch) and 6xx the communicator is finished: abort or destroy it and make a new one.
  * After an internal error the handle is poisoned.
  */

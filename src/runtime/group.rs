@@ -25,6 +25,19 @@ impl Lane<'_> {
     }
 }
 
+/// The same pieces, one after the other in a staging tensor.
+pub(super) fn staged(pieces: &[Piece]) -> Vec<Piece> {
+    let mut at = 0;
+    let place = |p: &Piece| {
+        at += p.rows.len();
+        Piece {
+            peer: p.peer,
+            rows: Range::new(at - p.rows.len(), at),
+        }
+    };
+    pieces.iter().map(place).collect()
+}
+
 /// Starts one grouped exchange of several tensors at once, such as k and v.
 pub(super) fn start(
     comm: &dyn Communicator,
@@ -104,15 +117,7 @@ pub fn group_reduce(
     local: &[Tensor],
     stream: Stream,
 ) -> Result<PendingReduce> {
-    let mut at = 0;
-    let mut staged = Vec::with_capacity(transfer.sends.len());
-    for piece in &transfer.sends {
-        staged.push(Piece {
-            peer: piece.peer,
-            rows: Range::new(at, at + piece.rows.len()),
-        });
-        at += piece.rows.len();
-    }
+    let staged = staged(&transfer.sends);
     let sends: Vec<Lane> = partial
         .iter()
         .map(|&tensor| Lane {

@@ -1,28 +1,15 @@
 //! Group collectives over a mesh of hosts: each token crosses to a host once and fans out inside it.
 
-use super::group::{Lane, start};
+use super::group::{Lane, staged, start};
 use super::workspace::KeyPair;
 use crate::backend::Backend;
 use crate::comm::{Communicator, Ticket};
 use crate::device::Stream;
-use crate::types::{Piece, Range, Result, Tensor, TwoLevel};
+use crate::types::{Piece, Result, Tensor, TwoLevel};
 
 /// `tensor` once for each of k and v.
 fn lanes<'a>(pair: &KeyPair, pieces: &'a [Piece]) -> [Lane<'a>; 2] {
     [pair.k, pair.v].map(|tensor| Lane { tensor, pieces })
-}
-
-/// The same pieces, one after the other in a staging tensor.
-fn staged(pieces: &[Piece]) -> Vec<Piece> {
-    let mut at = 0;
-    let place = |p: &Piece| {
-        at += p.rows.len();
-        Piece {
-            peer: p.peer,
-            rows: Range::new(at - p.rows.len(), at),
-        }
-    };
-    pieces.iter().map(place).collect()
 }
 
 /// The first rows of both.
