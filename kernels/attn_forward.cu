@@ -20,6 +20,8 @@ DEV void set_up(const ForwardMaps &maps, Shared &s) {
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(v_full) + 8 * i, 1);
         mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
+    }
+    for (int i = 0; i < DIRTY; i++) {
         mbar_init(AT(dirty_full) + 8 * i, 1);
     }
     s.place[PLACES - 1] = {};

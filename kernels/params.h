@@ -72,6 +72,7 @@ typedef struct magi_attn_forward_params {
     int pack, pack_inverse;                /* pack_inverse: 65536 / pack + 1 */
     int tokens_k[2];                       /* of the local tensor and of the receive buffer */
     int head_dim_v, sinks, q_bytes, flags; /* q_bytes: of one tile of Q as copied */
+    int copies_k, copies_v;                /* of one block: 1 when a copy brings all columns, else one for each 64 */
     float scale_log2;                      /* of a logit, or of tanh with softcap: factor to base 2 */
     float softcap_scale;                   /* softmax_scale / softcap */
 } magi_attn_forward_params;

@@ -6,13 +6,14 @@
 #include "forward_epilogue.cuh"
 
 // Exponentials of a row are taken relative to a reference (base 2): the row's maximum in the first block where it
-// sees a key. Floating point does not mind if later scores are larger, short of overflow; so the steady step computes
-// no maximum and rescales nothing, and only looks whether a sum passed LIMIT. Then, and in blocks marked EXACT, the
-// block is done with the exact maximum. P in f16 must stay below 65504.
+// sees a key. The steady step computes no maximum and rescales nothing; it only looks whether a thread's sum passed
+// LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16: 2^15);
+// accuracy wants less: a key that outweighs all others must have a P of exactly 1, or its rounding shows in the output.
+// Below LIMIT the others weigh enough for the output to be rounded anyway.
 #ifdef DTYPE_F16
-constexpr float LIMIT = 32768.0f;
+constexpr float LIMIT = 512.0f;
 #else
-constexpr float LIMIT = 1099511627776.0f;
+constexpr float LIMIT = 128.0f;
 #endif
 
 // The reference of a row that saw nothing yet: its exponentials are 0 whatever the scores. No score comes near it.
@@ -123,7 +124,7 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     __syncwarp();
     mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
     if (flags & (FIRST | STOP)) {
-        store_tile(c.o, c.ref, c.l, p, s.place[c.tile], row, lane);
+        store_tile<OUT_COLUMNS>(c.o, c.ref, c.l, p, s.place[c.tile], row, lane);
 #if MAX_LOGITS
         store_maxima(c.most, p, s.place[c.tile], row, lane);
         c.most[0] = c.most[1] = NEG_INFINITY;

@@ -4,14 +4,16 @@
 #pragma once
 #include "softmax.cuh"
 
-// Row r of a tile: token r / pack of the tile, head r % pack of the unit. Exact for r < 65536 / pack.
+// Row r of a tile: token r / pack of the tile, head r % pack of the unit. Exact for r < 65536 / pack. Without GENERAL,
+// pack is 1.
 DEV int token_of(int r, const magi_attn_forward_params &p) {
-    return r * p.pack_inverse >> 16;
+    return GENERAL ? r * p.pack_inverse >> 16 : r;
 }
 DEV int head_of(int r, int token, int unit, const magi_attn_forward_params &p) {
-    return unit * p.pack + r - token * p.pack;
+    return GENERAL ? unit * p.pack + r - token * p.pack : unit;
 }
 
+#if GENERAL
 // log2 of the sum of the exponentials of a row's sinks.
 DEV float sinks_log2(const magi_attn_forward_params &p, i64 token, int head) {
     const float *z = p.sink + token * p.sink_token + head * p.sink_head;
@@ -27,6 +29,7 @@ DEV float sinks_log2(const magi_attn_forward_params &p, i64 token, int head) {
     }
     return most + log2_approx(sum);
 }
+#endif
 
 // x * factor, and 0 for a factor of 0 whatever x is.
 DEV float times(float x, float factor) {
@@ -64,13 +67,13 @@ DEV void store_piece(u16 *out, const u32 (&w)[4], int most) {
     }
 }
 
-DEV i64 out_offset(const magi_attn_forward_params &p, const TilePlace &t, int r, int token) {
+DEV i64 out_offset(const magi_attn_forward_params &p, TilePlace t, int r, int token) {
     return (i64)(t.row0 + token) * p.out_token + (i64)head_of(r, token, t.unit, p) * p.out_head;
 }
 
 // Columns c to c + CHUNK of the thread's rows in the input dtype, turned in registers.
 constexpr int CHUNK = 32;
-DEV void store_chunk_16_bit(const float (&x)[CHUNK / 2], const magi_attn_forward_params &p, const TilePlace &t, int c,
+DEV void store_chunk_16_bit(const float (&x)[CHUNK / 2], const magi_attn_forward_params &p, TilePlace t, int c,
                             int row, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -92,51 +95,37 @@ DEV u32 turn(u32 r) {
     return OUT_COLUMNS >= 64 ? r & 7 : r >> 1 & 3;
 }
 
-// Rows in the input dtype, through 16-byte pieces of rows that the warp puts together in its part of shared memory.
+// Rows of one head in the input dtype go through 16-byte pieces of rows that the warp puts together in its part of
+// shared memory, COLUMNS at a time: `turn_columns` brings columns c and on there, `store_columns` from there to memory.
 template <int COLUMNS>
-DEV void store_16_bit(float (&o)[DV / 2], const float (&factor)[2], const magi_attn_forward_params &p,
-                      const TilePlace &t, int row, int lane) {
-    u16 *const out = (u16 *)p.out;
-    const int top = row - lane / 4; // of the warp
-    if constexpr (COLUMNS > 0) {
-        constexpr int PIECES = COLUMNS / 8, ROWS = 32 / PIECES; // of a row; rows a warp reads at once
-        const u32 buffer = AT(o) + top * COLUMNS * 2, w_row = lane & 15, piece = lane % PIECES;
+DEV void turn_columns(const float (&o)[DV / 2], const float (&factor)[2], int c, int row, int lane) {
+    const u32 buffer = AT(o) + (row & ~15) * COLUMNS * 2, w_row = lane & 15;
 #pragma unroll
-        for (int c = 0; c < DV; c += COLUMNS) {
+    for (int g = 0; g < COLUMNS / 16; g++) {
+        const int i = c / 2 + 8 * g;
+        stmatrix_x4(buffer + w_row * COLUMNS * 2 + (((2 * g + lane / 16) ^ turn(w_row)) * 16),
+                    pack(o[i] * factor[0], o[i + 1] * factor[0]), pack(o[i + 2] * factor[1], o[i + 3] * factor[1]),
+                    pack(o[i + 4] * factor[0], o[i + 5] * factor[0]), pack(o[i + 6] * factor[1], o[i + 7] * factor[1]));
+    }
+    __syncwarp();
+}
+
+template <int COLUMNS>
+DEV void store_columns(const magi_attn_forward_params &p, TilePlace t, int c, int row, int lane) {
+    constexpr int PIECES = COLUMNS / 8, ROWS = 32 / PIECES; // of a row; rows a warp reads at once
+    const int top = row & ~15, piece = lane % PIECES, first = lane / PIECES, most = p.head_dim_v - c - piece * 8;
+    const u32 buffer = AT(o) + top * COLUMNS * 2;
+    u16 *to = (u16 *)p.out + out_offset(p, t, top + first, top + first) + c + piece * 8;
 #pragma unroll
-            for (int g = 0; g < COLUMNS / 16; g++) {
-                const int i = c / 2 + 8 * g;
-                stmatrix_x4(buffer + w_row * COLUMNS * 2 + (((2 * g + lane / 16) ^ turn(w_row)) * 16),
-                            pack(o[i] * factor[0], o[i + 1] * factor[0]),
-                            pack(o[i + 2] * factor[1], o[i + 3] * factor[1]),
-                            pack(o[i + 4] * factor[0], o[i + 5] * factor[0]),
-                            pack(o[i + 6] * factor[1], o[i + 7] * factor[1]));
-            }
-            __syncwarp();
-#pragma unroll
-            for (int j = 0; j < 16; j += ROWS) {
-                u32 w[4];
-                const u32 r = j + lane / PIECES;
-                ld_shared_v4(w, buffer + r * COLUMNS * 2 + ((piece ^ turn(r)) * 16));
-                const int token = token_of(top + r, p);
-                if (token < t.rows) {
-                    const int column = c + piece * 8;
-                    store_piece(out + out_offset(p, t, top + r, token) + column, w, p.head_dim_v - column);
-                }
-            }
-            __syncwarp();
-        }
-    } else {
-#pragma unroll
-        for (int c = 0; c < DV; c += CHUNK) {
-            float x[CHUNK / 2];
-#pragma unroll
-            for (int i = 0; i < CHUNK / 2; i++) {
-                x[i] = o[c / 2 + i] * factor[i / 2 % 2];
-            }
-            store_chunk_16_bit(x, p, t, c, row, lane);
+    for (int j = 0; j < 16; j += ROWS, to += ROWS * p.out_token) {
+        u32 w[4];
+        const u32 r = j + first;
+        ld_shared_v4(w, buffer + r * COLUMNS * 2 + ((piece ^ turn(r)) * 16));
+        if (top + (int)r < t.rows) {
+            store_piece(to, w, most);
         }
     }
+    __syncwarp();
 }
 
 #if GENERAL
@@ -144,14 +133,14 @@ DEV void store_16_bit(float (&o)[DV / 2], const float (&factor)[2], const magi_a
 struct PiecePlace {
     float *out, *log2_sum;
 };
-DEV PiecePlace piece_place(const magi_attn_forward_params &p, const TilePlace &t, int piece, int row, int lane) {
+DEV PiecePlace piece_place(const magi_attn_forward_params &p, TilePlace t, int piece, int row, int lane) {
     const i64 tile = (i64)(t.slot + piece) * p.units + t.unit;
     return {p.piece_out + (tile * CONSUMER_WARPS + row / 16) * (16 * DV) + 4 * lane, p.piece_lse + tile * BM + row};
 }
 
 // Leaves a piece of a tile, divided by its sums, in the workspace. True for the last of the tile's pieces to come.
 DEV bool leave_piece(const float (&o)[DV / 2], const float (&factor)[2], const float (&log2_sum)[2],
-                     const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
+                     const magi_attn_forward_params &p, TilePlace t, int row, int lane) {
     const PiecePlace to = piece_place(p, t, t.pieces & 0xFFFF, row, lane);
 #pragma unroll
     for (int i = 0; i < DV / 8; i++) {
@@ -178,7 +167,7 @@ DEV bool leave_piece(const float (&o)[DV / 2], const float (&factor)[2], const f
 }
 
 // log2 of the sum of all pieces' sums, in their order.
-DEV void join_sums(float (&log2_sum)[2], const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
+DEV void join_sums(float (&log2_sum)[2], const magi_attn_forward_params &p, TilePlace t, int row, int lane) {
     log2_sum[0] = log2_sum[1] = NEG_INFINITY;
     for (int i = 0; i < t.pieces >> 16; i++) {
         const float *const l = piece_place(p, t, i, row, lane).log2_sum;
@@ -189,7 +178,7 @@ DEV void join_sums(float (&log2_sum)[2], const magi_attn_forward_params &p, cons
 
 // Columns c to c + CHUNK of the output: those of all pieces, in their order, weighed by their sums.
 DEV void join_chunk(float (&x)[CHUNK / 2], const float (&log2_sum)[2], const magi_attn_forward_params &p,
-                    const TilePlace &t, int c, int row, int lane) {
+                    TilePlace t, int c, int row, int lane) {
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) {
         x[i] = 0;
@@ -215,7 +204,7 @@ DEV void join_chunk(float (&x)[CHUNK / 2], const float (&log2_sum)[2], const mag
 
 // Columns c to c + CHUNK in f32; `theirs`: the weight of the earlier result, 0 without one.
 DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const float (&theirs)[2], const magi_attn_forward_params &p,
-                         const TilePlace &t, int c, int row, int lane) {
+                         TilePlace t, int c, int row, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int r = row + 8 * h, token = token_of(r, p), column = c + 2 * (lane & 3);
@@ -240,7 +229,7 @@ DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const float (&theirs)[2], 
 }
 
 DEV void store_chunk(float (&x)[CHUNK / 2], const float (&factor)[2], const float (&theirs)[2],
-                     const magi_attn_forward_params &p, const TilePlace &t, int c, int row, int lane) {
+                     const magi_attn_forward_params &p, TilePlace t, int c, int row, int lane) {
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) {
         x[i] = times(x[i], factor[i / 2 % 2]);
@@ -251,6 +240,37 @@ DEV void store_chunk(float (&x)[CHUNK / 2], const float (&factor)[2], const floa
         store_chunk_16_bit(x, p, t, c, row, lane);
     }
 }
+// Joins the row sums with the sinks and the earlier result and stores them. factor becomes what O is to be multiplied
+// with, theirs the weight of the earlier output.
+DEV void store_sums(float (&factor)[2], float (&theirs)[2], const float (&log2_sum)[2],
+                    const magi_attn_forward_params &p, TilePlace t, int row, int lane) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int r = row + 8 * h, token = token_of(r, p), head = head_of(r, token, t.unit, p);
+        theirs[h] = 0;
+        if (token >= t.rows) {
+            continue;
+        }
+        float total = log2_sum[h];
+        if (p.sink) {
+            total = log2_add(total, sinks_log2(p, t.row0 + token, head));
+        }
+        float *const lse = p.lse + (i64)(t.row0 + token) * p.lse_token + (i64)head * p.lse_head;
+        if (p.flags & MAGI_FORWARD_ACCUMULATE) {
+            const float old = *lse * LOG2_E;
+            total = log2_add(total, old);
+            theirs[h] = old == NEG_INFINITY ? 0.0f : exp2_approx(old - total);
+            __syncwarp(__activemask()); // every thread of the row has read the old one
+        }
+        if (total != log2_sum[h]) {
+            factor[h] = log2_sum[h] == NEG_INFINITY ? 0.0f : factor[h] * exp2_approx(log2_sum[h] - total);
+        }
+        if (p.lse && (lane & 3) == 0) {
+            *lse = total * LN_2;
+        }
+    }
+}
+
 #endif
 
 #if MAX_LOGITS
@@ -264,7 +284,7 @@ DEV float from_ordered_bits(u32 x) {
 }
 
 // Raises the maxima of the tile's heads in the workspace.
-DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p, const TilePlace &t, int row,
+DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p, TilePlace t, int row,
                       int lane) {
     asm volatile("" : "+r"(row), "+r"(lane)::"memory"); // as in store_tile
     if (p.pack == 1) {
@@ -289,45 +309,13 @@ DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p,
 }
 #endif
 
-// Joins the row sums with the sinks and the earlier result and stores them. factor becomes what O is to be multiplied
-// with, theirs the weight of the earlier output.
-DEV void store_sums(float (&factor)[2], float (&theirs)[2], const float (&log2_sum)[2],
-                    const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int r = row + 8 * h, token = token_of(r, p), head = head_of(r, token, t.unit, p);
-        theirs[h] = 0;
-        if (token >= t.rows) {
-            continue;
-        }
-        float total = log2_sum[h];
-        if (p.sink) {
-            total = log2_add(total, sinks_log2(p, t.row0 + token, head));
-        }
-        float *const lse = p.lse + (i64)(t.row0 + token) * p.lse_token + (i64)head * p.lse_head;
-#if GENERAL
-        if (p.flags & MAGI_FORWARD_ACCUMULATE) {
-            const float old = *lse * LOG2_E;
-            total = log2_add(total, old);
-            theirs[h] = old == NEG_INFINITY ? 0.0f : exp2_approx(old - total);
-            __syncwarp(__activemask()); // every thread of the row has read the old one
-        }
-#endif
-        if (total != log2_sum[h]) {
-            factor[h] = log2_sum[h] == NEG_INFINITY ? 0.0f : factor[h] * exp2_approx(log2_sum[h] - total);
-        }
-        if (p.lse && (lane & 3) == 0) {
-            *lse = total * LN_2;
-        }
-    }
-}
-
 // Finishes a tile: o and l (shares of the row sums) relative to 2^ref.
+template <int COLUMNS>
 DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[2], const magi_attn_forward_params &p,
-                    const TilePlace &t, int row, int lane) {
+                    TilePlace t, int row, int lane) {
     // Nothing of this may be computed ahead of the stream's loop: it would hold registers there.
     asm volatile("" : "+r"(row), "+r"(lane)::"memory");
-    float factor[2], log2_sum[2], theirs[2];
+    float factor[2], log2_sum[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const float sum = quad_sum(l[h]);
@@ -335,6 +323,7 @@ DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[
         log2_sum[h] = sum == 0 ? NEG_INFINITY : ref[h] + log2_approx(sum);
     }
 #if GENERAL
+    float theirs[2];
     if (t.pieces >> 16 > 1) {
         if (leave_piece(o, factor, log2_sum, p, t, row, lane)) {
             join_sums(log2_sum, p, t, row, lane);
@@ -360,7 +349,12 @@ DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[
         store_chunk(x, factor, theirs, p, t, c, row, lane);
     }
 #else
-    store_sums(factor, theirs, log2_sum, p, t, row, lane);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        if (p.lse && (lane & 3) == 0 && row + 8 * h < t.rows) {
+            p.lse[(i64)(t.row0 + row + 8 * h) * p.lse_token + (i64)t.unit * p.lse_head] = log2_sum[h] * LN_2;
+        }
+    }
     // Rows that saw nothing have 0 whatever stale values made of O.
     if (__any_sync(~0u, factor[0] == 0 || factor[1] == 0)) {
 #pragma unroll
@@ -368,6 +362,22 @@ DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[
             o[i] = times(o[i], factor[i / 2 % 2] == 0 ? 0.0f : 1.0f);
         }
     }
-    store_16_bit<OUT_COLUMNS>(o, factor, p, t, row, lane);
+    if constexpr (COLUMNS > 0) {
+#pragma unroll
+        for (int c = 0; c < DV; c += COLUMNS) {
+            turn_columns<COLUMNS>(o, factor, c, row, lane);
+            store_columns<COLUMNS>(p, t, c, row, lane);
+        }
+    } else {
+#pragma unroll
+        for (int c = 0; c < DV; c += CHUNK) {
+            float x[CHUNK / 2];
+#pragma unroll
+            for (int i = 0; i < CHUNK / 2; i++) {
+                x[i] = o[c / 2 + i] * factor[i / 2 % 2];
+            }
+            store_chunk_16_bit(x, p, t, c, row, lane);
+        }
+    }
 #endif
 }

@@ -8,10 +8,12 @@ struct ForwardMaps {
     TensorMap q, k[2], v[2];
 };
 
-template <int CHUNKS, u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head) {
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        tma_load_3d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, head);
+// BN rows of K or V. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
+// dimension do.
+template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
+    tma_load_4d(dst, m, bar, 0, row, 0, head);
+    for (int c = 1; c < copies; c++) {
+        tma_load_4d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, 0, head);
     }
 }
 
@@ -38,94 +40,106 @@ struct Producer {
         mbar_wait(AT(v_empty) + 8 * i, (n >> 1 & 1) ^ 1);
         u32 bar = AT(v_full) + 8 * i;
         if (values.seen < BN) {
-            s.dirty[dirty & 1][0] = i;
-            s.dirty[dirty & 1][1] = values.seen;
-            bar = AT(dirty_full) + 8 * (dirty & 1);
+            s.dirty[dirty & (DIRTY - 1)][0] = i;
+            s.dirty[dirty & (DIRTY - 1)][1] = values.seen;
+            bar = AT(dirty_full) + 8 * (dirty & (DIRTY - 1));
             dirty++;
         }
         mbar_expect(bar, V_BYTES);
-        load_rows<DV_CHUNKS, BN * 128>(AT(v) + i * V_BYTES, &maps.v[values.source], bar, values.key, values.head);
+        load_rows<BN * 128>(AT(v) + i * V_BYTES, &maps.v[values.source], bar, values.key, values.head, p.copies_v);
     }
 
-    // Block n of the stream, which follows b in shared memory; its K are there when nothing is to be copied.
-    MEMBER void copies(int key, int kv_head, int source, int seen) {
-        const int i = n & 1;
-        if (key < 0) {
-            mbar_arrive(AT(k_full) + 8 * i);
-        } else {
-            mbar_expect(AT(k_full) + 8 * i, K_BYTES);
-            load_rows<D_CHUNKS, BN * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(k_full) + 8 * i, key, kv_head);
-        }
-        load_values();
-        values = {key, kv_head, source, seen};
-        n++;
-    }
-
-    // The block of item `it` that begins at key `key`. Everything is read again for each block: the producer has time,
-    // but few registers.
-    MEMBER void block(int tile, int item, int unit, int key, int place) {
-        const magi_tile *const t = p.tiles + tile;
-        const magi_item *const it = p.items + item;
+    // Where consumers find block n of the stream, once they are done with what was there.
+    MEMBER Block &next_block() {
         mbar_wait(AT(k_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
-        Block &b = s.block[n & 1];
-        const int row0 = t->row0, rows = t->rows, run1 = it->run1, limits = it->limits, lo = it->lo + row0 - key;
-        const bool full = key >= it->full0 && key + BN <= it->full1;
-        // A row sees its first key in the first block, or where the lower side of a band passes it, or, with limits
-        // of its own, anywhere up to the first full block.
-        const bool exact = key == it->start || lo + rows > 0 || (limits >= 0 && (!full || key == it->full0));
-        b.flags = place | (full ? 0 : MASKED) | (exact ? EXACT : 0) | (!full && limits >= 0 ? LIMITS : 0);
-        b.left = it->run0 - key, b.right = run1 - key, b.lo = lo, b.hi = it->hi + row0 - key;
-        b.item_row0 = it->row0, b.item_row1 = it->row1, b.limits = limits, b.key = key;
-        if (place & FIRST) {
-            s.place[tiles & (PLACES - 1)] = {row0, unit, rows, t->slot, t->pieces};
+        return s.block[n & 1];
+    }
+
+    // What a block needs that some row of the tile does not see entirely.
+    MEMBER void describe(Block &b, int tile, int item, int key) {
+        const magi_item *const it = p.items + item;
+        const int row0 = p.tiles[tile].row0;
+        b.left = it->run0 - key, b.right = it->run1 - key, b.lo = it->lo + row0 - key, b.hi = it->hi + row0 - key;
+        b.item_row0 = it->row0, b.item_row1 = it->row1, b.limits = it->limits, b.key = key;
+    }
+
+    // The first key behind the blocks in which a row may see its first key: the first block, those which the lower side
+    // of a band passes, and, with limits for each row, all up to the first full block.
+    MEMBER int exact_end(const magi_item *it, const magi_tile *t) {
+        const int band = it->lo + t->row0 + t->rows;
+        const int limits = it->limits < 0 ? 0 : it->full0 < it->full1 ? it->full0 + 1 : it->run1;
+        return max(max(it->start + 1, band), limits);
+    }
+
+    // The blocks of one item. The loop is short on purpose: what it takes delays copies.
+    MEMBER void item(int tile, int index, int kv_head, int first, int last) {
+        const magi_item *const it = p.items + index;
+        const int run1 = it->run1, full0 = it->full0, full1 = it->full1 - BN, source = it->source;
+        const int exact = exact_end(it, p.tiles + tile), masked = it->limits < 0 ? MASKED : MASKED | LIMITS;
+        const TensorMap *const k = &maps.k[source];
+        for (int key = it->start; key < run1; key += BN) {
+            const int behind = key + BN;
+            int flags = first | (key < exact ? EXACT : 0) | (behind >= run1 ? last : 0);
+            first = 0;
+            const bool full = key >= full0 && key <= full1;
+            Block &b = next_block();
+            if (!full) {
+                flags |= masked;
+                describe(b, tile, index, key);
+            }
+            b.flags = flags;
+            const int i = n & 1;
+            mbar_expect(AT(k_full) + 8 * i, K_BYTES);
+            load_rows<BN * 128>(AT(k) + i * K_BYTES, k, AT(k_full) + 8 * i, key, kv_head, p.copies_k);
+            load_values();
+            // Behind the end of the tensor the copy engine writes zeros.
+            values = {key, kv_head, source, behind > run1 && run1 < p.tokens_k[source] ? run1 - key : BN};
+            n++;
         }
-        // Behind the end of the tensor the copy engine writes zeros.
-        const int source = it->source, end = min(key + BN, p.tokens_k[source]);
-        copies(key, unit / p.group, source, run1 < end ? run1 - key : BN);
     }
 
     // The one block of a tile whose rows see nothing.
-    MEMBER void empty_block(const magi_tile *t, int unit) {
-        mbar_wait(AT(k_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
-        Block &b = s.block[n & 1];
-        b.flags = FIRST | LAST | MASKED;
-        s.place[tiles & (PLACES - 1)] = {t->row0, unit, t->rows, t->slot, t->pieces};
+    MEMBER void empty_block() {
+        Block &b = next_block();
         b.left = b.right = b.lo = b.hi = b.item_row0 = b.item_row1 = 0;
-        copies(-1, 0, 0, BN);
+        b.flags = FIRST | LAST | MASKED;
+        mbar_arrive(AT(k_full) + 8 * (n & 1));
+        load_values();
+        values.key = -1;
+        n++;
     }
 
     MEMBER void tile(int index, int unit) {
         const magi_tile *const t = p.tiles + index;
         const int q = Q_STAGES == 2 ? tiles & 1 : 0, round = Q_STAGES == 2 ? tiles >> 1 : tiles;
+        const int row0 = t->row0, rows = t->rows, slot = t->slot, pieces = t->pieces;
+        const int begin = t->item0, end = begin + t->items;
         mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
         mbar_expect(AT(q_full) + 8 * q, p.q_bytes);
-        const int row0 = t->row0;
 #pragma unroll
         for (int c = 0; c < D_CHUNKS; c++) {
             tma_load_4d(AT(q) + q * Q_BYTES + c * BM * 128, &maps.q, AT(q_full) + 8 * q, 64 * c, 0, row0, unit);
         }
-        int item = t->item0;
-        const int end = item + t->items;
-        if (item == end) {
-            empty_block(t, unit);
-        }
-        int first = FIRST;
-        for (; item != end; item++) {
-            for (int key = p.items[item].start; key < p.items[item].run1; key += BN, first = 0) {
-                const int last = item + 1 == end && key + BN >= p.items[item].run1 ? LAST : 0;
-                block(index, item, unit, key, first | last);
-            }
-        }
+        // The place is free: its tile before was PLACES tiles ago, and consumers have let go of the K of the last two
+        // blocks but one.
+        next_block();
+        s.place[tiles & (PLACES - 1)] = {row0, unit, rows, slot, pieces};
         tiles++;
+        if (begin == end) {
+            empty_block();
+        }
+        const int kv_head = unit / p.group;
+        for (int i = begin; i < end; i++) {
+            item(index, i, kv_head, i == begin ? FIRST : 0, i + 1 == end ? LAST : 0);
+        }
     }
 
     MEMBER void finish() {
-        mbar_wait(AT(k_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
-        s.block[n & 1].flags = STOP;
+        next_block().flags = STOP;
         mbar_arrive(AT(k_full) + 8 * (n & 1));
         load_values();
-        s.dirty[dirty & 1][0] = -1;
-        mbar_arrive(AT(dirty_full) + 8 * (dirty & 1));
+        s.dirty[dirty & (DIRTY - 1)][0] = -1;
+        mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
     }
 };
 
@@ -146,8 +160,8 @@ DEV void produce(const ForwardMaps &maps, const magi_attn_forward_params &p, Sha
 // The cleaning warp: zeroes rows of V that nothing sees, then says that V is there.
 DEV void clean(Shared &s, int lane) {
     for (int d = 0;; d++) {
-        mbar_wait(AT(dirty_full) + 8 * (d & 1), d >> 1 & 1);
-        const int stage = s.dirty[d & 1][0], seen = s.dirty[d & 1][1];
+        mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
+        const int stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
         if (stage < 0) {
             return;
         }

@@ -66,13 +66,16 @@ struct alignas(16) TilePlace {
 // two blocks more, which may be two tiles.
 constexpr int PLACES = 4;
 
+// Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
+constexpr int DIRTY = 4;
+
 struct alignas(1024) Shared {
     u8 q[Q_STAGES][Q_BYTES], k[STAGES][K_BYTES], v[STAGES][V_BYTES];
     u8 o[CONSUMER_WARPS][16 * OUT_COLUMNS * 2 + (OUT_COLUMNS == 0)];
     Block block[STAGES];
     TilePlace place[PLACES];
-    int dirty[2][2]; // {stage of V, first row that nothing sees}; stage -1: no more
-    u64 q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], dirty_full[2];
+    int dirty[DIRTY][2]; // {stage of V, first row that nothing sees}; stage -1: no more
+    u64 q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], dirty_full[DIRTY];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 

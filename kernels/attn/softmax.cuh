@@ -15,18 +15,28 @@ DEV u32 columns_below(int limit, int lane_col) {
 // What rows do not see becomes -inf. `token[h]`: which of the tile's tokens row h of the thread belongs to.
 DEV void apply_mask(float (&x)[BN / 2], const Block &b, const magi_row_limits *limits, const int (&token)[2],
                     int lane_col) {
+    const int left = b.left, right = b.right, band_lo = b.lo, band_hi = b.hi + 1;
+    const int row0 = b.item_row0, row1 = b.item_row1;
+    int lo[2], hi[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int t = token[h];
-        int lo = max(b.left, t + b.lo), hi = min(b.right, t + b.hi + 1);
-        if (t < b.item_row0 || t >= b.item_row1) {
-            hi = -1;
-        } else if (b.flags & LIMITS) {
-            const magi_row_limits own = limits[b.limits + t];
-            lo = max(lo, own.lo - b.key);
-            hi = min(hi, own.hi - b.key);
+        lo[h] = max(left, t + band_lo);
+        hi[h] = t >= row0 && t < row1 ? min(right, t + band_hi) : -1;
+    }
+    if (b.flags & LIMITS) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (hi[h] >= 0) {
+                const magi_row_limits own = limits[b.limits + token[h]];
+                lo[h] = max(lo[h], own.lo - b.key);
+                hi[h] = min(hi[h], own.hi - b.key);
+            }
         }
-        const u32 keep = columns_below(hi, lane_col) & ~columns_below(lo, lane_col);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const u32 keep = columns_below(hi[h], lane_col) & ~columns_below(lo[h], lane_col);
 #pragma unroll
         for (int i = 0; i < BN / 4; i++) {
             if (!(keep >> i & 1)) {
