@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (group == 0) {
         setmaxnreg_dec<PRODUCER_REGS>();
         if (threadIdx.x == 0) {
-            produce(maps, p, s);
+            Producer{maps, p, s}.run();
         } else if (threadIdx.x / 32 == 1) {
             clean(s, threadIdx.x & 31);
         }

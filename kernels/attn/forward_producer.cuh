@@ -12,6 +12,7 @@ struct ForwardMaps {
 // dimension do.
 template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
     tma_load_4d(dst, m, bar, 0, row, 0, head);
+#pragma unroll 1
     for (int c = 1; c < copies; c++) {
         tma_load_4d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, 0, head);
     }
@@ -22,12 +23,19 @@ struct Values {
     int key, head, source, seen; // key -1: none; rows from `seen` on are seen by nothing
 };
 
+// A tile of a unit: one piece of work.
+struct Work {
+    int tile, unit;
+};
+
 struct Producer {
     const ForwardMaps &maps;
     const magi_attn_forward_params &p;
     Shared &s;
     int n = 0, tiles = 0, dirty = 0; // blocks, tiles and dirty blocks so far
     Values values = {-1, 0, 0, BN};
+    int ticket; // of the work after this
+    Work next;  // the same, decoded
 
     // Values of the block before, into the stage of block n. Where rows of it are seen by nothing they may hold
     // anything, and 0 * NaN is NaN: the cleaning warp zeroes them before consumers hear of the copy.
@@ -71,21 +79,39 @@ struct Producer {
         return max(max(it->start + 1, band), limits);
     }
 
+    // Tiles come longest first, one unit after the other within a section of units whose keys stay in the L2 cache.
+    MEMBER Work decode(int work) {
+        const int per_section = p.tile_count * p.section, section = work / per_section, in = work - section * per_section;
+        return {in / p.section, section * p.section + in % p.section};
+    }
+
+    // Decodes the next work and brings its tile and first item close, while copies of this tile are under way.
+    MEMBER void look_ahead() {
+        next.unit = -1;
+        if (ticket < p.tile_count * p.units) {
+            next = decode(ticket);
+            touch(p.items + p.tiles[next.tile].item0);
+        }
+    }
+
     // The blocks of one item. The loop is short on purpose: what it takes delays copies.
-    MEMBER void item(int tile, int index, int kv_head, int first, int last) {
+    MEMBER void item(Work work, int index, int kv_head, int first, int last) {
         const magi_item *const it = p.items + index;
-        const int run1 = it->run1, full0 = it->full0, full1 = it->full1 - BN, source = it->source;
-        const int exact = exact_end(it, p.tiles + tile), masked = it->limits < 0 ? MASKED : MASKED | LIMITS;
+        const int start = it->start, run1 = it->run1, full0 = it->full0, full1 = it->full1 - BN, source = it->source;
+        const int exact = exact_end(it, p.tiles + work.tile), masked = it->limits < 0 ? MASKED : MASKED | LIMITS;
         const TensorMap *const k = &maps.k[source];
-        for (int key = it->start; key < run1; key += BN) {
+#pragma unroll 1
+        for (int key = start; key < run1; key += BN) {
             const int behind = key + BN;
             int flags = first | (key < exact ? EXACT : 0) | (behind >= run1 ? last : 0);
-            first = 0;
             const bool full = key >= full0 && key <= full1;
             Block &b = next_block();
+            if (first) {
+                place(work);
+            }
             if (!full) {
                 flags |= masked;
-                describe(b, tile, index, key);
+                describe(b, work.tile, index, key);
             }
             b.flags = flags;
             const int i = n & 1;
@@ -95,43 +121,65 @@ struct Producer {
             // Behind the end of the tensor the copy engine writes zeros.
             values = {key, kv_head, source, behind > run1 && run1 < p.tokens_k[source] ? run1 - key : BN};
             n++;
+            if (first) {
+                first = 0;
+                look_ahead();
+            }
         }
     }
 
+    // Tells consumers of a tile. The place is free: its tile before was PLACES tiles ago, and consumers have let go of
+    // the K of all blocks but the last.
+    MEMBER void place(Work work) {
+        const magi_tile *const t = p.tiles + work.tile;
+        s.place[tiles & (PLACES - 1)] = {t->row0, work.unit, t->rows, t->slot, t->pieces};
+    }
+
     // The one block of a tile whose rows see nothing.
-    MEMBER void empty_block() {
+    MEMBER void empty_block(Work work) {
         Block &b = next_block();
+        place(work);
         b.left = b.right = b.lo = b.hi = b.item_row0 = b.item_row1 = 0;
         b.flags = FIRST | LAST | MASKED;
         mbar_arrive(AT(k_full) + 8 * (n & 1));
         load_values();
         values.key = -1;
         n++;
+        look_ahead();
     }
 
-    MEMBER void tile(int index, int unit) {
-        const magi_tile *const t = p.tiles + index;
+    MEMBER void tile(Work work) {
+        const magi_tile *const t = p.tiles + work.tile;
         const int q = Q_STAGES == 2 ? tiles & 1 : 0, round = Q_STAGES == 2 ? tiles >> 1 : tiles;
-        const int row0 = t->row0, rows = t->rows, slot = t->slot, pieces = t->pieces;
-        const int begin = t->item0, end = begin + t->items;
+        const int row0 = t->row0, begin = t->item0, end = begin + t->items;
         mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
         mbar_expect(AT(q_full) + 8 * q, p.q_bytes);
 #pragma unroll
         for (int c = 0; c < D_CHUNKS; c++) {
-            tma_load_4d(AT(q) + q * Q_BYTES + c * BM * 128, &maps.q, AT(q_full) + 8 * q, 64 * c, 0, row0, unit);
+            tma_load_4d(AT(q) + q * Q_BYTES + c * BM * 128, &maps.q, AT(q_full) + 8 * q, 64 * c, 0, row0, work.unit);
         }
-        // The place is free: its tile before was PLACES tiles ago, and consumers have let go of the K of the last two
-        // blocks but one.
-        next_block();
-        s.place[tiles & (PLACES - 1)] = {row0, unit, rows, slot, pieces};
-        tiles++;
         if (begin == end) {
-            empty_block();
+            empty_block(work);
         }
-        const int kv_head = unit / p.group;
+        const int kv_head = work.unit / p.group;
+#pragma unroll 1
         for (int i = begin; i < end; i++) {
-            item(index, i, kv_head, i == begin ? FIRST : 0, i + 1 == end ? LAST : 0);
+            item(work, i, kv_head, i == begin ? FIRST : 0, i + 1 == end ? LAST : 0);
         }
+        tiles++;
+    }
+
+    // All the work that this thread block gets. The next piece is asked for a tile ahead.
+    MEMBER void run() {
+        next.unit = -1;
+        if ((int)blockIdx.x < p.tile_count * p.units) {
+            next = decode(blockIdx.x);
+        }
+        while (next.unit >= 0) {
+            ticket = atomicAdd(&p.counters[0], 1) + gridDim.x;
+            tile(next);
+        }
+        finish();
     }
 
     MEMBER void finish() {
@@ -142,20 +190,6 @@ struct Producer {
         mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
     }
 };
-
-// Tiles come longest first, one head after the other within a section of heads whose keys stay in the L2 cache. The
-// next piece of work is asked for a tile ahead.
-DEV void produce(const ForwardMaps &maps, const magi_attn_forward_params &p, Shared &s) {
-    Producer producer{maps, p, s};
-    const int per_section = p.tile_count * p.section, total = p.tile_count * p.units;
-    for (int work = blockIdx.x; work < total;) {
-        const int next = atomicAdd(&p.counters[0], 1) + gridDim.x;
-        const int section = work / per_section, in = work - section * per_section;
-        producer.tile(in / p.section, section * p.section + in % p.section);
-        work = next;
-    }
-    producer.finish();
-}
 
 // The cleaning warp: zeroes rows of V that nothing sees, then says that V is there.
 DEV void clean(Shared &s, int lane) {
