@@ -253,9 +253,11 @@ fn keep(cubin: &Path, kept: &Path) {
 
 /// The table of cubins that the library is compiled with.
 fn embed_cubins(places: &Places, cubins: &[(String, PathBuf)]) {
-    let mut table = String::from(
-        "/// Variant and cubin of everything compiled ahead of time.\npub static CUBINS: &[(&str, &[u8])] = &[\n",
-    );
+    let mut table = String::new();
+    if !cubins.is_empty() {
+        table += "/// The driver reads cubins as structures.\n#[repr(align(64))]\nstruct Aligned<const N: usize>([u8; N]);\n";
+    }
+    table += "/// Variant and cubin of everything compiled ahead of time.\npub static CUBINS: &[(&str, &[u8])] = &[\n";
     for (name, path) in cubins {
         table += &format!(
             "    ({name:?}, &Aligned(*include_bytes!({:?})).0),\n",

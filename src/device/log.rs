@@ -42,11 +42,8 @@ static LOG: RwLock<Log> = RwLock::new(Log {
 });
 
 /// Sends lines of at most `level` to `callback`, or to stderr without one. Returns when no call of the previous callback is
-/// running.
-///
-/// # Safety
-/// `callback` may be called with `userdata` from any thread.
-pub unsafe fn set(callback: Option<Callback>, userdata: *mut c_void, level: Level) {
+/// running. Whoever gives a callback promises that it may be called with `userdata` from any thread.
+pub fn set(callback: Option<Callback>, userdata: *mut c_void, level: Level) {
     *LOG.write() = Log {
         callback,
         userdata,

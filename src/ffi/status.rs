@@ -72,8 +72,7 @@ pub extern "C" fn magi_log_set_callback(
             let message = format!("level is {level}, which is no magi_log_level (0 to 2)");
             return Err(Error::new(Status::InvalidEnum, message));
         };
-        // SAFETY: whoever gives a callback promises that it may be called with `userdata` from any thread.
-        unsafe { log::set(callback, userdata, level) };
+        log::set(callback, userdata, level);
         Ok(())
     })
 }

@@ -9,10 +9,6 @@ use crate::types::{Error, Result};
 include!(concat!(env!("OUT_DIR"), "/kernel_sources.rs"));
 include!(concat!(env!("OUT_DIR"), "/kernel_cubins.rs"));
 
-/// The driver reads cubins as structures.
-#[repr(align(64))]
-struct Aligned<const N: usize>([u8; N]);
-
 /// Every variant of kernels/variants.txt.
 pub fn variants() -> Result<&'static [Variant]> {
     static LIST: OnceLock<std::result::Result<Vec<Variant>, String>> = OnceLock::new();

@@ -61,11 +61,11 @@ impl Nvrtc {
         let mut tried = Vec::new();
         for place in places {
             match place.open() {
-                Ok(handle) => match Nvrtc::of(handle, place.to_string()) {
+                Some(handle) => match Nvrtc::of(handle, place.to_string()) {
                     Ok(nvrtc) => return Ok(nvrtc),
                     Err(why) => tried.push(format!("{place} ({why})")),
                 },
-                Err(_) => tried.push(place.to_string()),
+                None => tried.push(place.to_string()),
             }
         }
         let message = format!(

@@ -32,25 +32,24 @@ impl fmt::Display for Place {
 
 impl Place {
     /// Loads the library and gives its handle.
-    pub fn open(&self) -> Result<*mut c_void, ()> {
+    pub fn open(&self) -> Option<*mut c_void> {
         match self {
             Place::Name(name) => open(Path::new(name)),
             Place::Folder(folder) => NAMES
                 .iter()
                 .map(|name| folder.join(name))
                 .filter(|path| path.exists())
-                .find_map(|path| open(&path).ok())
-                .ok_or(()),
+                .find_map(|path| open(&path)),
         }
     }
 }
 
-fn open(path: &Path) -> Result<*mut c_void, ()> {
+fn open(path: &Path) -> Option<*mut c_void> {
     use std::os::unix::ffi::OsStrExt;
-    let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| ())?;
+    let text = CString::new(path.as_os_str().as_bytes()).ok()?;
     // SAFETY: loading NVRTC runs its initialisers, which touch nothing of ours.
     let handle = unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if handle.is_null() { Err(()) } else { Ok(handle) }
+    (!handle.is_null()).then_some(handle)
 }
 
 /// Every place, in the order of trying: what the loader finds (and has loaded already, for a framework), the toolkit

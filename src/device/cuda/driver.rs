@@ -89,10 +89,8 @@ fn start() -> Result<()> {
     }
     let mut version = 0;
     // SAFETY: the symbol is there and the pointer is good for an int.
-    check(
-        unsafe { sys::cuDriverGetVersion(&mut version) },
-        "cuDriverGetVersion",
-    )?;
+    let code = unsafe { sys::cuDriverGetVersion(&mut version) };
+    check(code, "cuDriverGetVersion")?;
     if version < OLDEST {
         return Err(no_device(format!(
             "the CUDA driver is too old: it is for CUDA {}.{}; 12.0 or later is needed",

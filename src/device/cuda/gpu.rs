@@ -107,10 +107,8 @@ impl Gpu {
     /// Makes its context the thread's current one until the result is dropped.
     pub fn enter(&self) -> Result<Current<'_>> {
         // SAFETY: the context is retained for good.
-        check(
-            unsafe { sys::cuCtxPushCurrent_v2(self.context) },
-            "cuCtxPushCurrent",
-        )?;
+        let code = unsafe { sys::cuCtxPushCurrent_v2(self.context) };
+        check(code, "cuCtxPushCurrent")?;
         Ok(Current {
             gpu: PhantomData,
             thread: PhantomData,
