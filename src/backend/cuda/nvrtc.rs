@@ -105,6 +105,7 @@ impl Nvrtc {
         if code != 0 || (major, minor) < OLDEST {
             return Err(format!("version {major}.{minor} is too old"));
         }
+        nvrtc_places::load_builtins(functions.version as *const c_void, (major, minor));
         Ok(Nvrtc {
             functions,
             version: (major, minor),

@@ -1,9 +1,10 @@
 //! Where NVRTC may lie on a user's machine.
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, OsStr, c_void};
 use std::fmt;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The library's file names, newest first.
@@ -45,11 +46,29 @@ impl Place {
 }
 
 fn open(path: &Path) -> Option<*mut c_void> {
-    use std::os::unix::ffi::OsStrExt;
     let text = CString::new(path.as_os_str().as_bytes()).ok()?;
     // SAFETY: loading NVRTC runs its initialisers, which touch nothing of ours.
     let handle = unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     (!handle.is_null()).then_some(handle)
+}
+
+/// Loads the compiler's second library from the folder of the first, the one that holds the code at `inside`: the compiler
+/// asks the loader for it by its name alone, and the loader does not know that folder. Where it is not there the loader
+/// may know better.
+pub fn load_builtins(inside: *const c_void, (major, minor): (i32, i32)) {
+    // SAFETY: all zero bytes are a value of this struct of pointers.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: only looks the address up; the struct is good for what is written.
+    if unsafe { libc::dladdr(inside, &mut info) } == 0 || info.dli_fname.is_null() {
+        return;
+    }
+    // SAFETY: the loader's own string, good while the library is loaded.
+    let file = unsafe { CStr::from_ptr(info.dli_fname) };
+    let folder = Path::new(OsStr::from_bytes(file.to_bytes())).parent();
+    let name = format!("libnvrtc-builtins.so.{major}.{minor}");
+    if let Some(path) = folder.map(|f| f.join(name)).filter(|p| p.exists()) {
+        open(&path);
+    }
 }
 
 /// Every place, in the order of trying: what the loader finds (and has loaded already, for a framework), the toolkit
