@@ -1,5 +1,5 @@
 //! Kernels compiled at run time, with the NVRTC that scripts/setup.sh puts into .tools or that the machine has. No GPU is
-//! needed. scripts/check_kernels.sh sets MAGI_KERNEL_OUT to a folder that gets every cubin and what the compiler said.
+//! needed. scripts/check_kernels.sh sets MAGI_KERNEL_OUT to a folder that gets every variant's text, its cubin and what the compiler said.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,7 @@ fn every_variant_compiles_with_nvrtc() {
         verbose: true,
         ..KernelBuild::default()
     };
+    let mut list = String::new();
     for variant in embedded::variants().unwrap() {
         let text = embedded::text(variant).unwrap();
         let options = compile::options(variant, Arch::HOPPER, &settings);
@@ -57,9 +58,19 @@ fn every_variant_compiles_with_nvrtc() {
             );
         }
         if let Some(out) = &out {
-            fs::write(out.join(format!("{}.cubin", variant.name)), &compiled.cubin).unwrap();
-            fs::write(out.join(format!("{}.log", variant.name)), &compiled.log).unwrap();
+            let file = |extension: &str| out.join(format!("{}.{extension}", variant.name));
+            fs::write(file("cu"), &text).unwrap();
+            fs::write(file("cubin"), &compiled.cubin).unwrap();
+            fs::write(file("log"), &compiled.log).unwrap();
+            let kind = match variant.kind {
+                Kind::Attention => "attention",
+                Kind::Helper => "helper",
+            };
+            list += &format!("{} {kind} {}\n", variant.name, variant.defines.join(" "));
         }
+    }
+    if let Some(out) = &out {
+        fs::write(out.join("variants"), list).unwrap();
     }
 }
 
