@@ -15,7 +15,8 @@ const HEAD: &str = "\
 
 The variables below are read once per process, at the first call of `magi_config_init` (or of a function that is given no \
 config). They change defaults only: a field of `magi_config` that is set afterwards wins, and a variable that is changed \
-later changes nothing. `magi_env_count` and `magi_env_get` list them with the values in force.
+later changes nothing. Those that act at *build* are read by cargo's build too, where kernels are compiled ahead of time, and \
+otherwise when a kernel is compiled at run time: see [build](build.md). `magi_env_count` and `magi_env_get` list them with the values in force.
 
 A value that does not parse is `MAGI_STATUS_INVALID_ENVIRONMENT`, with the variable and its text in the message; variables \
 without effect may hold anything. Booleans take 0, 1, false, true, off, on, no and yes, in letters of any case. A name that \

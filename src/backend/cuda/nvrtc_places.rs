@@ -55,7 +55,7 @@ fn open(path: &Path) -> Option<*mut c_void> {
 /// Loads the compiler's second library from the folder of the first, the one that holds the code at `inside`: the compiler
 /// asks the loader for it by its name alone, and the loader does not know that folder. Where it is not there the loader
 /// may know better.
-pub fn load_builtins(inside: *const c_void, (major, minor): (i32, i32)) {
+pub(super) fn load_builtins(inside: *const c_void, (major, minor): (i32, i32)) {
     // SAFETY: all zero bytes are a value of this struct of pointers.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: only looks the address up; the struct is good for what is written.
