@@ -64,7 +64,7 @@ typedef struct CUstream_st *magi_stream;
 #define MAGI_ACCUMULATE_DSINK 8
 
 /**
- * What a call came to. 1xx argument, 2xx not supported, 3xx resources, 5xx communication, 6xx timeout and abort,
+ * What a call came to. 1xx argument, 2xx not supported, 3xx resources, 4xx CUDA, 5xx communication, 6xx timeout and abort,
  * 9xx internal.
  *
  * After 1xx, 2xx and 3xx outputs are untouched, every object stays good and the call may be repeated; only
@@ -157,6 +157,18 @@ enum magi_status
      * The operating system refused a thread or another resource.
      */
     MAGI_STATUS_RESOURCE_EXHAUSTED = 301,
+    /**
+     * There is no CUDA device, or no driver for it; the message says what was looked for.
+     */
+    MAGI_STATUS_NO_DEVICE = 400,
+    /**
+     * The CUDA driver refused a call or a kernel failed; the message names the call and the driver's error.
+     */
+    MAGI_STATUS_CUDA_FAILED = 401,
+    /**
+     * A kernel could not be compiled: no compiler was found, or it refused; the message holds what it said.
+     */
+    MAGI_STATUS_COMPILE_FAILED = 402,
     /**
      * A peer failed, or a message was not what the plan says; the communicator is finished.
      */

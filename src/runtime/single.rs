@@ -4,6 +4,7 @@ use super::attn_args::{Backward, Forward, scale};
 use super::check::{self, Extents};
 use super::scratch::Scratch;
 use crate::backend::{Backend, BackwardArgs, CpuBackend, ForwardArgs};
+use crate::device::cuda::Gpu;
 use crate::device::{Carver, Stream};
 use crate::types::{
     AttnShape, DType, Device, Error, Mask, MaskType, Range, Result, Slice, StageSlice, Status, Tensor,
@@ -85,6 +86,23 @@ fn backend_for(options: &Options) -> Result<CpuBackend> {
         return Err(Error::new(Status::NotSupported, message));
     }
     Ok(CpuBackend::new())
+}
+
+/// Fails where all operands lie on one CUDA device: with what is missing there, a driver, the device, or kernels. Tensors
+/// that lie apart are told of by the checks that follow.
+fn expect_host(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
+    let Device::Cuda(ordinal) = q.device() else {
+        return Ok(());
+    };
+    if [k, v].iter().any(|t| t.device() != q.device()) {
+        return Ok(());
+    }
+    let gpu = Gpu::open(ordinal)?;
+    let message = format!(
+        "args.q, args.k and args.v lie on CUDA device {ordinal} ({}), for which this build has no attention kernels",
+        gpu.properties().name
+    );
+    Err(Error::new(Status::NotSupported, message))
 }
 
 /// Tokens from the mask, or from the tensors when ranges give the mask.
@@ -242,6 +260,7 @@ pub fn backward_workspace(a: &Backward, options: &Options) -> Result<usize> {
 /// Attention on one device. Errors as the C function documents.
 pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
+    expect_host(&a.q, &a.k, &a.v)?;
     check::forward(a, &e, stream)?;
     let backend = backend_for(options)?;
     if options.accumulate {
@@ -301,6 +320,7 @@ fn check_accumulate(a: &Forward, s: &AttnShape) -> Result<()> {
 /// Gradients on one device. Errors as the C function documents.
 pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
+    expect_host(&a.q, &a.k, &a.v)?;
     check::backward(a, &e, stream)?;
     let backend = backend_for(options)?;
     if options.accumulate {
