@@ -8,17 +8,26 @@ extern "C" __global__ void __launch_bounds__(256) fill_zero(const __grid_constan
         i64 at, unused;
         offsets(w, index, at, unused);
         switch (w.unit) {
-        case 16: *(Pack<unsigned, 4> *)(dst + at) = Pack<unsigned, 4>{}; break;
-        case 8: *(Pack<unsigned, 2> *)(dst + at) = Pack<unsigned, 2>{}; break;
-        case 4: *(unsigned *)(dst + at) = 0; break;
-        case 2: *(unsigned short *)(dst + at) = 0; break;
-        default: dst[at] = 0; break;
+        case 16:
+            *(Pack<unsigned, 4> *)(dst + at) = Pack<unsigned, 4>{};
+            break;
+        case 8:
+            *(Pack<unsigned, 2> *)(dst + at) = Pack<unsigned, 2>{};
+            break;
+        case 4:
+            *(unsigned *)(dst + at) = 0;
+            break;
+        case 2:
+            *(unsigned short *)(dst + at) = 0;
+            break;
+        default:
+            dst[at] = 0;
+            break;
         }
     }
 }
 
-template <class From, class To>
-MAGI_DEVICE void cast(const magi_walk &w, const char *src, char *dst, bool accumulate) {
+template <class From, class To> MAGI_DEVICE void cast(const magi_walk &w, const char *src, char *dst, bool accumulate) {
     for (i64 index = first_index(); index < w.units; index += index_step()) {
         i64 from, to;
         offsets(w, index, from, to);

@@ -136,11 +136,11 @@ MAGI_DEVICE void merge_rows(const magi_rows &r, const magi_view &out_src, const 
 }
 
 #define MERGE(From, To)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) lse_reduce_##From##_##To(                                        \
-        const __grid_constant__ magi_rows r, const __grid_constant__ magi_view out_src,                                \
-        const __grid_constant__ magi_view lse_src, const __grid_constant__ magi_view out_dst,                          \
-        const __grid_constant__ magi_view lse_dst, int heads, int width,                                               \
-        const __grid_constant__ Ranges<MAGI_RANGES_FEW> ranges) {                                                      \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        lse_reduce_##From##_##To(const __grid_constant__ magi_rows r, const __grid_constant__ magi_view out_src,       \
+                                 const __grid_constant__ magi_view lse_src, const __grid_constant__ magi_view out_dst, \
+                                 const __grid_constant__ magi_view lse_dst, int heads, int width,                      \
+                                 const __grid_constant__ Ranges<MAGI_RANGES_FEW> ranges) {                             \
         merge_rows<From, To>(r, out_src, lse_src, out_dst, lse_dst, heads, width, ranges);                             \
     }
 MAGI_EACH_PAIR(MERGE)

@@ -202,24 +202,28 @@ fn the_environment_says_how_and_where() {
         ("MAGI_ATTENTION_NO_BUILD_CACHE", "1"),
         ("MAGI_ATTENTION_BUILD_DEBUG", "1"),
     );
-    // (variables, files kept after it, whether it says the command, whether registers, whether the embedded one came)
     let ahead = !embedded::CUBINS.is_empty();
-    let cases: [(&[(&str, &str)], usize, bool, bool, bool); 6] = [
-        (&[], usize::from(!ahead), false, false, ahead),
-        (&[jit, no_cache, verbose], usize::from(!ahead), true, true, false),
-        (&[jit], 1, false, false, false),
-        (&[jit, debug], 2, false, true, false),
-        (&[jit, verbose], 3, true, true, false),
-        (&[jit, verbose], 3, false, false, false),
+    // Variables; files kept after it; whether it says the command, and registers; whether the embedded cubin came.
+    let cases = [
+        (vec![], usize::from(!ahead), [false, false, ahead]),
+        (
+            vec![jit, no_cache, verbose],
+            usize::from(!ahead),
+            [true, true, false],
+        ),
+        (vec![jit], 1, [false, false, false]),
+        (vec![jit, debug], 2, [false, true, false]),
+        (vec![jit, verbose], 3, [true, true, false]),
+        (vec![jit, verbose], 3, [false, false, false]),
     ];
-    for (variables, files, command, registers, from_library) in cases {
-        let output = child(&base, variables);
+    for (variables, files, [command, registers, from_library]) in &cases {
+        let (output, command, registers) = (child(&base, variables), *command, *registers);
         let (out, err) = (
             String::from_utf8_lossy(&output.stdout).into_owned(),
             String::from_utf8_lossy(&output.stderr).into_owned(),
         );
         assert!(output.status.success(), "{variables:?}: {out}{err}");
-        assert_eq!(kept(), files, "{variables:?}");
+        assert_eq!(kept(), *files, "{variables:?}");
         assert_eq!(
             err.contains("--gpu-architecture=sm_90a"),
             command,

@@ -29,13 +29,23 @@ MAGI_DEVICE void offsets(const magi_walk &w, i64 index, i64 &first, i64 &second)
     second += index * w.second[w.dims - 1];
 }
 
-MAGI_DEVICE i64 first_index() { return blockIdx.x * (i64)blockDim.x + threadIdx.x; }
-MAGI_DEVICE i64 index_step() { return gridDim.x * (i64)blockDim.x; }
+MAGI_DEVICE i64 first_index() {
+    return blockIdx.x * (i64)blockDim.x + threadIdx.x;
+}
+MAGI_DEVICE i64 index_step() {
+    return gridDim.x * (i64)blockDim.x;
+}
 
 // `count` warps or threads of the launch, this one's number.
-MAGI_DEVICE i64 warp_index() { return first_index() >> 5; }
-MAGI_DEVICE i64 warp_count() { return index_step() >> 5; }
-MAGI_DEVICE int lane() { return threadIdx.x & 31; }
+MAGI_DEVICE i64 warp_index() {
+    return first_index() >> 5;
+}
+MAGI_DEVICE i64 warp_count() {
+    return index_step() >> 5;
+}
+MAGI_DEVICE int lane() {
+    return threadIdx.x & 31;
+}
 
 // Elements of a unit where they are converted: 8 that are read at once, or 1.
 enum { WIDE = 8 };
@@ -62,11 +72,21 @@ template <class From, class To, int N> MAGI_DEVICE void convert_unit(const char 
 // Copies `unit` bytes, all aligned to it.
 MAGI_DEVICE void copy_unit(int unit, const char *src, char *dst) {
     switch (unit) {
-    case 16: *(Pack<unsigned, 4> *)dst = *(const Pack<unsigned, 4> *)src; break;
-    case 8: *(Pack<unsigned, 2> *)dst = *(const Pack<unsigned, 2> *)src; break;
-    case 4: *(unsigned *)dst = *(const unsigned *)src; break;
-    case 2: *(unsigned short *)dst = *(const unsigned short *)src; break;
-    default: *dst = *src; break;
+    case 16:
+        *(Pack<unsigned, 4> *)dst = *(const Pack<unsigned, 4> *)src;
+        break;
+    case 8:
+        *(Pack<unsigned, 2> *)dst = *(const Pack<unsigned, 2> *)src;
+        break;
+    case 4:
+        *(unsigned *)dst = *(const unsigned *)src;
+        break;
+    case 2:
+        *(unsigned short *)dst = *(const unsigned short *)src;
+        break;
+    default:
+        *dst = *src;
+        break;
     }
 }
 

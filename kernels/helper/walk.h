@@ -16,12 +16,12 @@
 
 /* Every index of two equally shaped tensors, cut into units of consecutive elements. Dimension 0 is the innermost. */
 typedef struct magi_walk {
-    long long units;                   /* product of the extents */
-    long long extent[MAGI_WALK_DIMS];  /* units of dimension 0; indices of the others */
-    long long first[MAGI_WALK_DIMS];   /* bytes from one to the next in the first tensor */
-    long long second[MAGI_WALK_DIMS];  /* the same in the second tensor */
-    int dims;                          /* 1 to 8 */
-    int unit;                          /* elements of a unit (bytes, where elements are only moved) */
+    long long units;                  /* product of the extents */
+    long long extent[MAGI_WALK_DIMS]; /* units of dimension 0; indices of the others */
+    long long first[MAGI_WALK_DIMS];  /* bytes from one to the next in the first tensor */
+    long long second[MAGI_WALK_DIMS]; /* the same in the second tensor */
+    int dims;                         /* 1 to 8 */
+    int unit;                         /* elements of a unit (bytes, where elements are only moved) */
 } magi_walk;
 
 /* Rows [start, ...) of one tensor that lie at rows [packed, packed of the next) of another. */
