@@ -1,5 +1,4 @@
-// What one forward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, BLOCK_Q (rows of a tile: 64 for each
-// consumer warpgroup) and BLOCK_K (keys of a step), DTYPE_F16 or not, and these switches:
+// What one forward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, DTYPE_F16 or not, and these switches:
 //   SOFTCAP      logits pass through a tanh
 //   MAX_LOGITS   the maximum logit of each head is kept
 //   GENERAL      f32 outputs, merging into an earlier result, and tiles cut into pieces
@@ -19,6 +18,14 @@
 #endif
 #ifndef GENERAL
 #define GENERAL 0
+#endif
+
+// Rows of a tile, 64 for each consumer warpgroup, and keys of a step.
+#ifndef BLOCK_Q
+#define BLOCK_Q 128
+#endif
+#ifndef BLOCK_K
+#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : 64)
 #endif
 
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;

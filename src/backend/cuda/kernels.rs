@@ -25,6 +25,11 @@ impl Kernels {
         found.ok_or_else(|| Error::internal(format!("no kernel {entry} among {:?}", self.functions.keys())))
     }
 
+    /// The integers of a `__device__ int` array of the kernels.
+    pub fn read_ints<const N: usize>(&self, name: &str) -> Result<[i32; N]> {
+        self.module.read_ints(name)
+    }
+
     /// Address and bytes of a variable of the kernels.
     pub fn global(&self, name: &str) -> Result<(u64, usize)> {
         self.module.global(name)

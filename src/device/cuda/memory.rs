@@ -9,6 +9,17 @@ use super::{Gpu, stream};
 use crate::device::Stream;
 use crate::types::{Error, Result};
 
+/// Enqueues writing `value` to `count` 32-bit words.
+///
+/// # Safety
+/// `at` points to `count` words of the device, which nobody else uses before the stream has written them.
+pub unsafe fn fill_words(gpu: &Gpu, at: *mut u8, value: u32, count: usize, on: Stream) -> Result<()> {
+    let _current = gpu.enter()?;
+    // SAFETY: the caller's promise.
+    let code = unsafe { sys::cuMemsetD32Async(at as u64, value, count, stream::handle(on)) };
+    check(code, "cuMemsetD32Async")
+}
+
 /// Memory taken at once and freed when it is dropped, which may wait for the device.
 #[derive(Debug)]
 pub struct DeviceMemory {
