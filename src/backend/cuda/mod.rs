@@ -13,6 +13,7 @@ pub mod nvrtc;
 pub mod nvrtc_places;
 pub mod ranges;
 pub mod source;
+pub mod tile_lists;
 pub mod variant;
 pub mod walk;
 
