@@ -8,7 +8,7 @@ mod digest;
 #[allow(dead_code)]
 #[path = "src/types/kernel_build.rs"]
 mod kernel_build;
-#[path = "build/nvcc.rs"]
+#[path = "src/backend/cuda/nvcc.rs"]
 mod nvcc;
 #[path = "src/backend/cuda/source.rs"]
 mod source;
@@ -39,10 +39,10 @@ struct Places {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=kernels");
     for shared in [
         "backend/cuda/digest",
+        "backend/cuda/nvcc",
         "backend/cuda/source",
         "backend/cuda/variant",
         "types/kernel_build",

@@ -51,8 +51,12 @@ pub struct ForwardCall {
 /// The most query heads of a key head that share a tile, where that saves at least a quarter of the tiles; else 1.
 pub fn pack(shape: &AttnShape, tokens_q: i64, block_q: i64) -> i64 {
     let group = shape.heads_q / shape.heads_kv;
-    let most = (1..=group.min(block_q)).rev().find(|p| group % p == 0).unwrap_or(1);
-    let tiles = |pack: i64| (tokens_q as u64).div_ceil((block_q / pack) as u64) as i64 * (shape.heads_q / pack);
+    let most = (1..=group.min(block_q))
+        .rev()
+        .find(|p| group % p == 0)
+        .unwrap_or(1);
+    let tiles =
+        |pack: i64| (tokens_q as u64).div_ceil((block_q / pack) as u64) as i64 * (shape.heads_q / pack);
     if 4 * tiles(most) <= 3 * tiles(1) { most } else { 1 }
 }
 
@@ -109,13 +113,22 @@ impl ForwardTiles {
             None => (DeviceTiles::upload(gpu, list)?, 0),
         };
         if !kernel.choice.general && (slots > 0 || pack > 1) {
-            return Err(Error::internal("a forward kernel that knows neither pieces nor packed heads"));
+            return Err(Error::internal(
+                "a forward kernel that knows neither pieces nor packed heads",
+            ));
         }
         if i64::from(tiles.count()) * units > i64::from(i32::MAX / 2) {
-            let message = format!("{} tiles of {units} heads are more than a launch counts", tiles.count());
+            let message = format!(
+                "{} tiles of {units} heads are more than a launch counts",
+                tiles.count()
+            );
             return Err(Error::new(Status::NotSupported, message));
         }
-        let maxima = if kernel.choice.max_logits { shape.heads_q as usize } else { 0 };
+        let maxima = if kernel.choice.max_logits {
+            shape.heads_q as usize
+        } else {
+            0
+        };
         let done = (slots * units) as usize * (kernel.block_q as usize / 16);
         let ticket_words = (4 + maxima + done).next_multiple_of(4);
         let tickets = DeviceMemory::upload(gpu, &vec![0; TICKETS * ticket_words * size_of::<u32>()])?;
@@ -154,7 +167,13 @@ impl ForwardTiles {
             return match call.max_logits {
                 // SAFETY: the caller's promise: f32 [heads_q], dense.
                 Some(t) if !call.accumulate => unsafe {
-                    fill_words(&self.gpu, t.data(), f32::NEG_INFINITY.to_bits(), t.elements() as usize, stream)
+                    fill_words(
+                        &self.gpu,
+                        t.data(),
+                        f32::NEG_INFINITY.to_bits(),
+                        t.elements() as usize,
+                        stream,
+                    )
                 },
                 _ => Ok(()),
             };
@@ -177,7 +196,11 @@ impl ForwardTiles {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed) % TICKETS;
         let words: *mut u32 = self.tickets.as_ptr().cast();
         let words = words.wrapping_add(ticket * self.ticket_words);
-        let maxima = if self.kernel.choice.max_logits { self.shape.heads_q as usize } else { 0 };
+        let maxima = if self.kernel.choice.max_logits {
+            self.shape.heads_q as usize
+        } else {
+            0
+        };
         let f32_of = |t: Option<Tensor>| t.map_or(std::ptr::null_mut(), |t| t.data().cast::<f32>());
         let stride = |t: Option<Tensor>, i: usize| t.map_or(0, |t| t.stride()[i]);
         let sink = call.sink;
@@ -185,7 +208,11 @@ impl ForwardTiles {
         let tokens = |t: Option<Tensor>| t.map_or(0, |t| t.tokens() as i32);
         let piece_words = self.kernel.block_q as usize * self.kernel.choice.head_dims.1 as usize;
         let piece_out: *mut f32 = call.workspace.cast();
-        let factor = if call.softcap > 0.0 { call.softcap } else { call.softmax_scale };
+        let factor = if call.softcap > 0.0 {
+            call.softcap
+        } else {
+            call.softmax_scale
+        };
         let mut flags = 0;
         if call.out.dtype() != self.shape.dtype {
             flags |= ForwardParams::OUT_F32;
@@ -227,7 +254,11 @@ impl ForwardTiles {
             copies_k: maps.copies_k,
             copies_v: maps.copies_v,
             scale_log2: (factor * std::f64::consts::LOG2_E) as f32,
-            softcap_scale: if call.softcap > 0.0 { (call.softmax_scale / call.softcap) as f32 } else { 0.0 },
+            softcap_scale: if call.softcap > 0.0 {
+                (call.softmax_scale / call.softcap) as f32
+            } else {
+                0.0
+            },
         }
     }
 
@@ -241,7 +272,10 @@ impl ForwardTiles {
             .map(|t| t.tokens() * t.shape()[2] * t.dtype().size() as i64)
             .sum();
         let fit = i64::from(self.gpu.properties().l2_bytes) * 5 / 8 / bytes.max(1);
-        let together = (1..=heads).rev().find(|n| heads % n == 0 && *n <= fit).unwrap_or(1);
+        let together = (1..=heads)
+            .rev()
+            .find(|n| heads % n == 0 && *n <= fit)
+            .unwrap_or(1);
         together * (self.shape.heads_q / self.pack / heads)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::embedded;
 use super::kernels::{self, Kernels};
 use super::variant::{Kind, Variant};
-use super::embedded;
 use crate::device::cuda::{Function, Gpu};
 use crate::types::{AttnShape, DType, Error, Result};
 
@@ -77,7 +77,13 @@ impl ForwardChoice {
             }
         }
         let defines: Vec<&str> = defines.iter().map(String::as_str).collect();
-        Variant::new(&name, Kind::Attention, "attn_forward.cu", &["magi_attn_forward"], &defines)
+        Variant::new(
+            &name,
+            Kind::Attention,
+            "attn_forward.cu",
+            &["magi_attn_forward"],
+            &defines,
+        )
     }
 }
 
@@ -108,7 +114,9 @@ impl ForwardKernel {
         let function = kernels.function("magi_attn_forward")?;
         let [block_q, block_k, threads, shared_bytes] = sizes;
         if block_q <= 0 || block_k <= 0 || threads <= 0 || shared_bytes <= 0 {
-            return Err(Error::internal(format!("a forward kernel of the sizes {sizes:?}")));
+            return Err(Error::internal(format!(
+                "a forward kernel of the sizes {sizes:?}"
+            )));
         }
         function.set_max_shared(shared_bytes as u32)?;
         Ok(ForwardKernel {
@@ -139,7 +147,8 @@ mod tests {
 
     #[test]
     fn head_dims_are_padded_up() {
-        let of = |d, dv| ForwardChoice::new(&shape(d, dv, DType::Bf16), false, false, false).map(|c| c.head_dims);
+        let of =
+            |d, dv| ForwardChoice::new(&shape(d, dv, DType::Bf16), false, false, false).map(|c| c.head_dims);
         assert_eq!(of(1, 64), Some((64, 64)));
         assert_eq!(of(65, 16), Some((96, 96)));
         assert_eq!(of(80, 128), Some((128, 128)));
@@ -176,6 +185,9 @@ mod tests {
                 }
             }
         }
-        assert!(listed >= 12, "{listed} forward kernels are compiled ahead of time");
+        assert!(
+            listed >= 12,
+            "{listed} forward kernels are compiled ahead of time"
+        );
     }
 }

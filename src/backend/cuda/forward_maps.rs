@@ -30,7 +30,10 @@ pub fn check(name: &str, t: &Tensor) -> Result<()> {
         return Ok(());
     }
     if !(t.data() as usize).is_multiple_of(16) {
-        return refuse(format!("{name} lies at {:p}, which is not a multiple of 16 bytes", t.data()));
+        return refuse(format!(
+            "{name} lies at {:p}, which is not a multiple of 16 bytes",
+            t.data()
+        ));
     }
     for (dimension, what) in ["tokens", "heads"].iter().enumerate() {
         let bytes = t.stride()[dimension] * size;
@@ -63,7 +66,15 @@ fn queries(q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
         dtype: q.dtype(),
         data: q.data(),
         dims: &[q.shape()[2] as u64, pack as u64, tokens, heads / pack as u64],
-        strides: &[head, token, if heads > pack as u64 { head * pack as u64 } else { 16 }],
+        strides: &[
+            head,
+            token,
+            if heads > pack as u64 {
+                head * pack as u64
+            } else {
+                16
+            },
+        ],
         extent: &[CHUNK as u32, pack as u32, (block_q / pack) as u32, 1],
         swizzle: Swizzle::B128,
         promotion: Promotion::B128,
@@ -86,7 +97,12 @@ fn keys(t: &Tensor, head_dim: i64, block_k: i64) -> Result<(TensorMap, i32)> {
             t.shape()[1] as u64,
         ],
         strides: &[stride(t, 0), 128, stride(t, 1)],
-        extent: &[CHUNK as u32, block_k as u32, if whole { chunks } else { 1 } as u32, 1],
+        extent: &[
+            CHUNK as u32,
+            block_k as u32,
+            if whole { chunks } else { 1 } as u32,
+            1,
+        ],
         swizzle: Swizzle::B128,
         promotion: Promotion::B128,
     })?;

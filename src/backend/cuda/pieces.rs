@@ -30,7 +30,8 @@ pub fn cut(list: &TileList, limit: i32) -> (TileList, i64) {
     };
     let mut slots = 0;
     for (i, tile) in list.tiles.iter().enumerate() {
-        let count = tile.steps.div_ceil(limit.max(1)).clamp(1, 0x7FFF);
+        let limit = limit.max(1);
+        let count = ((tile.steps + limit - 1) / limit).clamp(1, 0x7FFF);
         if count == 1 {
             push(&mut out, tile, list.items_of(i), 0, 0);
             continue;
@@ -49,7 +50,9 @@ pub fn cut(list: &TileList, limit: i32) -> (TileList, i64) {
 }
 
 fn push(out: &mut TileList, tile: &Tile, items: &[Item], slot: i32, pieces: i32) {
-    let steps = items.iter().map(|it| (it.run1 - it.start + out.shape.step - 1) / out.shape.step);
+    let steps = items
+        .iter()
+        .map(|it| (it.run1 - it.start + out.shape.step - 1) / out.shape.step);
     out.tiles.push(Tile {
         item0: out.items.len() as i32,
         items: items.len() as i32,
@@ -83,7 +86,11 @@ impl<'a> Walk<'a> {
                 break;
             };
             let left = (item.run1 - self.at + self.step - 1) / self.step;
-            let end = if left <= steps { item.run1 } else { self.at + steps * self.step };
+            let end = if left <= steps {
+                item.run1
+            } else {
+                self.at + steps * self.step
+            };
             taken.push(part(item, self.at, end));
             steps -= left.min(steps);
             if end == item.run1 {
@@ -100,7 +107,11 @@ impl<'a> Walk<'a> {
 /// The steps of an item from `start` to `end`, both of which steps begin or end at.
 fn part(item: &Item, start: i32, end: i32) -> Item {
     let (full0, full1) = (item.full0.max(start), item.full1.min(end));
-    let (full0, full1) = if full0 < full1 { (full0, full1) } else { (start, start) };
+    let (full0, full1) = if full0 < full1 {
+        (full0, full1)
+    } else {
+        (start, start)
+    };
     Item {
         run0: item.run0.max(start),
         run1: end,

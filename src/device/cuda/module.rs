@@ -81,7 +81,9 @@ impl Module {
         let (address, bytes) = self.global(name)?;
         let mut ints = [0i32; N];
         if bytes != size_of_val(&ints) {
-            return Err(Error::internal(format!("{name} has {bytes} bytes; {N} integers were expected")));
+            return Err(Error::internal(format!(
+                "{name} has {bytes} bytes; {N} integers were expected"
+            )));
         }
         let _current = self.gpu.enter()?;
         // SAFETY: both sides have `bytes` bytes; the call returns when the copy is done.
