@@ -5,6 +5,7 @@
 //! transfer agree without a message, and equal hashes mean equal plans.
 
 mod balance;
+mod cells;
 mod chunks;
 mod cost;
 mod dice;
