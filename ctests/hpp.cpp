@@ -57,6 +57,7 @@ void spans() {
 
 void masks() {
     magi::mask m = causal(), empty;
+    CHECK(m.draw().find("40 queries") != std::string::npos);
     CHECK(m && !empty && empty.get() == nullptr);
     CHECK_INT(m.total_q(), tokens);
     CHECK_INT(m.total_k(), tokens);
@@ -164,6 +165,19 @@ struct problem {
     }
 };
 
+void joint(magi::comm_ref comm, const magi_attn_shape &shape) {
+    std::vector<magi::mask> masks;
+    masks.push_back(causal());
+    masks.push_back(magi::mask::from_sliding_window(tokens, tokens, 5, 0));
+    const std::vector<magi::key> keys = magi::key::create_joint(comm, masks, {1, 3}, shape);
+    const std::vector<magi::key> alike = magi::key::create_joint(comm, masks, {}, shape);
+    CHECK(keys.size() == 2 && alike.size() == 2 && keys[0].hash() != keys[1].hash());
+    CHECK(keys[0].position_ids(MAGI_SIDE_Q) == keys[1].position_ids(MAGI_SIDE_Q));
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "1 weights for 2 masks",
+           [&] { magi::key::create_joint(comm, masks, {1}, shape); });
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "n is 0", [&] { magi::key::create_joint(comm, {}, {}, shape); });
+}
+
 void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     CHECK_INT(comm.rank(), rank);
     CHECK_INT(comm.size(), 3);
@@ -180,6 +194,15 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     CHECK_INT(key.stats().area, m.area());
     const std::int64_t n = key.local_tokens(MAGI_SIDE_Q);
     CHECK_INT(key.rank_stats(rank).tokens_q, n);
+    const magi_stage_stats stage = key.stage_stats(MAGI_PASS_BACKWARD, rank, 0);
+    CHECK(stage.size == sizeof stage &&
+          stage.area + key.stage_stats(MAGI_PASS_BACKWARD, rank, 1).area == key.rank_stats(rank).area);
+    CHECK_HAS(key.explain().c_str(), "rank");
+    CHECK(key.explain().back() == '\n' && key.draw().find("</svg>") != std::string::npos);
+    CHECK_INT(key.stats().tokens_inter_host, -1);
+    comm.set_mesh(1, 3);
+    CHECK_INT(key.stats().tokens_inter_host, 0);
+    joint(comm, shape);
     const std::vector<std::int64_t> ids = key.position_ids(MAGI_SIDE_Q);
     CHECK_INT(ids.size(), n);
 

@@ -163,6 +163,16 @@ template <class T, class F> T out(F &&call) {
     return value;
 }
 
+// The text that a function fills into a buffer.
+template <class F> std::string text(F &&call) {
+    std::size_t size = 0;
+    check(call(nullptr, &size));
+    std::string filled(size, '\0'); // with the zero byte that ends it
+    check(call(&filled[0], &size));
+    filled.pop_back();
+    return filled;
+}
+
 } // namespace detail
 
 // One rank of a communicator. `comm` owns it; functions take a `comm_ref`, which `comm` and `magi_comm *` turn into.
@@ -197,6 +207,9 @@ class comm_ref {
         return detail::out<std::int32_t>([&](auto *p) { return magi_comm_size(comm_, p); });
     }
     void set_timeout(std::int64_t milliseconds) const { check(magi_comm_set_timeout(comm_, milliseconds)); }
+    void set_mesh(std::int32_t inter_size, std::int32_t intra_size) const {
+        check(magi_comm_set_mesh(comm_, inter_size, intra_size));
+    }
     // MAGI_STATUS_OK while the communicator is good.
     magi_status async_error() const noexcept { return magi_comm_async_error(comm_); }
     void abort(const char *reason = nullptr) const { check(magi_comm_abort(comm_, reason)); }
@@ -279,6 +292,10 @@ class mask : public detail::handle<magi_mask, magi_mask_destroy> {
         }));
     }
 
+    // The picture, as SVG.
+    std::string draw() const {
+        return detail::text([&](char *svg, std::size_t *size) { return magi_mask_draw(get(), svg, size); });
+    }
     std::int64_t total_q() const {
         return detail::out<std::int64_t>([&](auto *p) { return magi_mask_totals(get(), p, nullptr); });
     }
@@ -308,6 +325,29 @@ class key : public detail::handle<magi_key, magi_key_destroy> {
     key(comm_ref comm, const mask &mask, const magi_attn_shape &shape, const magi_config &config)
         : key(comm, mask, shape, &config) {}
 
+    // One key for each mask, all on one placement. Without weights every mask counts once.
+    static std::vector<key> create_joint(comm_ref comm, span<const mask> masks, span<const std::int64_t> weights,
+                                         const magi_attn_shape &shape, const magi_config *config = nullptr) {
+        if (!weights.empty() && weights.size() != masks.size()) {
+            throw error(MAGI_STATUS_INVALID_ARGUMENT, "magi::key::create_joint: there are " +
+                                                          std::to_string(weights.size()) + " weights for " +
+                                                          std::to_string(masks.size()) + " masks");
+        }
+        std::vector<const magi_mask *> handles;
+        for (const mask &m : masks) {
+            handles.push_back(m.get());
+        }
+        std::vector<magi_key *> made(masks.size() + 1); // so that there is memory to point to
+        std::vector<key> keys;
+        keys.reserve(masks.size()); // so that nothing can be thrown while handles have no owner
+        check(magi_key_create_joint(comm.get(), handles.data(), weights.data(), masks.size(), &shape, config,
+                                    made.data()));
+        for (std::size_t i = 0; i < masks.size(); i++) {
+            keys.emplace_back(made[i]);
+        }
+        return keys;
+    }
+
     void prepare(magi_stream stream = nullptr) const { check(magi_key_prepare(get(), stream)); }
     std::int64_t local_tokens(magi_side side) const {
         return detail::out<std::int64_t>([&](auto *p) { return magi_key_local_tokens(get(), side, p); });
@@ -330,6 +370,20 @@ class key : public detail::handle<magi_key, magi_key_destroy> {
         s.size = sizeof s;
         check(magi_key_get_rank_stats(get(), rank, &s));
         return s;
+    }
+    magi_stage_stats stage_stats(magi_pass pass, std::int32_t rank, std::int32_t stage) const {
+        magi_stage_stats s{};
+        s.size = sizeof s;
+        check(magi_key_get_stage_stats(get(), pass, rank, stage, &s));
+        return s;
+    }
+    // The plan in words.
+    std::string explain() const {
+        return detail::text([&](char *words, std::size_t *size) { return magi_key_explain(get(), words, size); });
+    }
+    // The picture of the plan, as SVG.
+    std::string draw() const {
+        return detail::text([&](char *svg, std::size_t *size) { return magi_key_draw(get(), svg, size); });
     }
     std::size_t workspace_size() const {
         return detail::out<std::size_t>([&](auto *p) { return magi_key_workspace_size(get(), p); });

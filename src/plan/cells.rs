@@ -121,7 +121,12 @@ impl Cells<'_> {
 
     /// The pieces, moved to global tokens, must lie in the parts, be disjoint, and be as large as the parts: then they are
     /// the parts.
-    fn check_pieces(&self, query: &PlacedRun, parts: &[Part], active: &[(Slice, usize)]) -> Result<(), String> {
+    fn check_pieces(
+        &self,
+        query: &PlacedRun,
+        parts: &[Part],
+        active: &[(Slice, usize)],
+    ) -> Result<(), String> {
         let mut pieces = Vec::new();
         for (slice, source) in active {
             self.to_global(query, slice, &self.sources[*source], &mut pieces);

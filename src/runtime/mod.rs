@@ -13,6 +13,7 @@ pub mod movement;
 mod prepare;
 mod redistribute;
 mod reduction;
+mod request;
 pub mod roll;
 mod scratch;
 pub mod single;
