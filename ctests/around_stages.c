@@ -12,7 +12,7 @@ static magi_key *key_of(const magi_comm *comm, int32_t forward, int32_t backward
     config.degree_forward = forward;
     config.degree_backward = backward;
     config.hierarchical_comm = hierarchical;
-    config.link_mb_per_s = 500; // slow enough for waits
+    config.link_mb_per_s = 1500; // slow enough for waits
     CHECK_OK(magi_key_create(comm, mask, &shape, &config, &key));
     magi_mask_destroy(mask);
     return key;

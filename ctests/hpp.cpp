@@ -197,8 +197,9 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     const magi_stage_stats stage = key.stage_stats(MAGI_PASS_BACKWARD, rank, 0);
     CHECK(stage.size == sizeof stage &&
           stage.area + key.stage_stats(MAGI_PASS_BACKWARD, rank, 1).area == key.rank_stats(rank).area);
-    CHECK_HAS(key.explain().c_str(), "rank");
-    CHECK(key.explain().back() == '\n' && key.draw().find("</svg>") != std::string::npos);
+    const std::string words = key.explain();
+    CHECK_HAS(words.c_str(), "forward pass of this rank");
+    CHECK(words.back() == '\n' && key.draw().find("</svg>") != std::string::npos);
     CHECK_INT(key.stats().tokens_inter_host, -1);
     comm.set_mesh(1, 3);
     CHECK_INT(key.stats().tokens_inter_host, 0);

@@ -15,9 +15,10 @@ const TITLE: f64 = 20.0;
 const AXIS: f64 = 20.0;
 /// Room between ranks.
 const GAP: f64 = 10.0;
-/// Bars from this width on say their stage, waits theirs.
+/// Bars from this width on say their stage.
 const NUMBERED: f64 = 15.0;
-const WORDED: f64 = 76.0;
+/// Width of a letter, as far as it can be known.
+const LETTER: f64 = 7.4;
 /// From one label of the axis to the next at least, and between lines of a hatched wait.
 const TICK: f64 = 80.0;
 const HATCH: f64 = 7.0;
@@ -125,9 +126,9 @@ impl Lanes<'_> {
         for (start, end) in gaps.into_iter().filter(|g| g.0 < g.1) {
             let (from, to) = (self.x(start), self.x(end));
             svg.path(&hatch(from, to, y), "class=\"line\"");
-            if to - from >= WORDED {
-                let words = format!("waits {}", duration(end - start));
-                let (middle, half) = ((from + to) / 2.0, 3.4 * words.len() as f64 + 3.0);
+            let words = format!("waits {}", duration(end - start));
+            let (middle, half) = ((from + to) / 2.0, LETTER / 2.0 * words.len() as f64 + 3.0);
+            if to - from >= 2.0 * half {
                 svg.rect([middle - half, y + 1.0, 2.0 * half, LANE - 2.0], "plot");
                 svg.text(middle, y + 13.0, Anchor::Middle, "dim", &words);
             }
