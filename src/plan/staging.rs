@@ -66,19 +66,31 @@ impl Staging {
         }))
     }
 
-    /// Every stage of every rank, but for what is sent.
-    pub fn timeline(&self, mask: &Mask, placement: &Placement, remote: &[Ranges]) -> Timeline {
-        let pieces = match &self.pieces {
-            Some(pieces) => Arc::clone(pieces),
-            None => Arc::new(Pieces::new(mask, placement, remote, 1)),
-        };
+    /// Every stage of every rank in both directions, but for what is sent.
+    pub fn timelines(
+        both: &[Staging; 2],
+        mask: &Mask,
+        placement: &Placement,
+        remote: &[Ranges],
+    ) -> [Timeline; 2] {
+        let mut uncut: Option<Pieces> = None;
+        both.each_ref().map(|staging| {
+            let pieces = match &staging.pieces {
+                Some(pieces) => pieces.as_ref(),
+                None => uncut.get_or_insert_with(|| Pieces::new(mask, placement, remote, 1)),
+            };
+            staging.timeline(pieces, remote.len())
+        })
+    }
+
+    fn timeline(&self, pieces: &Pieces, world: usize) -> Timeline {
         let count = if self.degree == 0 {
             1
         } else {
             self.degree as usize + 1
         };
-        let mut stages = vec![Vec::with_capacity(remote.len()); count];
-        for rank in 0..remote.len() {
+        let mut stages = vec![Vec::with_capacity(world); count];
+        for rank in 0..world {
             let own = pieces.stages(rank, self.degree, &self.cost);
             for (stage, (load, times)) in stages.iter_mut().zip(own) {
                 stage.push(StageStats {

@@ -62,8 +62,7 @@ impl Stats {
         let needs = Needs::new(mask, placement, None);
         let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
         let [first, second] = &stagings;
-        let mut forward = first.timeline(mask, placement, &needs.remote);
-        let mut backward = second.timeline(mask, placement, &needs.remote);
+        let [mut forward, mut backward] = Staging::timelines(&stagings, mask, placement, &needs.remote);
         fill_sent(&mut forward, first, k);
         if first.degree == second.degree && first.groups == second.groups {
             for (to, from) in backward.stages.iter_mut().zip(&forward.stages) {

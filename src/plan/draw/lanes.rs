@@ -185,16 +185,16 @@ fn round_up(n: i64) -> i64 {
 fn duration(ns: i64) -> String {
     let (unit, name) = match ns {
         0 => return "0".to_owned(),
-        ..1_000 => (1, "ns"),
-        ..1_000_000 => (1_000, "us"),
-        ..1_000_000_000 => (1_000_000, "ms"),
+        1..=999 => (1, "ns"),
+        1_000..=999_999 => (1_000, "us"),
+        1_000_000..=999_999_999 => (1_000_000, "ms"),
         _ => (1_000_000_000, "s"),
     };
     // Three digits at least.
     let (whole, hundredths) = (ns / unit, ns % unit * 100 / unit);
     let digits = match whole {
-        ..10 => format!("{whole}.{hundredths:02}"),
-        ..100 => format!("{whole}.{}", hundredths / 10),
+        0..=9 => format!("{whole}.{hundredths:02}"),
+        10..=99 => format!("{whole}.{}", hundredths / 10),
         _ => return format!("{} {name}", thousands(whole)),
     };
     let short = digits.trim_end_matches('0').trim_end_matches('.');
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(
             words,
             [
-                "0", "7 ns", "999 ns", "1 us", "12.3 us", "123 us", "9.9 ms", "61 s"
+                "0", "7 ns", "999 ns", "1 us", "12.3 us", "123 us", "9.99 ms", "20 ms", "61 s"
             ]
         );
     }

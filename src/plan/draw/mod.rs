@@ -30,9 +30,9 @@ const GROUPS: usize = 48;
 /// Ranks that bars are labelled for.
 const LABELLED: usize = 32;
 
-/// The mask coloured by the rank that computes each part, a bar of cells for every rank, the matrix of keys that
-/// travel, a bar of keys received, stage upon stage, for every rank, and the predicted times of two ranks; as SVG of at most some hundred kilobytes.
-/// `stats` are those of `mask` on `placement`.
+/// The mask coloured by the rank that computes each part, a bar of cells for every rank, the matrix of keys that travel, a bar
+/// of keys received, stage upon stage, for every rank, and the predicted times of two ranks; as SVG of at most some hundred
+/// kilobytes. `stats` are those of `mask` on `placement`.
 pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
     let traffic = Traffic::new(mask, placement, GROUPS);
     let passes = [(&stats.forward, false), (&stats.backward, true)].map(|(timeline, backward)| Lanes {
