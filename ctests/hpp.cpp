@@ -56,6 +56,13 @@ void spans() {
 }
 
 void masks() {
+    CHECK_INT(magi::compute_pad_size(19, 4, 3), 5);
+    CHECK_INT(magi::mask::from_dense({0xf1, 0xf3, 0xf7}, 1, 3, 4).area(), 6);
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "too few", [] { magi::mask::from_dense({1, 2}, 1, 3, 4); });
+    CHECK_INT(magi::mask::from_prefix_tree({-1, 0, 0}, {4, 2, 3}).area(), 10 + (8 + 3) + (12 + 6));
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "lengths has 1", [] { magi::mask::from_prefix_tree({-1, 0}, {4}); });
+    CHECK_INT(magi::mask::from_share_question(4, {2, 3}).area(), 10 + (8 + 3) + (12 + 6));
+    CHECK_INT(magi::mask::from_video(4, 5, 1, true, false).area(), (2 + 3 + 4 + 3) * 25);
     magi::mask m = causal(), empty;
     CHECK(m.draw().find("40 queries") != std::string::npos);
     CHECK(m && !empty && empty.get() == nullptr);
@@ -173,6 +180,19 @@ void joint(magi::comm_ref comm, const magi_attn_shape &shape) {
     const std::vector<magi::key> alike = magi::key::create_joint(comm, masks, {}, shape);
     CHECK(keys.size() == 2 && alike.size() == 2 && keys[0].hash() != keys[1].hash());
     CHECK(keys[0].position_ids(MAGI_SIDE_Q) == keys[1].position_ids(MAGI_SIDE_Q));
+    // The other ways to a key, on the same placement.
+    CHECK(magi::key::last(comm).hash() == alike[1].hash());
+    CHECK(keys[0].create_for_new_mask(masks[1]).hash() == keys[1].hash());
+    const std::vector<std::int32_t> owners{2, 0, 1, 1, 2, 0, 1};
+    const magi::key placed = magi::key::create_with_placement(comm, masks[0], shape, 6, owners);
+    const std::vector<std::int64_t> ids = placed.position_ids(MAGI_SIDE_K);
+    CHECK_INT(ids[0], comm.rank() == 0 ? 6 : comm.rank() == 1 ? 12 : 0);
+    std::vector<std::int64_t> rolled(ids.size());
+    const std::int64_t n = placed.local_tokens(MAGI_SIDE_K);
+    magi::roll(placed, MAGI_SIDE_K, magi::tensor(ids.data(), {n}), 1, magi::tensor(rolled.data(), {n}));
+    for (std::size_t i = 0; i < ids.size(); i++) {
+        CHECK_INT(rolled[i], (ids[i] + tokens - 1) % tokens);
+    }
     throws(MAGI_STATUS_INVALID_ARGUMENT, "1 weights for 2 masks",
            [&] { magi::key::create_joint(comm, masks, {1}, shape); });
     throws(MAGI_STATUS_INVALID_ARGUMENT, "n is 0", [&] { magi::key::create_joint(comm, {}, {}, shape); });

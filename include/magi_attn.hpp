@@ -291,6 +291,37 @@ class mask : public detail::handle<magi_mask, magi_mask_destroy> {
             return magi_mask_create_from_block_causal(cu_seqlens.data(), cu_seqlens.size(), block, p);
         }));
     }
+    static mask from_dense(span<const std::uint8_t> bits, std::size_t row_bytes, std::int64_t total_q,
+                           std::int64_t total_k) {
+        const std::int64_t rows = std::max<std::int64_t>(total_q, 0);
+        if (row_bytes != 0 && bits.size() / row_bytes < static_cast<std::size_t>(rows)) {
+            throw error(MAGI_STATUS_INVALID_ARGUMENT,
+                        "magi::mask::from_dense: bits has " + std::to_string(bits.size()) + " bytes, too few for " +
+                            std::to_string(rows) + " rows of " + std::to_string(row_bytes));
+        }
+        return mask(detail::out<magi_mask *>(
+            [&](auto *p) { return magi_mask_create_from_dense(bits.data(), row_bytes, total_q, total_k, p); }));
+    }
+    static mask from_prefix_tree(span<const std::int64_t> parents, span<const std::int64_t> lengths) {
+        if (parents.size() != lengths.size()) {
+            throw error(MAGI_STATUS_INVALID_ARGUMENT, "magi::mask::from_prefix_tree: lengths has " +
+                                                          std::to_string(lengths.size()) + " elements; it must have " +
+                                                          std::to_string(parents.size()));
+        }
+        return mask(detail::out<magi_mask *>([&](auto *p) {
+            return magi_mask_create_from_prefix_tree(parents.data(), lengths.data(), parents.size(), p);
+        }));
+    }
+    static mask from_share_question(std::int64_t prefix, span<const std::int64_t> answers) {
+        return mask(detail::out<magi_mask *>(
+            [&](auto *p) { return magi_mask_create_from_share_question(prefix, answers.data(), answers.size(), p); }));
+    }
+    static mask from_video(std::int64_t frames, std::int64_t tokens_per_frame, std::int64_t window, bool first_frame,
+                           bool causal) {
+        return mask(detail::out<magi_mask *>([&](auto *p) {
+            return magi_mask_create_from_video(frames, tokens_per_frame, window, first_frame, causal, p);
+        }));
+    }
 
     // The picture, as SVG.
     std::string draw() const {
@@ -325,6 +356,25 @@ class key : public detail::handle<magi_key, magi_key_destroy> {
     key(comm_ref comm, const mask &mask, const magi_attn_shape &shape, const magi_config &config)
         : key(comm, mask, shape, &config) {}
 
+    // The key that was made last on `comm`.
+    static key last(comm_ref comm) {
+        return key(detail::out<magi_key *>([&](auto *p) { return magi_comm_last_key(comm.get(), p); }));
+    }
+    // Tokens placed by the caller, chunk by chunk. Without owners_k keys lie with the queries, or in equal shares.
+    static key create_with_placement(comm_ref comm, const mask &mask, const magi_attn_shape &shape,
+                                     std::int64_t chunk_size, span<const std::int32_t> owners_q,
+                                     span<const std::int32_t> owners_k = {}, const magi_config *config = nullptr) {
+        return key(detail::out<magi_key *>([&](auto *p) {
+            return magi_key_create_with_placement(comm.get(), mask.get(), &shape, config, chunk_size, owners_q.data(),
+                                                  owners_q.size(), owners_k.data(), owners_k.size(), p);
+        }));
+    }
+    // Another mask on the placement of this key. Without shape or config: those of this key.
+    key create_for_new_mask(const mask &mask, const magi_attn_shape *shape = nullptr,
+                            const magi_config *config = nullptr) const {
+        return key(detail::out<magi_key *>(
+            [&](auto *p) { return magi_key_create_for_new_mask(get(), mask.get(), shape, config, p); }));
+    }
     // One key for each mask, all on one placement. Without weights every mask counts once.
     static std::vector<key> create_joint(comm_ref comm, span<const mask> masks, span<const std::int64_t> weights,
                                          const magi_attn_shape &shape, const magi_config *config = nullptr) {
@@ -418,6 +468,13 @@ inline void dispatch_sharded(const key &key, magi_side side, const magi_tensor &
 inline void undispatch_sharded(const key &key, magi_side side, const magi_tensor &local_x, const magi_tensor &share,
                                magi_stream stream = nullptr) {
     check(magi_undispatch_sharded(key.get(), side, &local_x, &share, stream));
+}
+inline void roll(const key &key, magi_side side, const magi_tensor &local_x, std::int64_t shift,
+                 const magi_tensor &local_y, magi_stream stream = nullptr) {
+    check(magi_roll(key.get(), side, &local_x, shift, &local_y, stream));
+}
+inline std::int64_t compute_pad_size(std::int64_t total, std::int64_t chunk_size, std::int32_t world_size) {
+    return detail::out<std::int64_t>([&](auto *p) { return magi_compute_pad_size(total, chunk_size, world_size, p); });
 }
 
 // Attention over the ranks of a key.
