@@ -96,9 +96,11 @@ impl Cells<'_> {
             for (slice, source) in active.iter().filter(|(s, _)| s.q.contains(row)) {
                 computed.push((*source, slice.k_lo(row), slice.k_hi(row)));
             }
+            let mut visible = 0;
             for part in parts.iter().filter(|p| p.slice.q.contains(token)) {
+                let (lo, hi) = (part.slice.k_lo(token), part.slice.k_hi(token));
+                visible += (hi - lo).max(0);
                 for (source, runs) in self.sources.iter().enumerate() {
-                    let (lo, hi) = (part.slice.k_lo(token), part.slice.k_hi(token));
                     wanted.push((source, below(runs, lo), below(runs, hi)));
                 }
             }
@@ -108,10 +110,10 @@ impl Cells<'_> {
             if twice {
                 return Err(format!("cells of query {token} are computed twice"));
             }
-            if computed != wanted {
+            // Keys that no source has are visible and not wanted of any.
+            if computed != wanted || count(&wanted) != visible {
                 return Err(format!(
-                    "query {token} has {} visible cells; {} are computed, or others than those",
-                    count(&wanted),
+                    "query {token} has {visible} visible cells; {} are computed, or others than those",
                     count(&computed)
                 ));
             }
@@ -261,6 +263,18 @@ mod tests {
             (Slice::new(Range::new(3, 5), Range::new(0, 4), Band::FULL), 1),
         ];
         assert!(cells.check(&good).is_ok());
+        // Keys that no source has.
+        let short = Cells {
+            sources: &sources[..1],
+            ..cells
+        };
+        let active = [(good[0].0.tighten(), 0)];
+        assert!(short.check_rows(&queries[1], &cells.parts[1..], &active).is_err());
+        assert!(
+            short
+                .check_pieces(&queries[1], &cells.parts[1..], &active)
+                .is_err()
+        );
         let mut found = 0;
         for at in 0..good.len() {
             for change in 0..8 {
