@@ -15,6 +15,7 @@ pub mod on_gpu;
 mod prepare;
 mod redistribute;
 mod reduction;
+mod request;
 pub mod roll;
 mod scratch;
 pub mod single;
