@@ -39,7 +39,7 @@ constexpr u32 SHARED_MOST = 232448;
 
 // Columns of the output that a warp turns at once in shared memory of its own; 0: it turns them in registers, because
 // there is no room.
-constexpr int outColumns(int q_stages) {
+DEV constexpr int outColumns(int q_stages) {
     const u32 used = q_stages * Q_BYTES + STAGES * (K_BYTES + V_BYTES) + 1024;
     for (int columns = 128; columns >= 32; columns /= 2) {
         if (DV % columns == 0 && used + CONSUMER_WARPS * 16 * columns * 2 <= SHARED_MOST) {
