@@ -17,7 +17,7 @@ CUOBJDUMP="$(dirname "$NVCC")/cuobjdump"
 [ -x "$CUOBJDUMP" ] || CUOBJDUMP="$(command -v cuobjdump)" || die "cuobjdump is missing beside $NVCC"
 
 # The same as build.rs has.
-FLAGS=(-cubin -gencode=arch=compute_90a,code=sm_90a -O3 -std=c++17 -Xptxas -v)
+FLAGS=(-cubin -gencode=arch=compute_90a,code=sm_90a -O3 -std=c++17 -Xptxas -v "--split-compile=${NVCC_THREADS:-4}")
 # C7507 to C7520 say that wgmma is serialised, in different words for different reasons.
 SERIALISED='\(C75(07|1[0-9]|20)\)|wgmma\.mma_async instructions are serialized'
 

@@ -1,6 +1,7 @@
-// A CUDA driver that has no device: memory is the host's, and a launch runs kernels that were compiled for the processor,
-// each thread of a block as a coroutine that gives way at barriers. So launchers and kernels are tested together where there
-// is no GPU. Built by tests/cuda_helpers.rs: KERNELS is the kernels' text, ENTRIES the list of ENTRY(name).
+// A CUDA driver that has no device: memory is the host's, and a launch runs kernels that were compiled for the
+// processor, each thread of a block as a coroutine that gives way at barriers. So launchers and kernels are tested
+// together where there is no GPU. Built by tests/cuda_helpers.rs: KERNELS is the kernels' text, ENTRIES the list of
+// ENTRY(name).
 //
 // It knows one device of compute capability 9.0 with one multiprocessor, and of the driver what the library calls.
 #include <cmath>
@@ -26,8 +27,12 @@ struct Index {
 };
 static Index threadIdx, blockIdx, blockDim, gridDim;
 static void give_way();
-static void __syncthreads() { give_way(); }
-static void __syncwarp() { give_way(); }
+static void __syncthreads() {
+    give_way();
+}
+static void __syncwarp() {
+    give_way();
+}
 static char exchanged[1024][8];
 template <class T> static T __shfl_xor_sync(unsigned, T mine, int mask) {
     memcpy(exchanged[threadIdx.x], &mine, sizeof mine);
@@ -41,8 +46,8 @@ namespace {
 #include KERNELS
 } // namespace
 
-// ---- coroutines: all threads of a block reach every barrier of the kernels here, so a barrier is one round. In a block
-// whose first thread meets no barrier none does, and the others are plain calls.
+// ---- coroutines: all threads of a block reach every barrier of the kernels here, so a barrier is one round. In a
+// block whose first thread meets no barrier none does, and the others are plain calls.
 struct Thread {
     ucontext_t context;
     bool done;
@@ -113,8 +118,7 @@ static void run_block(unsigned count) {
     }
 }
 
-template <class... A, size_t... I>
-static void apply(void (*kernel)(A...), void **p, std::index_sequence<I...>) {
+template <class... A, size_t... I> static void apply(void (*kernel)(A...), void **p, std::index_sequence<I...>) {
     kernel(*(std::remove_const_t<A> *)p[I]...);
 }
 template <class... A> static void call(void (*kernel)(A...), void **p) {
@@ -139,26 +143,55 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201,
     return INVALID_CONTEXT
 
 extern "C" {
-int cuInit(unsigned) { return SUCCESS; }
-int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
-int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, SUCCESS; }
-int cuDeviceGetName(char *name, int length, int) { return strncpy(name, "the processor", length), SUCCESS; }
-int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = (size_t)1 << 30, SUCCESS; }
+int cuInit(unsigned) {
+    return SUCCESS;
+}
+int cuDriverGetVersion(int *version) {
+    return *version = 13000, SUCCESS;
+}
+int cuDeviceGetCount(int *count) {
+    return *count = 1, SUCCESS;
+}
+int cuDeviceGet(int *device, int ordinal) {
+    return *device = ordinal, SUCCESS;
+}
+int cuDeviceGetName(char *name, int length, int) {
+    return strncpy(name, "the processor", length), SUCCESS;
+}
+int cuDeviceTotalMem_v2(size_t *bytes, int) {
+    return *bytes = (size_t)1 << 30, SUCCESS;
+}
 int cuDeviceGetAttribute(int *value, int which, int) {
     switch (which) {
-    case 75: *value = 9; break; // compute capability
-    case 76: *value = 0; break;
-    case 16: *value = 1; break;      // multiprocessors
-    case 38: *value = 1 << 20; break; // level-2 cache
-    case 97: *value = 232448; break; // shared memory
-    default: return INVALID_VALUE;
+    case 75:
+        *value = 9;
+        break; // compute capability
+    case 76:
+        *value = 0;
+        break;
+    case 16:
+        *value = 1;
+        break; // multiprocessors
+    case 38:
+        *value = 1 << 20;
+        break; // level-2 cache
+    case 97:
+        *value = 232448;
+        break; // shared memory
+    default:
+        return INVALID_VALUE;
     }
     return SUCCESS;
 }
-int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &context_of_the_device, SUCCESS; }
-int cuCtxGetCurrent(void **context) { return *context = current.empty() ? nullptr : current.back(), SUCCESS; }
-int cuCtxPushCurrent_v2(void *context) { return current.push_back(context), SUCCESS; }
+int cuDevicePrimaryCtxRetain(void **context, int) {
+    return *context = &context_of_the_device, SUCCESS;
+}
+int cuCtxGetCurrent(void **context) {
+    return *context = current.empty() ? nullptr : current.back(), SUCCESS;
+}
+int cuCtxPushCurrent_v2(void *context) {
+    return current.push_back(context), SUCCESS;
+}
 int cuCtxPopCurrent_v2(void **context) {
     NEEDS_CONTEXT;
     *context = current.back();
@@ -183,10 +216,18 @@ int cuMemFree_v2(uint64_t address) {
     free((char *)address);
     return SUCCESS;
 }
-int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) { return cuMemAlloc_v2(address, bytes); }
-int cuMemFreeAsync(uint64_t address, void *) { return cuMemFree_v2(address); }
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) { return memcpy((void *)to, from, bytes), SUCCESS; }
-int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) { return memcpy(to, (void *)from, bytes), SUCCESS; }
+int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) {
+    return cuMemAlloc_v2(address, bytes);
+}
+int cuMemFreeAsync(uint64_t address, void *) {
+    return cuMemFree_v2(address);
+}
+int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+    return memcpy((void *)to, from, bytes), SUCCESS;
+}
+int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
+    return memcpy(to, (void *)from, bytes), SUCCESS;
+}
 int cuPointerGetAttribute(void *value, int which, uint64_t address) {
     const auto after = allocated.upper_bound((char *)address);
     if (after == allocated.begin()) {
@@ -199,21 +240,46 @@ int cuPointerGetAttribute(void *value, int which, uint64_t address) {
     *(int *)value = which == 2 ? 2 : 0; // device memory, of device 0
     return SUCCESS;
 }
-int cuStreamGetCtx(void *, void **context) { return *context = &context_of_the_device, SUCCESS; }
-int cuStreamIsCapturing(void *, int *status) { return *status = 0, SUCCESS; }
-int cuStreamSynchronize(void *) { return current.empty() ? INVALID_CONTEXT : SUCCESS; }
-int cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
-int cuEventCreate(void **event, unsigned) { return *event = &context_of_the_device, SUCCESS; }
-int cuEventDestroy_v2(void *) { return SUCCESS; }
-int cuEventQuery(void *) { return SUCCESS; }
-int cuEventRecord(void *, void *) { return SUCCESS; }
-int cuEventSynchronize(void *) { return SUCCESS; }
+int cuStreamGetCtx(void *, void **context) {
+    return *context = &context_of_the_device, SUCCESS;
+}
+int cuStreamIsCapturing(void *, int *status) {
+    return *status = 0, SUCCESS;
+}
+int cuStreamSynchronize(void *) {
+    return current.empty() ? INVALID_CONTEXT : SUCCESS;
+}
+int cuStreamWaitEvent(void *, void *, unsigned) {
+    return SUCCESS;
+}
+int cuEventCreate(void **event, unsigned) {
+    return *event = &context_of_the_device, SUCCESS;
+}
+int cuEventDestroy_v2(void *) {
+    return SUCCESS;
+}
+int cuEventQuery(void *) {
+    return SUCCESS;
+}
+int cuEventRecord(void *, void *) {
+    return SUCCESS;
+}
+int cuEventSynchronize(void *) {
+    return SUCCESS;
+}
 int cuModuleLoadData(void **module, const void *image) {
     NEEDS_CONTEXT;
     *module = (void *)image;
-    return memcmp(image, "\x7f" "ELF", 4) == 0 ? SUCCESS : INVALID_VALUE;
+    return memcmp(image,
+                  "\x7f"
+                  "ELF",
+                  4) == 0
+               ? SUCCESS
+               : INVALID_VALUE;
 }
-int cuModuleUnload(void *) { return SUCCESS; }
+int cuModuleUnload(void *) {
+    return SUCCESS;
+}
 int cuModuleGetFunction(void **function, void *, const char *name) {
     const auto found = entries().find(name);
     if (found == entries().end()) {
@@ -222,12 +288,24 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
     *function = (void *)found->second;
     return SUCCESS;
 }
-int cuModuleGetGlobal_v2(uint64_t *, size_t *, void *, const char *) { return NOT_FOUND; }
-int cuFuncGetAttribute(int *value, int, void *) { return *value = 0, SUCCESS; }
-int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
-int cuTensorMapEncodeTiled(void) { return INVALID_VALUE; }
-int cuGetErrorName(int, const char **text) { return *text = "an error", SUCCESS; }
-int cuGetErrorString(int, const char **text) { return *text = "of the driver for tests", SUCCESS; }
+int cuModuleGetGlobal_v2(uint64_t *, size_t *, void *, const char *) {
+    return NOT_FOUND;
+}
+int cuFuncGetAttribute(int *value, int, void *) {
+    return *value = 0, SUCCESS;
+}
+int cuFuncSetAttribute(void *, int, int) {
+    return SUCCESS;
+}
+int cuTensorMapEncodeTiled(void) {
+    return INVALID_VALUE;
+}
+int cuGetErrorName(int, const char **text) {
+    return *text = "an error", SUCCESS;
+}
+int cuGetErrorString(int, const char **text) {
+    return *text = "of the driver for tests", SUCCESS;
+}
 int cuLaunchKernelEx(const unsigned *config, void *function, void **arguments, void **) {
     NEEDS_CONTEXT;
     gridDim = {config[0], config[1], config[2]};
