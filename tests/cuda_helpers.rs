@@ -12,7 +12,7 @@ use common_backend::*;
 use magi_attn::backend::cuda::{embedded, source};
 use magi_attn::backend::{Backend, CpuBackend, CudaBackend};
 use magi_attn::device::Stream;
-use magi_attn::device::cuda::{DeviceMemory, Gpu, pointer, stream};
+use magi_attn::device::cuda::{DeviceMemory, Event, Gpu, StreamMemory, pointer, stream};
 use magi_attn::types::{DType, Device, Range, Status, Tensor};
 
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::Bf16, DType::F16];
@@ -478,6 +478,35 @@ fn the_callers_context_and_memory_are_told() {
     assert_eq!(current(), before);
 }
 
+#[test]
+fn events_and_memory_in_the_order_of_a_stream() {
+    let Some(gpu) = gpu() else {
+        return;
+    };
+    let event = Event::new(&gpu).unwrap();
+    let memory = StreamMemory::new(&gpu, 4096, Stream::NULL).unwrap();
+    assert!((memory.as_ptr() as usize).is_multiple_of(256) && memory.bytes() == 4096);
+    // SAFETY: as many bytes as were taken.
+    let bytes = unsafe { Tensor::dense(memory.as_ptr(), DType::U8, Device::Cuda(0), &[4096]) };
+    let backend = CudaBackend::new(&gpu, Stream::NULL).unwrap();
+    backend.fill_zero(bytes).unwrap();
+    event.record(Stream::NULL).unwrap();
+    event.wait(Stream::NULL).unwrap();
+    event.synchronize().unwrap();
+    assert!(event.is_done().unwrap());
+    drop(memory);
+    let none = DeviceMemory::new(&gpu, 0).unwrap();
+    assert!(none.as_ptr().is_null());
+    none.write(0, &[]).unwrap();
+    let some = DeviceMemory::upload(&gpu, &[1, 2, 3]).unwrap();
+    assert_eq!(some.write(2, &[1, 2]).unwrap_err().status, Status::Internal);
+    some.write(1, &[7]).unwrap();
+    let mut got = [0; 3];
+    some.read(0, &mut got).unwrap();
+    assert_eq!(got, [1, 7, 3]);
+    assert_eq!(Gpu::open(-1).unwrap_err().status, Status::NoDevice);
+}
+
 /// Set for the process that runs the tests above with the driver for tests.
 const ON_HOST: &str = "CUDA_HELPERS_ON_HOST";
 
@@ -558,5 +587,5 @@ fn the_same_launches_give_the_same_on_the_processor() {
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(output.status.success(), "{out}{err}");
-    assert!(!out.contains("skipped") && out.contains("10 passed"), "{out}");
+    assert!(!out.contains("skipped") && out.contains("11 passed"), "{out}");
 }
