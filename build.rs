@@ -144,11 +144,15 @@ fn compile_ahead(
     if variants.is_empty() {
         return Vec::new();
     }
-    let nvcc = match nvcc::find(&places.root) {
+    let probed = nvcc::find(&places.root).and_then(|nvcc| {
+        nvcc.probe(&places.out, &nvcc::flags(&[], settings.debug, settings.threads))
+            .map(|()| nvcc)
+    });
+    let nvcc = match probed {
         Ok(nvcc) => nvcc,
         Err(why) => {
             if settings.verbose {
-                println!("cargo:warning={why}");
+                why.lines().for_each(|line| println!("cargo:warning={line}"));
             }
             eprintln!("{why}: kernels will be compiled at run time, by NVRTC");
             return Vec::new();

@@ -83,7 +83,10 @@ impl DeviceMemory {
         // SAFETY: both sides are as long as the copy; the call returns when `from` has been read.
         let code =
             unsafe { sys::cuMemcpyHtoD_v2(self.address + offset as u64, from.as_ptr().cast(), from.len()) };
-        check(code, "cuMemcpyHtoD")
+        check(code, "cuMemcpyHtoD")?;
+        // The call may return when the bytes are on their way only, in the order of the default stream, for which streams
+        // that were made non-blocking do not wait.
+        stream::synchronize(&self.gpu, Stream::NULL)
     }
 
     /// Copies from `offset` to `to`. Waits for the copy, but not for other streams.
