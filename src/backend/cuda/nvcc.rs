@@ -75,6 +75,15 @@ pub fn flags(defines: &[String], debug: bool, threads: usize) -> Vec<String> {
 }
 
 impl Nvcc {
+    /// Whether it compiles anything at all for this device with the usual flags; else what it said. It may be too old, or lack
+    /// the host's C++ compiler, which it needs for preprocessing.
+    pub fn probe(&self, folder: &Path, flags: &[String]) -> Result<(), String> {
+        let source = folder.join("probe.cu");
+        std::fs::write(&source, "extern \"C\" __global__ void probe() {}\n").map_err(|e| e.to_string())?;
+        self.compile(&source, &folder.join("probe.cubin"), flags)
+            .map(|_| ())
+    }
+
     /// Compiles `source` to `cubin`; gives the command line and what the compiler said, in either case.
     pub fn compile(&self, source: &Path, cubin: &Path, flags: &[String]) -> Result<String, String> {
         let mut command = Command::new(&self.program);
