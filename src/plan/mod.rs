@@ -22,6 +22,7 @@ mod placement;
 mod reach;
 mod search;
 mod seed;
+mod sends;
 mod side;
 mod slices;
 mod stage;
