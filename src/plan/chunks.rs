@@ -31,7 +31,7 @@ impl Chunks {
         let total = total_q(masks);
         let ranks = world as i64;
         // Counting chunks a rank, not tokens a chunk: every rank then gets equally many.
-        let mut each = config
+        let each = config
             .min_chunks_per_rank
             .max(total.div_ceil_by(MOST_TOKENS * ranks))
             .min(SidePlacement::MAX_CHUNKS / ranks);

@@ -9,11 +9,11 @@ use super::seed::deal;
 use crate::types::{Config, Effort};
 
 /// Steps of the search for each rank and each chunk; a step is a run of keys looked at, 5 to 10 ns.
-const FAST: (u64, u64) = (2000, 16);
+const FAST: (u64, u64) = (1600, 16);
 /// 100 ms at 64 ranks, with room for a slower machine.
 const THOROUGH: (u64, u64) = (90_000, 2000);
-/// Evening what ranks send may take this part of the steps beside them.
-const EVENING: u64 = 2;
+/// Evening what ranks send may take this part of the steps beside them, where it is needed.
+const EVENING: u64 = 1;
 /// Contiguous blocks are tried where none has more than the mean and this part of it.
 const NEARLY_EVEN: i64 = 32;
 
@@ -22,6 +22,7 @@ struct Near<'a> {
     chunks: &'a Chunks,
     world: usize,
     config: &'a Config,
+    times: u64,
 }
 
 /// The rank of every chunk. Counts differ by at most one. No rank has more than the largest area of `by_area`, or than the
@@ -29,18 +30,22 @@ struct Near<'a> {
 ///
 /// With a slack, no more tokens move either than where the longest chunk always goes to the least loaded rank; where
 /// only a placement with more area on a rank can do that, no rank has more than there.
+///
+/// `times` multiplies the steps of the config's effort.
 pub(super) fn assign_near(
     reaches: &Reaches,
     chunks: &Chunks,
     world: usize,
     by_area: Vec<u32>,
     config: &Config,
+    times: u64,
 ) -> Vec<u32> {
     let near = Near {
         reaches,
         chunks,
         world,
         config,
+        times,
     };
     let areas = &chunks.areas;
     let mean = areas.iter().sum::<i64>() / world as i64;
@@ -76,7 +81,7 @@ impl<'a> Near<'a> {
 
     /// Of the placement by area, chunks dealt near their keys, and contiguous blocks, the one that moves fewest tokens.
     fn seeded(&self, plain: Search<'a>) -> Search<'a> {
-        let (areas, limit) = (&self.chunks.areas, plain.limit());
+        let (areas, limit) = (&self.chunks.areas, plain.limit);
         let blocks = blocks(areas.len(), self.world);
         let nearly = heaviest(areas, &blocks, self.world) <= limit + limit / NEARLY_EVEN;
         let dealt = deal(self.reaches, areas, self.world, limit);
@@ -98,7 +103,8 @@ impl<'a> Near<'a> {
             Effort::Thorough => (THOROUGH.0, THOROUGH.1, 2),
             _ => (FAST.0, FAST.1, 1),
         };
-        let budget = per_rank * self.world as u64 + per_chunk * self.chunks.areas.len() as u64;
+        let steps = per_rank * self.world as u64 + per_chunk * self.chunks.areas.len() as u64;
+        let budget = self.times * steps;
         let mut search = seed.clone();
         search.anneal(heat * self.chunks.size * weight, budget);
         if search.total() > seed.total() {

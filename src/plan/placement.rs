@@ -37,6 +37,18 @@ impl Placement {
     /// Errors as `new`; also `Status::InvalidArgument` without masks, with different totals, with a weight below 1,
     /// and when the weighted areas come to more than 2^62 cells.
     pub fn new_joint(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Placement> {
+        Placement::made(masks, world, config, 1)
+    }
+
+    /// As `new`, with the steps of the config's effort taken `times`: a yardstick of what the effort leaves. Only
+    /// `PlacementKind::Balanced` searches by steps.
+    ///
+    /// Errors as `new`.
+    pub fn new_longer(mask: &Mask, world: usize, config: &Config, times: u64) -> Result<Placement> {
+        Placement::made(&[(mask, 1)], world, config, times)
+    }
+
+    fn made(masks: &[(&Mask, i64)], world: usize, config: &Config, times: u64) -> Result<Placement> {
         check_world(world)?;
         let (total_q, total_k) = check_masks(masks)?;
         let keys = if total_q == total_k {
@@ -46,7 +58,7 @@ impl Placement {
         };
         let mut chunks = chunks(masks, world, config)?;
         let owned = keys.as_ref().map_or(Owned::Chunks, Owned::Side);
-        let owners = owners(masks, &mut chunks, owned, world, config)?;
+        let owners = owners(masks, &mut chunks, owned, world, config, times)?;
         let q = Arc::new(SidePlacement::from_bounds(
             chunks.bounds,
             chunks.size,
@@ -144,6 +156,7 @@ fn balanced(
     owned: Owned,
     world: usize,
     config: &Config,
+    times: u64,
 ) -> Result<Vec<u32>> {
     let mut by_area = assign(&chunks.areas, world);
     while uneven(&chunks.areas, &by_area, world) {
@@ -157,7 +170,7 @@ fn balanced(
         return Ok(by_area);
     }
     let reaches = reaches(masks, chunks, owned);
-    Ok(assign_near(&reaches, chunks, world, by_area, config))
+    Ok(assign_near(&reaches, chunks, world, by_area, config, times))
 }
 
 /// Whether a rank has more than a hundredth above the mean.
@@ -177,11 +190,12 @@ fn owners(
     owned: Owned,
     world: usize,
     config: &Config,
+    times: u64,
 ) -> Result<Vec<u32>> {
     let count = chunks.areas.len();
     let reaches = || reaches(masks, chunks, owned);
     Ok(match config.placement {
-        PlacementKind::Balanced => return balanced(masks, chunks, owned, world, config),
+        PlacementKind::Balanced => return balanced(masks, chunks, owned, world, config, times),
         PlacementKind::Sequential => blocks(count, world),
         PlacementKind::Zigzag => zigzag(count, world),
         PlacementKind::ByDocument => by_document(&reaches(), &chunks.areas, world),

@@ -95,12 +95,13 @@ impl<'a> Reach<'a> {
 
     fn push_hull(&mut self, c: usize) {
         let last = self.hulls.last().copied().unwrap_or_default();
-        let mut parts = self.runs[self.first[c] as usize..].to_vec();
-        if let Owned::Chunks = self.owned {
-            parts.push(self.tokens(c as u32));
-        }
-        let hull = parts
-            .into_iter()
+        let own = match self.owned {
+            Owned::Chunks => Some(self.tokens(c as u32)),
+            Owned::Side(_) => None,
+        };
+        let runs = self.runs[self.first[c] as usize..].iter().copied();
+        let hull = runs
+            .chain(own)
             .reduce(|a, b| Range::new(a.start.min(b.start), a.end.max(b.end)))
             .unwrap_or(last);
         self.ascending &= last.start <= hull.start && last.end <= hull.end;

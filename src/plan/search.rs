@@ -5,11 +5,13 @@ use super::reach::Reaches;
 use crate::types::Range;
 use std::ops::RangeInclusive;
 
-/// Sends are counted anew so often in each half of what is left of a search, and not below the least step.
-const RECOUNTS: u64 = 4;
-const LEAST_STEP: u64 = 32;
+/// Sends are counted anew each time this part of what is left of a search is done, or this part of all of it.
+const RECOUNT_LEFT: u64 = 4;
+const RECOUNT_ALL: u64 = 64;
+/// Received tokens that one sent beyond the cap is worth.
+const SEND_PRICE: i64 = 4;
 /// Second pairs of chunks that one proposal looks at, roughly.
-const MOST_PAIRS: usize = 64;
+const MOST_PAIRS: usize = 32;
 /// Ranks with more chunks have what a swap changes counted from the chunks that it touches.
 const MOST_WHOLE: usize = 16;
 
@@ -95,11 +97,6 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What no rank's area passes.
-    pub fn limit(&self) -> i64 {
-        self.limit
-    }
-
     /// Received tokens of all ranks, by weight.
     pub fn total(&self) -> i64 {
         self.received.iter().sum()
@@ -125,8 +122,7 @@ impl<'a> Search<'a> {
             let left = end - self.work;
             if self.work >= recount {
                 self.count_sends();
-                // What is counted late stays: swaps are then few.
-                recount = self.work + (left / (2 * RECOUNTS)).max(budget / LEAST_STEP);
+                recount = self.work + (left / RECOUNT_LEFT).max(budget / RECOUNT_ALL);
             }
             let warm = (i128::from(heat) * i128::from(left) / i128::from(budget)) as i64;
             self.work += 4;
@@ -165,15 +161,21 @@ impl<'a> Search<'a> {
             back: there.get(first).copied(),
             more: None,
         };
-        let area_at = |at: usize| there.get(at).map_or(0, |&c| self.areas[c as usize]);
-        let fits = |at: &usize| (least..=most).contains(&area_at(*at));
-        let found = around(first, choices).enumerate().find(|(_, at)| fits(at));
-        self.work += found.map_or(choices, |f| f.0) as u64 / 4;
-        if let Some((_, at)) = found {
-            swap.back = there.get(at).copied();
+        let fits = |area: i64| (least..=most).contains(&area);
+        if swap.back.is_none() && fits(0) {
             return Some(swap);
         }
-        let back = area_at(first);
+        let found = around(there, first).position(|&c| fits(self.areas[c as usize]));
+        self.work += found.unwrap_or(there.len()) as u64 / 4;
+        if let Some(at) = found {
+            swap.back = Some(there[(first + at) % there.len()]);
+            return Some(swap);
+        }
+        if choices > there.len() && fits(0) {
+            swap.back = None;
+            return Some(swap);
+        }
+        let back = swap.back.map_or(0, |c| self.areas[c as usize]);
         self.second_pair(swap, least - back..=most - back, dice)
     }
 
@@ -186,7 +188,7 @@ impl<'a> Search<'a> {
         let (here, there) = (&self.own[swap.from], &self.own[swap.to]);
         let (first, second) = (dice.below(here.len()), dice.below(there.len().max(1)));
         let mut looked = 0;
-        for x in around(first, here.len()).map(|i| here[i]) {
+        for &x in around(here, first) {
             if looked >= MOST_PAIRS {
                 break;
             }
@@ -194,13 +196,13 @@ impl<'a> Search<'a> {
             let area = self.areas[x as usize];
             let (least, most) = (wanted.start() + area, wanted.end() + area);
             let fits = |&y: &u32| (least..=most).contains(&self.areas[y as usize]) && Some(y) != swap.back;
-            let second = around(second, there.len()).map(|j| there[j]).find(fits);
-            if let Some(y) = second.filter(|_| x != swap.out) {
+            let found = around(there, second).find(|&y| fits(y));
+            if let Some(&y) = found.filter(|_| x != swap.out) {
                 swap.more = Some((x, y));
                 break;
             }
         }
-        self.work += looked as u64 / 8;
+        self.work += looked as u64 / 4;
         swap.more.map(|_| swap)
     }
 
@@ -215,7 +217,7 @@ impl<'a> Search<'a> {
         let moved = swap.moved(&self.demand);
         let over = |sent: i64| (sent - self.cap).max(0);
         let (from, to) = (self.sent[swap.from], self.sent[swap.to]);
-        over(from - moved) + over(to + moved) - over(from) - over(to)
+        SEND_PRICE * (over(from - moved) + over(to + moved) - over(from) - over(to))
     }
 
     /// Exchanges unless that adds more than `allowed` received tokens, the price of sending included.
@@ -251,7 +253,11 @@ impl<'a> Search<'a> {
         let whole = list.len() <= MOST_WHOLE;
         let mut received = self.received[rank];
         for (out, back) in swap.pairs() {
-            let (less, more) = if reversed { (back, Some(out)) } else { (Some(out), back) };
+            let (less, more) = if reversed {
+                (back, Some(out))
+            } else {
+                (Some(out), back)
+            };
             if whole {
                 replace(list, less, more);
             } else {
@@ -260,7 +266,9 @@ impl<'a> Search<'a> {
             }
         }
         if whole {
-            received = self.reaches.received(rank, list, &mut self.scratch, &mut self.work);
+            received = self
+                .reaches
+                .received(rank, list, &mut self.scratch, &mut self.work);
         }
         received
     }
@@ -284,9 +292,10 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The numbers below `count`, from `first` on and around.
-fn around(first: usize, count: usize) -> impl Iterator<Item = usize> {
-    (first..count).chain(0..first.min(count))
+/// All of `list`, from place `first` on and around.
+fn around(list: &[u32], first: usize) -> impl Iterator<Item = &u32> {
+    let (before, from) = list.split_at(first.min(list.len()));
+    from.iter().chain(before)
 }
 
 /// Takes `out` from an ascending list and puts `into` in.

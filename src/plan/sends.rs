@@ -11,7 +11,7 @@ const PATIENCE: usize = 3;
 /// Pairs of chunks that one exchange looks at, roughly.
 const LOOKED: usize = 16_384;
 /// Of these, pairs that it compares by the tokens they add.
-const PAIRS: usize = 32;
+const PAIRS: usize = 8;
 
 impl Search<'_> {
     /// Counts what each rank sends. Exact until the next swap, near enough for some more.
