@@ -9,7 +9,7 @@ use super::seed::deal;
 use crate::types::{Config, Effort};
 
 /// Steps of the search for each rank and each chunk; a step is a run of keys looked at, 5 to 10 ns.
-const FAST: (u64, u64) = (1600, 16);
+const FAST: (u64, u64) = (1800, 12);
 /// 100 ms at 64 ranks, with room for a slower machine.
 const THOROUGH: (u64, u64) = (90_000, 2000);
 /// Evening what ranks send may take this part of the steps beside them, where it is needed.

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 /// Exchanges before sends are counted anew.
 const ROUNDS: usize = 4;
 /// Countings in a row that may win nothing.
-const PATIENCE: usize = 3;
+const PATIENCE: usize = 8;
 /// Pairs of chunks that one exchange looks at, roughly.
 const LOOKED: usize = 16_384;
 /// Of these, pairs that it compares by the tokens they add.
