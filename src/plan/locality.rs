@@ -12,8 +12,8 @@ use crate::types::{Config, Effort};
 const FAST: (u64, u64) = (1800, 12);
 /// 100 ms at 64 ranks, with room for a slower machine.
 const THOROUGH: (u64, u64) = (90_000, 2000);
-/// Evening what ranks send may take this part of the steps beside them, where it is needed.
-const EVENING: u64 = 1;
+/// Evening what ranks send may take so much less, beside them.
+const EVENING: u64 = 2;
 /// Contiguous blocks are tried where none has more than the mean and this part of it.
 const NEARLY_EVEN: i64 = 32;
 

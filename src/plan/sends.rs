@@ -4,12 +4,12 @@ use super::reach::Owned;
 use super::search::{Search, Swap};
 use std::cmp::Reverse;
 
-/// Exchanges before sends are counted anew.
+/// Exchanges before sends are counted anew, or one for every four ranks.
 const ROUNDS: usize = 4;
 /// Countings in a row that may win nothing.
-const PATIENCE: usize = 8;
+const PATIENCE: usize = 4;
 /// Pairs of chunks that one exchange looks at, roughly.
-const LOOKED: usize = 16_384;
+const LOOKED: usize = 4096;
 /// Of these, pairs that it compares by the tokens they add.
 const PAIRS: usize = 8;
 
@@ -70,7 +70,7 @@ impl Search<'_> {
         let mut best = (self.excess(), self.owners.clone());
         let mut failed = 0;
         while self.excess() > 0 && failed < PATIENCE && self.work < end {
-            let rounds = ROUNDS.max(self.own.len() / 16);
+            let rounds = ROUNDS.max(self.own.len() / 4);
             let made = (0..rounds).take_while(|_| self.lower_most()).count();
             self.count_sends();
             if self.excess() < best.0 && self.total() <= most {
@@ -119,7 +119,7 @@ impl Search<'_> {
         let mut pairs = Vec::new();
         let mut asked: Vec<u32> = self.own[from].clone();
         asked.sort_unstable_by_key(|&c| (Reverse(self.demand[c as usize]), c));
-        for &out in asked.iter().take((LOOKED / self.owners.len()).clamp(2, 8)) {
+        for &out in asked.iter().take((LOOKED / self.owners.len()).clamp(1, 8)) {
             for (back, &to) in self.owners.iter().enumerate() {
                 let back = back as u32;
                 let moved = self.demand[out as usize] - self.demand[back as usize];
@@ -132,7 +132,7 @@ impl Search<'_> {
                     pairs.push(((moved - excess).abs(), out, back));
                 }
             }
-            self.work += self.owners.len() as u64 / 4;
+            self.work += self.owners.len() as u64 / 16;
         }
         if pairs.len() > PAIRS {
             pairs.select_nth_unstable(PAIRS - 1);
