@@ -107,7 +107,7 @@ impl<'a> Near<'a> {
         let budget = self.times * steps;
         let mut search = seed.clone();
         search.anneal(heat * self.chunks.size * weight, budget);
-        if search.total() > seed.total() {
+        if search.total() >= seed.total() {
             search = seed;
         }
         search.even_sends(budget / EVENING, most);
