@@ -81,4 +81,38 @@ typedef struct magi_attn_forward_params {
 #define MAGI_FORWARD_OUT_F32 1    /* out is f32, else the input dtype */
 #define MAGI_FORWARD_ACCUMULATE 2 /* merge into (out, lse), both f32 */
 
+/* ------------------------------------------------------------------- textbook attention: src/backend/cuda/textbook.rs */
+
+/* Rows of a tile and tokens of a step; with f64 elements half as many fit. */
+#define MAGI_TEXTBOOK_ROWS 64
+#define MAGI_TEXTBOOK_ROWS_F64 32
+
+/* A [tokens, heads, width] or [tokens, heads] tensor; the width has stride 1. Strides count elements and may be 0 or
+   negative where the tensor is only read. */
+typedef struct magi_textbook_rows {
+    void *data;
+    long long token, head;
+} magi_textbook_rows;
+
+/* One call over a tile list. q, k, v and dout are of the kernel's dtype; the others of its accumulator type. Pairs are
+   the local tensor and the receive buffer. */
+typedef struct magi_textbook_params {
+    const magi_tile *tiles; /* in the order of the work */
+    const magi_item *items;
+    const magi_row_limits *limits;
+    magi_textbook_rows q, k[2], v[2];
+    magi_textbook_rows lse;                      /* forward: read and written; backward: the final lse */
+    magi_textbook_rows out;                      /* forward: read and written */
+    magi_textbook_rows dout, delta;              /* backward, as the next two: added to */
+    magi_textbook_rows dq, dk[2], dv[2];
+    float *max_logits;                           /* forward: [heads_q], raised where a logit is larger; or NULL */
+    long long max_logits_head;                   /* elements from one head to the next */
+    double scale;                                /* softmax_scale */
+    double factor;                               /* of q . k: the scale, or what makes it an argument of tanh */
+    double softcap;                              /* logits are softcap * tanh(factor * q . k) with capped */
+    int capped;                                  /* 0 or 1 */
+    int tile_count, heads_q, heads_kv;
+    int head_dim, head_dim_v;
+} magi_textbook_params;
+
 #endif
