@@ -1,11 +1,13 @@
 //! Helper kernels against the CPU backend, on the first CUDA device; skipped where there is none.
 
 mod common_backend;
+mod common_cuda;
 mod common_reference;
 
 use std::sync::Arc;
 
 use common_backend::*;
+use common_cuda::{Copy, gpu};
 use magi_attn::backend::{Backend, CpuBackend, CudaBackend};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, pointer, stream};
@@ -13,49 +15,6 @@ use magi_attn::types::{DType, Device, Range, Status, Tensor};
 
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::Bf16, DType::F16];
 const LAYOUTS: [Layout; 3] = [Layout::Dense, Layout::Padded, Layout::HeadsFirst];
-
-/// The first device, or `None` (said aloud) without one. A device that fails is no reason to skip.
-fn gpu() -> Option<Arc<Gpu>> {
-    match Gpu::open(0) {
-        Ok(gpu) => Some(gpu),
-        Err(e) if e.status == Status::NoDevice => {
-            println!("skipped: {e}");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
-
-/// A copy in device memory of everything that a tensor in host memory spans.
-struct Copy {
-    host: Tensor,
-    low: usize,
-    memory: DeviceMemory,
-}
-
-impl Copy {
-    fn of(gpu: &Arc<Gpu>, host: Tensor) -> Copy {
-        let (low, high) = host.span().unwrap_or_default();
-        // SAFETY: the tensor spans these bytes of its buffer.
-        let bytes = unsafe { std::slice::from_raw_parts(low as *const u8, high - low) };
-        let memory = DeviceMemory::upload(gpu, bytes).unwrap();
-        Copy { host, low, memory }
-    }
-
-    fn tensor(&self) -> Tensor {
-        let h = &self.host;
-        let data = self.memory.as_ptr().wrapping_add(h.data() as usize - self.low);
-        // SAFETY: the copy is as long as what the host's tensor spans.
-        unsafe { Tensor::from_raw(data, h.dtype(), Device::Cuda(0), h.shape(), h.stride()) }
-    }
-
-    /// Copies back, over what the host's tensor spans.
-    fn fetch(&self) {
-        // SAFETY: as in `of`; nobody else looks at the buffer meanwhile.
-        let to = unsafe { std::slice::from_raw_parts_mut(self.low as *mut u8, self.memory.bytes()) };
-        self.memory.read(0, to).unwrap();
-    }
-}
 
 /// Runs `f` with the CPU backend on `buffers`, and with the CUDA backend on copies of them; gives the values of buffer
 /// `result` after each.
