@@ -137,7 +137,8 @@ MAGI_DEVICE void add_queries(const magi_textbook_params &p, const magi_tile &til
     }
 }
 
-// dk and dv of a tile of keys, COLUMNS columns of both in each pass over its items, for all query heads of the key head.
+// dk and dv of a tile of keys, COLUMNS columns of both in each pass over its items, for all query heads of the key
+// head.
 template <class T> MAGI_DEVICE void walk_keys(const magi_textbook_params &p, const magi_tile &tile, int head_kv) {
     typedef typename Shape<T>::A A;
     __shared__ Staging<T> staging;

@@ -1,6 +1,6 @@
 // What the textbook kernels have in common: a block of 16 x 16 threads owns the rows of a tile and walks the steps of
-// its items. Of a matrix with a row for each row of the tile, the thread at (y, x) holds rows y * M to y * M + M - 1 and
-// columns x, x + 16, x + 32, ...
+// its items. Of a matrix with a row for each row of the tile, the thread at (y, x) holds rows y * M to y * M + M - 1
+// and columns x, x + 16, x + 32, ...
 //
 // SPDX-License-Identifier: Apache-2.0
 #ifndef MAGI_ATTN_KERNELS_TEXTBOOK_TILE_CUH
@@ -104,8 +104,7 @@ template <class T> struct Rows {
     int from, to;
 };
 
-template <class T>
-MAGI_DEVICE Rows<T> rows_of(const magi_textbook_rows &t, i64 token, i64 head, int from, int to) {
+template <class T> MAGI_DEVICE Rows<T> rows_of(const magi_textbook_rows &t, i64 token, i64 head, int from, int to) {
     Rows<T> rows = {row_of<const T>(t, token, head), t.token, from, to};
     return rows;
 }
@@ -195,8 +194,8 @@ template <class T, class A, int M> MAGI_DEVICE void share(const A (&w)[M][M], St
     }
 }
 
-// sums += weights . other, for COLUMNS columns of `other` from `column` on. A weight of 0 does not hide an infinity or a
-// NaN in a token that the row does not see, so where there is one each row adds only what it sees.
+// sums += weights . other, for COLUMNS columns of `other` from `column` on. A weight of 0 does not hide an infinity or
+// a NaN in a token that the row does not see, so where there is one each row adds only what it sees.
 template <class T, class A, int M>
 MAGI_DEVICE void weighted_sum(A (&sums)[M][EACH], const Rows<T> &other, int column, int width, const Seen (&seen)[M],
                               Staging<T> &staging) {

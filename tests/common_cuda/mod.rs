@@ -27,8 +27,11 @@ pub struct Copy {
 impl Copy {
     pub fn of(gpu: &Arc<Gpu>, host: Tensor) -> Copy {
         let (low, high) = host.span().unwrap_or_default();
-        // SAFETY: the tensor spans these bytes of its buffer.
-        let bytes = unsafe { std::slice::from_raw_parts(low as *const u8, high - low) };
+        let bytes = match high - low {
+            0 => &[],
+            // SAFETY: the tensor spans these bytes of its buffer.
+            length => unsafe { std::slice::from_raw_parts(low as *const u8, length) },
+        };
         let memory = DeviceMemory::upload(gpu, bytes).unwrap();
         Copy { host, low, memory }
     }
@@ -42,6 +45,9 @@ impl Copy {
 
     /// Copies back, over what the host's tensor spans.
     pub fn fetch(&self) {
+        if self.memory.bytes() == 0 {
+            return;
+        }
         // SAFETY: as in `of`; nobody else looks at the buffer meanwhile.
         let to = unsafe { std::slice::from_raw_parts_mut(self.low as *mut u8, self.memory.bytes()) };
         self.memory.read(0, to).unwrap();
