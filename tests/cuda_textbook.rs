@@ -1,4 +1,5 @@
-//! Textbook attention against the CPU backend, on the first CUDA device; skipped where there is none.
+//! Textbook attention against the CPU backend: on the first CUDA device where there is one, and in part everywhere on the
+//! processor, through a driver for tests (tests/host_driver) that runs the same launches.
 
 mod common_backend;
 mod common_cuda;
@@ -7,7 +8,7 @@ mod common_reference;
 use std::sync::Arc;
 
 use common_backend::*;
-use common_cuda::{Copy, gpu};
+use common_cuda::{Copy, gpu, run_on_the_processor};
 use common_reference::{Answer, Operands, round};
 use magi_attn::backend::cuda::textbook::Textbook;
 use magi_attn::backend::cuda::textbook_params::tile_shape;
@@ -288,8 +289,8 @@ fn scales_of_any_sign_and_extreme_softcaps() {
             (0.2, 1e4),
             (0.2, 1e-60),
         ] {
-            let mask = random_mask(&mut r, 100, 120, 4);
-            let s = shape(2, 1, 32, 32, dtype);
+            let mask = random_mask(&mut r, 60, 70, 4);
+            let s = shape(2, 1, 16, 16, dtype);
             let mut o = operands(&mut r, &mask, &s);
             (o.scale, o.cap) = (scale, cap);
             let what = format!("scale {scale}, softcap {cap}");
@@ -401,4 +402,17 @@ fn empty_problems_and_lists_that_do_not_fit() {
     assert_eq!(forward(&tiles, Some(k.tensor())).status, Status::Internal);
     let [tiles, _] = space.tiles(&[], &rows, DType::F32);
     assert_eq!(forward(&tiles, Some(q.tensor())).status, Status::ShapeMismatch);
+}
+
+#[test]
+fn the_same_launches_give_the_same_on_the_processor() {
+    // The others take minutes there.
+    let quick = [
+        "every_type_of",
+        "tokens_that",
+        "scales_of",
+        "empty_problems",
+        "the_same_launches",
+    ];
+    run_on_the_processor("cuda_textbook", &quick, quick.len());
 }
