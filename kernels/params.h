@@ -20,14 +20,14 @@
 /* Rows and steps are tokens of the two sides: queries and keys in the forward pass, keys and queries in the backward
    pass. Tile i owns the rows [row0, row0 + rows) and walks items[item0 .. item0 + items). */
 typedef struct magi_tile {
-    int row0;                 /* first row */
-    int rows;                 /* 1 to rows of a tile; fewer only at the end of the tensor */
-    int item0;                /* first item */
-    int items;                /* 0: no row sees anything */
-    int steps;                /* steps of all its items: what the tile costs */
-    int source;               /* where its rows lie: 0 local tensor, 1 receive buffer (keys only) */
-    int slot;                 /* of its first piece in the workspace, when it is a piece of a tile; else 0 */
-    int pieces;               /* number of pieces << 16 | which of them this is; 0 or 1 << 16: whole */
+    int row0;   /* first row */
+    int rows;   /* 1 to rows of a tile; fewer only at the end of the tensor */
+    int item0;  /* first item */
+    int items;  /* 0: no row sees anything */
+    int steps;  /* steps of all its items: what the tile costs */
+    int source; /* where its rows lie: 0 local tensor, 1 receive buffer (keys only) */
+    int slot;   /* of its first piece in the workspace, when it is a piece of a tile; else 0 */
+    int pieces; /* number of pieces << 16 | which of them this is; 0 or 1 << 16: whole */
 } magi_tile;
 
 /* A run of tokens. Steps begin at start, start + step, ... while below run1; those inside [full0, full1) are seen by
@@ -58,15 +58,15 @@ typedef struct magi_attn_forward_params {
     const magi_tile *tiles; /* in the order of the work */
     const magi_item *items;
     const magi_row_limits *limits;
-    int *counters;          /* {next work, blocks done}; 0 before a launch, and after it */
-    unsigned *maxima;       /* [heads_q], order-preserving bits; 0 before a launch, and after it */
-    void *out;              /* [tokens, heads_q, head_dim_v] */
-    float *lse;             /* [tokens, heads_q], or NULL */
-    float *max_logits;      /* [heads_q] */
-    const float *sink;      /* NULL, or [sinks] of every token and head by the strides below */
-    float *piece_out;       /* [slots, units, rows of a tile, head_dim_v] in the order of registers */
-    float *piece_lse;       /* [slots, units, rows of a tile] */
-    int *piece_done;        /* [slots, units, warps of a tile]; 0 before a launch, and after it */
+    int *counters;     /* {next work, blocks done}; 0 before a launch, and after it */
+    unsigned *maxima;  /* [heads_q], order-preserving bits; 0 before a launch, and after it */
+    void *out;         /* [tokens, heads_q, head_dim_v] */
+    float *lse;        /* [tokens, heads_q], or NULL */
+    float *max_logits; /* [heads_q] */
+    const float *sink; /* NULL, or [sinks] of every token and head by the strides below */
+    float *piece_out;  /* [slots, units, rows of a tile, head_dim_v] in the order of registers */
+    float *piece_lse;  /* [slots, units, rows of a tile] */
+    int *piece_done;   /* [slots, units, warps of a tile]; 0 before a launch, and after it */
     long long out_token, out_head, lse_token, lse_head, sink_token, sink_row, sink_head;
     int tile_count, units, group, section; /* group: units of a key head; section: units walked together */
     int pack, pack_inverse;                /* pack_inverse: 65536 / pack + 1 */
@@ -80,5 +80,40 @@ typedef struct magi_attn_forward_params {
 /* Flags of forward. */
 #define MAGI_FORWARD_OUT_F32 1    /* out is f32, else the input dtype */
 #define MAGI_FORWARD_ACCUMULATE 2 /* merge into (out, lse), both f32 */
+
+/* ------------------------------------------------------------------- textbook attention: src/backend/cuda/textbook.rs
+ */
+
+/* Rows of a tile and tokens of a step; with f64 elements half as many fit. */
+#define MAGI_TEXTBOOK_ROWS 64
+#define MAGI_TEXTBOOK_ROWS_F64 32
+
+/* A [tokens, heads, width] or [tokens, heads] tensor; the width has stride 1. Strides count elements and may be 0 or
+   negative where the tensor is only read. */
+typedef struct magi_textbook_rows {
+    void *data;
+    long long token, head;
+} magi_textbook_rows;
+
+/* One call over a tile list. q, k, v and dout are of the kernel's dtype; the others of its accumulator type. Pairs are
+   the local tensor and the receive buffer. */
+typedef struct magi_textbook_params {
+    const magi_tile *tiles; /* in the order of the work */
+    const magi_item *items;
+    const magi_row_limits *limits;
+    magi_textbook_rows q, k[2], v[2];
+    magi_textbook_rows lse;         /* forward: read and written; backward: the final lse */
+    magi_textbook_rows out;         /* forward: read and written */
+    magi_textbook_rows dout, delta; /* backward, as the next two: added to */
+    magi_textbook_rows dq, dk[2], dv[2];
+    float *max_logits;         /* forward: [heads_q], raised where a logit is larger; or NULL */
+    long long max_logits_head; /* elements from one head to the next */
+    double scale;              /* softmax_scale */
+    double factor;             /* of q . k: the scale, or what makes it an argument of tanh */
+    double softcap;            /* logits are softcap * tanh(factor * q . k) with capped */
+    int capped;                /* 0 or 1 */
+    int tile_count, heads_q, heads_kv;
+    int head_dim, head_dim_v;
+} magi_textbook_params;
 
 #endif

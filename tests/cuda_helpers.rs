@@ -2,14 +2,13 @@
 //! through a driver for tests (tests/host_driver) that runs the same launches.
 
 mod common_backend;
+mod common_cuda;
 mod common_reference;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use common_backend::*;
-use magi_attn::backend::cuda::{embedded, source};
+use common_cuda::{Copy, gpu, run_on_the_processor};
 use magi_attn::backend::{Backend, CpuBackend, CudaBackend};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Event, Gpu, StreamMemory, pointer, stream};
@@ -17,49 +16,6 @@ use magi_attn::types::{DType, Device, Range, Status, Tensor};
 
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::Bf16, DType::F16];
 const LAYOUTS: [Layout; 3] = [Layout::Dense, Layout::Padded, Layout::HeadsFirst];
-
-/// The first device, or `None` (said aloud) without one. A device that fails is no reason to skip.
-fn gpu() -> Option<Arc<Gpu>> {
-    match Gpu::open(0) {
-        Ok(gpu) => Some(gpu),
-        Err(e) if e.status == Status::NoDevice => {
-            println!("skipped: {e}");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
-
-/// A copy in device memory of everything that a tensor in host memory spans.
-struct Copy {
-    host: Tensor,
-    low: usize,
-    memory: DeviceMemory,
-}
-
-impl Copy {
-    fn of(gpu: &Arc<Gpu>, host: Tensor) -> Copy {
-        let (low, high) = host.span().unwrap_or_default();
-        // SAFETY: the tensor spans these bytes of its buffer.
-        let bytes = unsafe { std::slice::from_raw_parts(low as *const u8, high - low) };
-        let memory = DeviceMemory::upload(gpu, bytes).unwrap();
-        Copy { host, low, memory }
-    }
-
-    fn tensor(&self) -> Tensor {
-        let h = &self.host;
-        let data = self.memory.as_ptr().wrapping_add(h.data() as usize - self.low);
-        // SAFETY: the copy is as long as what the host's tensor spans.
-        unsafe { Tensor::from_raw(data, h.dtype(), Device::Cuda(0), h.shape(), h.stride()) }
-    }
-
-    /// Copies back, over what the host's tensor spans.
-    fn fetch(&self) {
-        // SAFETY: as in `of`; nobody else looks at the buffer meanwhile.
-        let to = unsafe { std::slice::from_raw_parts_mut(self.low as *mut u8, self.memory.bytes()) };
-        self.memory.read(0, to).unwrap();
-    }
-}
 
 /// Runs `f` with the CPU backend on `buffers`, and with the CUDA backend on copies of them; gives the values of buffer
 /// `result` after each.
@@ -507,85 +463,7 @@ fn events_and_memory_in_the_order_of_a_stream() {
     assert_eq!(Gpu::open(-1).unwrap_err().status, Status::NoDevice);
 }
 
-/// Set for the process that runs the tests above with the driver for tests.
-const ON_HOST: &str = "CUDA_HELPERS_ON_HOST";
-
-/// The helper kernels as one text for the processor, and their names.
-fn kernels_for_the_processor() -> (String, String) {
-    let convert =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/convert.cuh"));
-    let convert = convert.unwrap();
-    let all = "#include \"elementwise.cu\"\n#include \"ranges.cu\"\n#undef MINUS_INFINITY\n#include \"running.cu\"\n";
-    let read = |name: &str| match name {
-        "all" => Some(all),
-        "ptx/convert.cuh" => Some(convert.as_str()),
-        name => embedded::SOURCES
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, text)| *text),
-    };
-    let text = source::flatten("all", &read).unwrap();
-    let helpers = ["elementwise", "ranges", "running"].map(|name| embedded::listed(name).unwrap());
-    let names = helpers.iter().flat_map(|v| &v.entries);
-    (text, names.map(|name| format!("ENTRY({name})\n")).collect())
-}
-
-/// Builds the driver for tests and gives its folder; `None` (said aloud) without a C++ compiler.
-fn host_driver() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host_driver");
-    std::fs::create_dir_all(&folder).unwrap();
-    let (text, names) = kernels_for_the_processor();
-    let (kernels, entries) = (folder.join("kernels.inc"), folder.join("entries.inc"));
-    std::fs::write(&kernels, text).unwrap();
-    std::fs::write(&entries, names).unwrap();
-    let define = |name: &str, path: &Path| format!("-D{name}=\"{}\"", path.display());
-    let output = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"])
-        .args([define("KERNELS", &kernels), define("ENTRIES", &entries)])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/driver.cpp"))
-        .arg("-o")
-        .arg(folder.join("libcuda.so"))
-        .output();
-    match output {
-        Ok(output) => {
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            Some(folder)
-        }
-        Err(e) => {
-            println!("skipped: no C++ compiler ({e})");
-            None
-        }
-    }
-}
-
 #[test]
 fn the_same_launches_give_the_same_on_the_processor() {
-    if std::env::var_os(ON_HOST).is_some() {
-        assert_eq!(gpu().unwrap().properties().name, "the processor");
-        return;
-    }
-    if embedded::CUBINS.is_empty() {
-        println!("skipped: the library was built without nvcc, and the driver for tests compiles nothing");
-        return;
-    }
-    let Some(folder) = host_driver() else {
-        return;
-    };
-    let output = Command::new(std::env::current_exe().unwrap())
-        // The driver for tests knows one thread.
-        .args(["--test-threads", "1", "--nocapture"])
-        .env(ON_HOST, "1")
-        .env("LD_LIBRARY_PATH", folder)
-        .output()
-        .unwrap();
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(output.status.success(), "{out}{err}");
-    assert!(!out.contains("skipped") && out.contains("11 passed"), "{out}");
+    run_on_the_processor("cuda_helpers", &[], 11);
 }

@@ -226,7 +226,7 @@ pub const PLAIN: Drive = Drive {
 };
 
 /// The slices of each call, and the first key of source 1.
-fn calls(mask: &Mask, split: bool) -> (Vec<Vec<StageSlice>>, i64) {
+pub fn calls(mask: &Mask, split: bool) -> (Vec<Vec<StageSlice>>, i64) {
     let (tq, tk) = (mask.total_q(), mask.total_k());
     let all = |slice: &Slice| StageSlice {
         slice: *slice,
@@ -257,7 +257,7 @@ fn calls(mask: &Mask, split: bool) -> (Vec<Vec<StageSlice>>, i64) {
 }
 
 /// Both sources of a key-side tensor, cut at `middle`; `values` empty for one filled with zeros.
-fn sources(values: &[f64], shape: [i64; 3], middle: i64, dtype: DType, layout: Layout) -> [Buffer; 2] {
+pub fn sources(values: &[f64], shape: [i64; 3], middle: i64, dtype: DType, layout: Layout) -> [Buffer; 2] {
     let row = (shape[1] * shape[2]) as usize;
     let zeros = vec![0.0; row * shape[0] as usize];
     let values = if values.is_empty() { &zeros } else { values };

@@ -1,6 +1,6 @@
 // A CUDA driver that has no device: memory is the host's, and a launch runs kernels that were compiled for the
 // processor, each thread of a block as a coroutine that gives way at barriers. So launchers and kernels are tested
-// together where there is no GPU. Built by tests/cuda_helpers.rs: KERNELS is the kernels' text, ENTRIES the list of
+// together where there is no GPU. Built by tests/common_cuda: KERNELS is the kernels' text, ENTRIES the list of
 // ENTRY(name).
 //
 // It knows one device of compute capability 9.0 with one multiprocessor, and of the driver what the library calls.
@@ -32,6 +32,29 @@ static void __syncthreads() {
 }
 static void __syncwarp() {
     give_way();
+}
+// Whether any thread says so. Threads are at most one call apart: the second of three answers is being collected when
+// the first has been read by all.
+static int answers[3];
+static unsigned asked[1024];
+static int __syncthreads_or(int mine) {
+    const unsigned call = asked[threadIdx.x]++;
+    answers[(call + 1) % 3] = 0;
+    answers[call % 3] |= mine != 0;
+    give_way();
+    return answers[call % 3];
+}
+static int max(int a, int b) {
+    return a > b ? a : b;
+}
+static int min(int a, int b) {
+    return a < b ? a : b;
+}
+static void atomicMax(int *to, int x) {
+    *to = max(*to, x);
+}
+static void atomicMin(unsigned *to, unsigned x) {
+    *to = *to < x ? *to : x;
 }
 static char exchanged[1024][8];
 template <class T> static T __shfl_xor_sync(unsigned, T mine, int mask) {
@@ -97,6 +120,8 @@ static bool advance(unsigned i) {
 }
 
 static void run_block(unsigned count) {
+    memset(asked, 0, sizeof asked);
+    memset(answers, 0, sizeof answers);
     make_thread(0);
     if (!advance(0)) {
         plain = true;

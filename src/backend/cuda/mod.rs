@@ -18,6 +18,8 @@ pub mod nvrtc_places;
 pub mod pieces;
 pub mod ranges;
 pub mod source;
+pub mod textbook;
+pub mod textbook_params;
 pub mod tile_lists;
 pub mod variant;
 pub mod walk;

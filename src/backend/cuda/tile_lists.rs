@@ -18,6 +18,32 @@ pub struct DeviceTiles {
     count: i32,
     shape: TileShape,
     area: i64,
+    reach: Reach,
+}
+
+/// One past the last row and token that a list names, of the local tensor and of the receive buffer; 0 where it names
+/// none. Rows of tiles without items do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Rows, by source of their tile.
+    pub rows: [i64; 2],
+    /// Tokens of runs, by source of their item.
+    pub tokens: [i64; 2],
+}
+
+impl Reach {
+    fn of(tiles: &[Tile], items: &[Item]) -> Reach {
+        let mut reach = Reach::default();
+        for t in tiles.iter().filter(|t| t.items > 0) {
+            let end = &mut reach.rows[usize::from(t.source != 0)];
+            *end = (*end).max(i64::from(t.row0) + i64::from(t.rows));
+        }
+        for i in items {
+            let end = &mut reach.tokens[usize::from(i.source != 0)];
+            *end = (*end).max(i.run1.into());
+        }
+        reach
+    }
 }
 
 impl DeviceTiles {
@@ -54,6 +80,7 @@ impl DeviceTiles {
             count,
             shape: list.shape,
             area: list.area(),
+            reach: Reach::of(tiles, &list.items),
         })
     }
 
@@ -85,6 +112,11 @@ impl DeviceTiles {
     /// Visible cells of all tiles of the list.
     pub fn area(&self) -> i64 {
         self.area
+    }
+
+    /// What the tensors of a launch must have: memory safety rests on it.
+    pub fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// Bytes of device memory.

@@ -1,0 +1,159 @@
+//! Tensors in the memory of the first CUDA device, for tests that are skipped where there is none; and the processor as
+//! such a device, through a driver for tests (tests/host_driver).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use magi_attn::backend::cuda::{embedded, source};
+use magi_attn::device::cuda::{DeviceMemory, Gpu};
+use magi_attn::types::{Device, Status, Tensor};
+
+/// The first device, or `None` (said aloud) without one. A device that fails is no reason to skip.
+pub fn gpu() -> Option<Arc<Gpu>> {
+    match Gpu::open(0) {
+        Ok(gpu) => Some(gpu),
+        Err(e) if e.status == Status::NoDevice => {
+            println!("skipped: {e}");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// A copy in device memory of everything that a tensor in host memory spans.
+pub struct Copy {
+    host: Tensor,
+    low: usize,
+    memory: DeviceMemory,
+}
+
+impl Copy {
+    pub fn of(gpu: &Arc<Gpu>, host: Tensor) -> Copy {
+        let (low, high) = host.span().unwrap_or_default();
+        let bytes = match high - low {
+            0 => &[],
+            // SAFETY: the tensor spans these bytes of its buffer.
+            length => unsafe { std::slice::from_raw_parts(low as *const u8, length) },
+        };
+        let memory = DeviceMemory::upload(gpu, bytes).unwrap();
+        Copy { host, low, memory }
+    }
+
+    pub fn tensor(&self) -> Tensor {
+        let h = &self.host;
+        let data = self.memory.as_ptr().wrapping_add(h.data() as usize - self.low);
+        // SAFETY: the copy is as long as what the host's tensor spans.
+        unsafe { Tensor::from_raw(data, h.dtype(), Device::Cuda(0), h.shape(), h.stride()) }
+    }
+
+    /// Copies back, over what the host's tensor spans.
+    pub fn fetch(&self) {
+        if self.memory.bytes() == 0 {
+            return;
+        }
+        // SAFETY: as in `of`; nobody else looks at the buffer meanwhile.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.low as *mut u8, self.memory.bytes()) };
+        self.memory.read(0, to).unwrap();
+    }
+}
+
+/// Set for the process that runs the tests above with the driver for tests.
+const ON_HOST: &str = "CUDA_TESTS_ON_HOST";
+
+/// The kernels that run on every device as one text for the processor, and their names.
+fn kernels_for_the_processor() -> (String, String) {
+    let convert =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/convert.cuh"));
+    let convert = convert.unwrap();
+    let all = "#include \"elementwise.cu\"\n#include \"ranges.cu\"\n#undef MINUS_INFINITY\n#include \"running.cu\"\n\
+               #include \"textbook_forward.cu\"\n#include \"textbook_backward.cu\"\n";
+    let read = |name: &str| match name {
+        "all" => Some(all),
+        "ptx/convert.cuh" => Some(convert.as_str()),
+        name => embedded::SOURCES
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, text)| *text),
+    };
+    let text = source::flatten("all", &read).unwrap();
+    let variants = [
+        "elementwise",
+        "ranges",
+        "running",
+        "textbook_forward",
+        "textbook_backward",
+    ];
+    let names = variants
+        .iter()
+        .flat_map(|name| &embedded::listed(name).unwrap().entries);
+    (text, names.map(|name| format!("ENTRY({name})\n")).collect())
+}
+
+/// Builds the driver for tests and gives its folder; `None` (said aloud) without a C++ compiler.
+fn host_driver(program: &str) -> Option<PathBuf> {
+    // Programs may build theirs at the same time.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("host_driver")
+        .join(program);
+    std::fs::create_dir_all(&folder).unwrap();
+    let (text, names) = kernels_for_the_processor();
+    let (kernels, entries) = (folder.join("kernels.inc"), folder.join("entries.inc"));
+    std::fs::write(&kernels, text).unwrap();
+    std::fs::write(&entries, names).unwrap();
+    let define = |name: &str, path: &Path| format!("-D{name}=\"{}\"", path.display());
+    let output = Command::new("c++")
+        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"])
+        .args([define("KERNELS", &kernels), define("ENTRIES", &entries)])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/driver.cpp"))
+        .arg("-o")
+        .arg(folder.join("libcuda.so"))
+        .output();
+    match output {
+        Ok(output) => {
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            Some(folder)
+        }
+        Err(e) => {
+            println!("skipped: no C++ compiler ({e})");
+            None
+        }
+    }
+}
+
+/// Runs the tests of `program`, this one, whose names contain one of `filters` (all of them without any) on the processor;
+/// `count` of them must pass, with the one that calls this.
+pub fn run_on_the_processor(program: &str, filters: &[&str], count: usize) {
+    if std::env::var_os(ON_HOST).is_some() {
+        assert_eq!(gpu().unwrap().properties().name, "the processor");
+        return;
+    }
+    if embedded::CUBINS.is_empty() {
+        println!("skipped: the library was built without nvcc, and the driver for tests compiles nothing");
+        return;
+    }
+    let Some(folder) = host_driver(program) else {
+        return;
+    };
+    let output = Command::new(std::env::current_exe().unwrap())
+        // The driver for tests knows one thread.
+        .args(["--test-threads", "1", "--nocapture"])
+        .args(filters)
+        .env(ON_HOST, "1")
+        .env("LD_LIBRARY_PATH", folder)
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{out}{err}");
+    assert!(
+        !out.contains("skipped") && out.contains(&format!("{count} passed")),
+        "{out}"
+    );
+}

@@ -1,0 +1,78 @@
+//! kernels/params.h and src/backend/cuda/textbook_params.rs describe the same bytes: a C program asserts it.
+
+use std::fmt::Write as _;
+use std::mem::offset_of;
+use std::path::Path;
+use std::process::Command;
+
+use magi_attn::backend::cuda::textbook_params::{ROWS, ROWS_F64, TextbookParams, TextbookRows};
+
+/// C assertions that the members of `$c` lie where those of `$rust` do, and that there are no others.
+macro_rules! assertions {
+    ($text:ident, $rust:ty, $c:literal, $($member:ident),+) => {{
+        let mut end = 0;
+        $(
+            let at = offset_of!($rust, $member);
+            writeln!($text, "_Static_assert(offsetof({}, {}) == {at}, \"{} of {}\");", $c, stringify!($member),
+                stringify!($member), $c).unwrap();
+            end = end.max(at);
+        )+
+        let size = size_of::<$rust>();
+        assert!(size - end <= size_of::<[TextbookRows; 2]>(), "a member at the end of {} is missing", $c);
+        writeln!($text, "_Static_assert(sizeof({}) == {size}, \"size of {}\");", $c, $c).unwrap();
+    }};
+}
+
+#[test]
+fn host_and_device_agree() {
+    let mut text = "#include \"params.h\"\n#include <stddef.h>\n".to_owned();
+    assertions!(text, TextbookRows, "magi_textbook_rows", data, token, head);
+    assertions!(
+        text,
+        TextbookParams,
+        "magi_textbook_params",
+        tiles,
+        items,
+        limits,
+        q,
+        k,
+        v,
+        lse,
+        out,
+        dout,
+        delta,
+        dq,
+        dk,
+        dv,
+        max_logits,
+        max_logits_head,
+        scale,
+        factor,
+        softcap,
+        capped,
+        tile_count,
+        heads_q,
+        heads_kv,
+        head_dim,
+        head_dim_v
+    );
+    for (name, value) in [("MAGI_TEXTBOOK_ROWS", ROWS), ("MAGI_TEXTBOOK_ROWS_F64", ROWS_F64)] {
+        writeln!(text, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join("textbook.c");
+    std::fs::write(&file, text).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "-I"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"))
+        .arg(&file)
+        .arg("-o")
+        .arg(folder.join("textbook.o"))
+        .output()
+        .expect("a C compiler is on PATH");
+    assert!(
+        compiled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&compiled.stderr)
+    );
+}
