@@ -1947,6 +1947,23 @@ magi_status magi_flex_flash_attn_forward(const struct magi_mask *mask,
                                          magi_stream stream);
 
 /**
+ * Makes what a call of magi_flex_flash_attn_forward with the same mask, options and kinds of arguments (shapes, dtypes,
+ * device, which of them are NULL) needs beside its tensors: plans the mask's tiles, uploads them, loads kernels and
+ * compiles those that are not compiled yet. Such calls then only enqueue, and may be captured into a CUDA graph. Without
+ * it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU.
+ *
+ * Tensors are checked, their memory is not touched. Errors: as magi_flex_flash_attn_forward, and COMPILE_FAILED. Any
+ * thread.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_forward.
+ */
+magi_status magi_flex_flash_attn_forward_prepare(const struct magi_mask *mask,
+                                                 const struct magi_forward_args *args,
+                                                 const struct magi_flex_options *options,
+                                                 magi_stream stream);
+
+/**
  * Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. Errors: as forward. Any thread.
  *
  * # Safety
@@ -1956,6 +1973,17 @@ magi_status magi_flex_flash_attn_backward(const struct magi_mask *mask,
                                           const struct magi_backward_args *args,
                                           const struct magi_flex_options *options,
                                           magi_stream stream);
+
+/**
+ * What magi_flex_flash_attn_forward_prepare is to forward, for magi_flex_flash_attn_backward.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_backward.
+ */
+magi_status magi_flex_flash_attn_backward_prepare(const struct magi_mask *mask,
+                                                  const struct magi_backward_args *args,
+                                                  const struct magi_flex_options *options,
+                                                  magi_stream stream);
 
 /**
  * Bytes of workspace that magi_flex_flash_attn_forward needs for `args` (data pointers are not looked at beyond NULL)
