@@ -93,7 +93,7 @@ def table(result):
     for row in rows:
         names += [n for n in row["times"] if n not in names]
     head = f"{'pass':4} {'heads':>5} {'dim':>7} {'mask':<21} {'tokens':>6} {'matmul':>6}"
-    lines = [head + "".join(f" | {n + ' call':>13} {'kernel':>13}" for n in names) + " | host us"]
+    lines = [head + "".join(f" | {n + ' call':>13} {'kernel':>13}" for n in names) + f" | {'host us':>7}"]
     for row in rows:
         kind = "bwd" if row["pass"] == "backward" else "fwd"
         text = f"{kind:4} {row['heads']:>5} {row['head_dim']:>7} {row['mask']:<21} {row['tokens']:>6} {row['yardstick']['tflops']:>6.0f}"
@@ -101,7 +101,7 @@ def table(result):
             times = row["times"].get(name, {})
             text += " | " + " ".join(_figure(times.get(what)) for what in ("call", "kernel"))
         host = row["times"].get("magi", {}).get("host_us")
-        lines.append(text + (f" | {host:7.1f}" if host is not None else " |       -"))
+        lines.append(text + (f" | {host:7.1f}" if host is not None else f" | {'-':>7}"))
     for row in result["rows"]:
         if not row.get("times"):
             lines.append(f"{row['pass']} {row['heads']} {row['head_dim']} {row['mask']} {row['tokens']}: {row.get('outcome')}")
@@ -109,4 +109,4 @@ def table(result):
 
 
 def _figure(what):
-    return f"{what['tflops']:6.0f} ({what['fraction']:.3f})"[:14].rjust(13) if what else f"{'-':>13}"
+    return f"{what['tflops']:5.0f} ({what['fraction']:.3f})" if what else f"{'-':>13}"
