@@ -133,7 +133,7 @@ class Bench:
         machine = {
             "gpu": properties.name,
             "multiprocessors": properties.multi_processor_count,
-            "l2_bytes": properties.L2_cache_size,
+            "l2_bytes": getattr(properties, "L2_cache_size", None),
             "card": results.card(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,

@@ -4,6 +4,7 @@
   python3 bench/test_bench.py [--library libmagi_attn.so] [unittest's arguments]
 """
 import copy
+import importlib.util
 import io
 import json
 import math
@@ -167,6 +168,68 @@ class Host(unittest.TestCase):
         self.assertEqual({r["outcome"] for r in found["rows"]}, {"checked"})
         lengths = next(r["lengths"] for r in found["rows"] if r["mask"] == "varlen_full")
         self.assertEqual(sum(lengths), 96)
+
+
+@unittest.skipUnless(importlib.util.find_spec("torch"), "no torch")
+class Device(unittest.TestCase):
+    """The checks of device.py, on torch's own CPU device."""
+
+    def data(self, mask="documents_skewed", **changes):
+        import device
+
+        row = Row(masks.grid_mask(mask, 320, 0), 4, 2, 64, 32, "bf16", True)
+        for name, value in changes.items():
+            setattr(row, name, value)
+        data = device.DeviceRow(library(), row, 5, device="cpu")
+        data.run(None)
+        return data
+
+    def test_right_results_pass(self):
+        for dtype in ("bf16", "f16"):
+            for mask in ("full", "varlen_causal", "documents_skewed"):
+                check = self.data(mask, dtype=dtype).check(16, 5)
+                self.assertTrue(check["good"], check)
+                self.assertLess(check["out_relative"], 0.01)
+        check = self.data(mask="full", backward=False).check(16, 5)
+        self.assertTrue(check["good"], check)
+
+    def test_rows_that_see_nothing(self):
+        for name in ("cross_empty", "causal_longer_queries"):
+            check = self.data("full", mask=masks.case_masks()[name]).check(16, 5)
+            self.assertTrue(check["good"], check)
+
+    def test_wrong_results_fail(self):
+        for name in ("out", "lse", "dq", "dk", "dv"):
+            for value in (math.nan, 0.3):
+                data = self.data()
+                tensor = getattr(data, name)
+                tensor[0] = value + (0 if math.isnan(value) else tensor[0])
+                self.assertFalse(data.check(16, 5)["good"], (name, value))
+
+    def test_peers_of_torch_compute_the_same(self):
+        import peers
+
+        for name, mask in (("full", "full"), ("causal", "causal")):
+            data = self.data(mask, head_dim_v=64, heads_kv=4)
+            out = peers.F.scaled_dot_product_attention(*peers._leaves(data, "bhsd"), is_causal=name == "causal")
+            self.assertLess(peers.difference(out[0].transpose(0, 1).detach(), data.out), 0.01)
+        with self.assertRaisesRegex(peers.Unable, "only full and causal"):
+            peers.prepare("cudnn", self.data("documents_8"))
+
+    def test_mask_functions_of_flex_attention(self):
+        import peers
+        import torch
+
+        for name, tokens in [(n, 1500) for n in masks.GRID if n != "block_causal_4096"] + [("block_causal_4096", 4500)]:
+            mask = masks.grid_mask(name, tokens, 4)
+            mod = peers._mask_mod(mask, torch.device("cpu"))
+            keys = torch.arange(tokens)
+            for q in range(0, tokens, 131):
+                seen = mod(0, 0, torch.tensor(q), keys) if mod else torch.ones(tokens, dtype=torch.bool)
+                want = torch.zeros(tokens, dtype=torch.bool)
+                for a, b in mask.visible(q):
+                    want[a:b] = True
+                self.assertTrue(bool((seen == want).all()), (name, q))
 
 
 class Rows(unittest.TestCase):

@@ -63,8 +63,8 @@ def captured(make):
 
 
 def enqueue_microseconds(call, device_ms, budget_ms=400.0):
-    """Median and smallest host time of a call that only enqueues, the device being idle. Calls: 20 to 300, by `device_ms`."""
-    count = int(max(20, min(300, budget_ms / max(device_ms, 1e-3))))
+    """Median and smallest host time of a call that only enqueues, the device being idle. Calls: 10 to 300, by `device_ms`."""
+    count = int(max(10, min(300, budget_ms / max(device_ms, 1e-3))))
     for _ in range(5):
         call()
     times = []
