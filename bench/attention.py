@@ -4,6 +4,7 @@
 bench/README.md says what the figures mean.
 """
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -276,7 +277,7 @@ def run_device(options, library):
     if options.out or not options.check:
         results.save(path, result)
         say(path)
-    say(*results.table(result), sep="\n")
+    say("\n".join(results.table(result)))
     say(f"{len(result['rows'])} rows, {wrong} wrong, {len(result['not_run'])} not run")
     return wrong
 
@@ -284,6 +285,13 @@ def run_device(options, library):
 def main(argv=None):
     """Exit code: 0 when no row was wrong."""
     options = arguments(argv)
+    if options.device == "cuda":
+        if importlib.util.find_spec("torch") is None:
+            raise SystemExit("times need PyTorch; --device cpu --check needs nothing")
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SystemExit("PyTorch finds no CUDA device; --device cpu --check needs none")
     library = None if options.peers_only else magi.Library(options.library)
     return 1 if (run_host if options.device == "cpu" else run_device)(options, library) else 0
 

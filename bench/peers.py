@@ -179,7 +179,7 @@ def prepare(name, data):
     # Whatever a peer fails with, the others are still to be timed.
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise Unable(f"{type(error).__name__}: {lines[0] if lines else ''}") from error
+        raise Unable(f"{type(error).__name__}: {lines[0][:120] if lines else ''}") from error
     return call, result
 
 

@@ -50,6 +50,16 @@ def processor():
         return "unknown"
 
 
+def command():
+    """The command, without the places of the library and of the file, which are of one machine."""
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if not skip and not word.startswith(("--library=", "--out=")) and word not in ("--library", "--out"):
+            words.append(word)
+        skip = word in ("--library", "--out")
+    return " ".join(["python3", f"bench/{os.path.basename(sys.argv[0])}", *words])
+
+
 def header(kind, library_version, protocol, machine):
     """A result without rows."""
     return {
@@ -58,7 +68,7 @@ def header(kind, library_version, protocol, machine):
         "commit": commit(),
         "library": library_version,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python3", *sys.argv]),
+        "command": command(),
         "machine": {"processor": processor(), **machine},
         "protocol": protocol,
         "rows": [],

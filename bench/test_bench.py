@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 import xml.etree.ElementTree as ET
 from contextlib import redirect_stdout
 
@@ -177,7 +178,8 @@ class Device(unittest.TestCase):
     def data(self, mask="documents_skewed", **changes):
         import device
 
-        row = Row(masks.grid_mask(mask, 320, 0), 4, 2, 64, 32, "bf16", True)
+        mask = masks.grid_mask(mask, 320, 0) if isinstance(mask, str) else mask
+        row = Row(mask, 4, 2, 64, 32, "bf16", True)
         for name, value in changes.items():
             setattr(row, name, value)
         data = device.DeviceRow(library(), row, 5, device="cpu")
@@ -194,8 +196,9 @@ class Device(unittest.TestCase):
         self.assertTrue(check["good"], check)
 
     def test_rows_that_see_nothing(self):
+        cases = masks.case_masks()
         for name in ("cross_empty", "causal_longer_queries"):
-            check = self.data("full", mask=masks.case_masks()[name]).check(16, 5)
+            check = self.data(cases[name]).check(16, 5)
             self.assertTrue(check["good"], check)
 
     def test_wrong_results_fail(self):
@@ -215,6 +218,22 @@ class Device(unittest.TestCase):
             self.assertLess(peers.difference(out[0].transpose(0, 1).detach(), data.out), 0.01)
         with self.assertRaisesRegex(peers.Unable, "only full and causal"):
             peers.prepare("cudnn", self.data("documents_8"))
+
+    def test_the_command_on_a_device(self):
+        import torch
+
+        if not torch.cuda.is_available():
+            self.skipTest("no CUDA device")
+        words = ["--masks", "full,window_1024", "--tokens", "1536", "--peers", "cudnn,fa2", "--rounds", "3", "--warmup", "1"]
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed:
+            path = os.path.join(folder, "result.json")
+            code = attention.main([*words, "--library", library().path, "--out", path])
+            found = results.load(path)
+        self.assertEqual(code, 0, printed.getvalue())
+        self.assertEqual([r["outcome"] for r in found["rows"]], ["timed", "timed"], printed.getvalue())
+        for name in ("magi", "fa2"):
+            self.assertTrue(all(r["times"][name]["kernel"]["ms"] > 0 for r in found["rows"]), printed.getvalue())
+        self.assertLess(found["rows"][0]["peers"]["fa2"]["difference"], 0.01)
 
     def test_mask_functions_of_flex_attention(self):
         import peers
@@ -318,6 +337,11 @@ class Drawings(unittest.TestCase):
                 results.load(path)
         with self.assertRaisesRegex(SystemExit, "no timed rows"):
             self.draw("bars", SAMPLE, "--heads", "3:1")
+
+    def test_the_command_names_no_place(self):
+        words = ["/somewhere/attention.py", "--tokens", "1024", "--out", "/a/b.json", "--library=/c.so", "--check"]
+        with unittest.mock.patch.object(sys, "argv", words):
+            self.assertEqual(results.command(), "python3 bench/attention.py --tokens 1024 --check")
 
     def test_the_table(self):
         lines = results.table(results.load(SAMPLE))

@@ -48,16 +48,18 @@ copy_tests() {
         [ -f "$program" ] && [ -x "$program" ] || continue
         name="${program##*/}"
         case "$name" in
-        fault_*) source="ctests/$name.c" folder=lib-fault ;;
+        fault_*) source="ctests/${name#fault_}.c" folder=lib-fault ;;
         cpp_*) source="ctests/${name#cpp_}.cpp" folder=lib ;;
         *) source="ctests/${name#c_}.c" folder=lib ;;
         esac
-        # A program whose source is gone stays in the build tree.
+        # The build tree keeps programs whose source is gone.
         [ -f "$source" ] || continue
         seconds="$(grep -oE 'timeout: [0-9]+' "$source" | head -n 1 | cut -d' ' -f2 || true)"
         cp "$program" "$stage/tests/"
         printf '%s %s %s\n' "$name" "$folder" "${seconds:-60}"
     done
+    cp scripts/staged/bench_tools "$stage/tests/"
+    echo "bench_tools lib 300"
     for name in "${rust[@]}"; do
         program="$(cargo test --release --locked --no-run --test "$name" --message-format=json |
             grep -oE '"executable":"[^"]+"' | tail -n 1 | cut -d'"' -f4)"
@@ -80,13 +82,16 @@ git describe --always --dirty --abbrev=12 --exclude '*' >"$stage/COMMIT"
 copy_library "$BUILD/lib" "$stage/lib"
 copy_library "$BUILD/fault" "$stage/lib-fault"
 copy_tests >"$stage/tests.txt"
-find "$stage/tests" -maxdepth 1 -type f -exec strip {} +
+find "$stage/tests" -maxdepth 1 -type f ! -name bench_tools -exec strip {} +
 cp tests/cases/*.json "$stage/tests/cases/"
 cp bench/*.py "$stage/bench/"
 cp -r include "$stage/include"
 cp scripts/staged/run_tests.sh scripts/staged/run_bench.sh "$stage/"
-[ -s "$stage/tests.txt" ] || die "no test programs in $BUILD/ctests"
+# Every C source has become a program; those of C++ need a compiler that may be missing.
+sources="$(find ctests -maxdepth 1 -name '*.c' | wc -l)"
+programs="$(grep -cE '^(c|fault)_' "$stage/tests.txt")"
+[ "$programs" = "$sources" ] || die "$sources C sources in ctests/, $programs programs of them in $BUILD/ctests"
 
 size="$(du -sm "$stage" | cut -f1)"
 [ "$size" -le "$LIMIT_MIB" ] || die "$stage has $size MiB, more than $LIMIT_MIB"
-say "$stage: $(cat "$stage/COMMIT"), $(wc -l <"$stage/tests.txt") test programs, $size MiB"
+say "$stage: $(cat "$stage/COMMIT"), $(wc -l <"$stage/tests.txt") tests, $size MiB"
