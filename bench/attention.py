@@ -174,6 +174,7 @@ class Bench:
             if self.options.check:
                 return {**found, "outcome": "checked"}
             found["workspace_bytes"] = data.call.workspace_bytes
+            found["prepare_ms"] = data.prepare_ms(self.stream.cuda_stream)
             calls["magi"] = data.call
         found["peers"] = {}
         for name in self.names:

@@ -4,6 +4,7 @@ All of it also works on torch's "cpu" device, with the CPU backend: test_bench.p
 """
 import ctypes as C
 import math
+import time
 
 import magi
 import torch
@@ -40,7 +41,7 @@ class DeviceRow:
             self.dq, self.dk, self.dv = (torch.empty_like(x) for x in (self.q, self.k, self.v))
         if library is None:
             return
-        self.mask = magi.Mask(library, row.mask.slices, row.mask.total_q, row.mask.total_k)
+        self.mask = self._mask()
         # What is timed is `call`.
         self.forward = self._call(magi.ForwardArgs, ("q", "k", "v", "out", "lse"))
         self.call = self.forward
@@ -51,6 +52,10 @@ class DeviceRow:
         """Fills outputs with NaN, so that an element that no call writes is found."""
         for name in ("out", "lse") + (("dq", "dk", "dv") if self.row.backward else ()):
             getattr(self, name).fill_(math.nan)
+
+    def _mask(self):
+        mask = self.row.mask
+        return magi.Mask(self.library, mask.slices, mask.total_q, mask.total_k)
 
     def _call(self, kind, names):
         """A function of a stream handle that makes a function which enqueues the call on that stream."""
@@ -68,8 +73,15 @@ class DeviceRow:
             call.workspace = workspace
             return call
 
-        on.workspace_bytes = needed
+        on.workspace_bytes, on.args, on.options = needed, args, options
         return on
+
+    def prepare_ms(self, stream):
+        """Host time of preparing the forward pass for a mask that was not used before, kernels being loaded: milliseconds."""
+        mask = self._mask()
+        begin = time.perf_counter()
+        self.library.prepare_forward(mask, self.forward.args, self.forward.options, stream)
+        return (time.perf_counter() - begin) * 1e3
 
     def run(self, stream):
         """Poisons the outputs and computes them: forward, then backward if it is the row's."""

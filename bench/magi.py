@@ -165,6 +165,7 @@ class Library:
         self._declare("magi_mask_area", [pointer, C.POINTER(C.c_int64)])
         self._declare("magi_mask_destroy", [pointer], None)
         self._declare("magi_flex_flash_attn_forward", [pointer, forward, options, pointer])
+        self._declare("magi_flex_flash_attn_forward_prepare", [pointer, forward, options, pointer])
         self._declare("magi_flex_flash_attn_backward", [pointer, backward, options, pointer])
         self._declare("magi_flex_flash_attn_forward_workspace_size", [forward, options, size])
         self._declare("magi_flex_flash_attn_backward_workspace_size", [backward, options, size])
@@ -186,6 +187,10 @@ class Library:
         query = getattr(self.c, f"magi_flex_flash_attn_{kind}_workspace_size")
         self.check(query(C.byref(args), C.byref(options), C.byref(needed)))
         return needed.value
+
+    def prepare_forward(self, mask, args, options, stream=None):
+        """Makes what a mask keeps on the device for such calls. May compile, allocate and wait."""
+        self.check(self.c.magi_flex_flash_attn_forward_prepare(mask.handle, C.byref(args), C.byref(options), stream))
 
     def enqueue(self, mask, args, options, stream=None):
         """A function without arguments that makes the call; what it takes is converted here, once.

@@ -192,8 +192,10 @@ class Device(unittest.TestCase):
                 check = self.data(mask, dtype=dtype).check(16, 5)
                 self.assertTrue(check["good"], check)
                 self.assertLess(check["out_relative"], 0.01)
-        check = self.data(mask="full", backward=False).check(16, 5)
+        data = self.data(mask="full", backward=False)
+        check = data.check(16, 5)
         self.assertTrue(check["good"], check)
+        self.assertGreater(data.prepare_ms(None), 0)
 
     def test_rows_that_see_nothing(self):
         cases = masks.case_masks()

@@ -61,6 +61,11 @@ copy_tests() {
     done
     cp scripts/staged/bench_tools "$stage/tests/"
     echo "bench_tools lib 300"
+    for source in tests/gpu/*.py; do
+        name="gpu_$(basename "$source" .py)"
+        cp scripts/staged/gpu_test "$stage/tests/$name"
+        printf '%s lib 500\n' "$name"
+    done
     for name in "${rust[@]}"; do
         program="$(cargo test --release --locked --no-run --test "$name" --message-format=json |
             grep -oE '"executable":"[^"]+"' | tail -n 1 | cut -d'"' -f4)"
@@ -83,8 +88,9 @@ git describe --always --dirty --abbrev=12 --exclude '*' >"$stage/COMMIT"
 copy_library "$BUILD/lib" "$stage/lib"
 copy_library "$BUILD/fault" "$stage/lib-fault"
 copy_tests >"$stage/tests.txt"
-find "$stage/tests" -maxdepth 1 -type f ! -name bench_tools -exec strip {} +
+find "$stage/tests" -maxdepth 1 -type f ! -name bench_tools ! -name 'gpu_*' -exec strip {} +
 cp tests/cases/*.json "$stage/tests/cases/"
+cp -r tests/gpu "$stage/tests/gpu"
 cp bench/*.py "$stage/bench/"
 cp -r include "$stage/include"
 cp scripts/staged/run_tests.sh scripts/staged/run_bench.sh "$stage/"
