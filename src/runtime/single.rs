@@ -99,11 +99,13 @@ fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Ex
         Source::Mask(m, _) => (m.total_q(), m.total_k()),
         Source::Ranges(_) => (q.tokens(), k.tokens()),
     };
+    // Where they lie apart, the checks that follow name the first that is not in host memory.
+    let together = [k, v].iter().all(|t| t.device() == q.device());
     Ok(Extents {
         tokens_q,
         tokens_k,
         shape,
-        device: q.device(),
+        device: if together { q.device() } else { Device::Cpu },
     })
 }
 
