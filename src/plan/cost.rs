@@ -1,5 +1,6 @@
 //! Predicted times of a pass, in whole nanoseconds.
 
+use super::price::Price;
 use crate::types::{AttnShape, Config, Rates};
 
 /// Forward or backward.
@@ -12,7 +13,10 @@ pub(super) enum Direction {
 /// What one stage of one rank fetches and computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
+    /// Keys.
     pub tokens: i64,
+    /// Queries of other ranks, whose results go back.
+    pub queries: i64,
     pub area: i64,
 }
 
@@ -20,13 +24,10 @@ pub(super) struct Load {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
     rates: Rates,
-    direction: Direction,
     /// FLOPs of a visible cell, over all heads, and GFLOP/s, that is FLOPs a nanosecond.
     flops: i64,
     per_ns: i64,
-    /// Bytes of a key token, and of its gradient on the way back.
-    fetched: i64,
-    reduced: i64,
+    price: Price,
 }
 
 impl Cost {
@@ -42,19 +43,11 @@ impl Cost {
             Direction::Forward => (qk + v, rates.forward_gflops[class]),
             Direction::Backward => (3 * qk + 2 * v, rates.backward_gflops[class]),
         };
-        let elements = shape.heads_kv * (qk + v);
-        let wire = if config.backward_high_precision_reduce {
-            shape.dtype.accumulator()
-        } else {
-            shape.dtype
-        };
         Cost {
             rates,
-            direction,
             flops: 2 * shape.heads_q * dims,
             per_ns,
-            fetched: elements * shape.dtype.size() as i64,
-            reduced: elements * wire.size() as i64,
+            price: Price::new(shape, config, direction),
         }
     }
 
@@ -67,23 +60,30 @@ impl Cost {
         clamp(flops / i128::from(self.per_ns)).saturating_add(self.rates.kernel_latency_ns)
     }
 
-    fn link(&self, tokens: i64, bytes: i64) -> i64 {
-        if tokens == 0 {
+    fn link(&self, load: &Load, key: i64, query: i64) -> i64 {
+        let part = |tokens: i64, bytes: i64| i128::from(tokens) * i128::from(bytes);
+        let bytes = part(load.tokens, key) + part(load.queries, query);
+        if bytes == 0 {
             return 0;
         }
         // A MB/s is a byte in 1,000 ns.
-        let ns = i128::from(tokens) * i128::from(bytes) * 1000 / i128::from(self.rates.link_mb_per_s);
+        let ns = bytes * 1000 / i128::from(self.rates.link_mb_per_s);
         clamp(ns).saturating_add(self.rates.link_latency_ns)
     }
 
+    fn fetch(&self, load: &Load) -> i64 {
+        self.link(load, self.price.key_out, self.price.query_out)
+    }
+
+    fn reduce(&self, load: &Load) -> i64 {
+        self.link(load, self.price.key_back, self.price.query_back)
+    }
+
     /// Time of a pass whose remote stages are `remote` beside a host stage of `host` cells. While a stage is computed
-    /// the next one is fetched and, backward, the gradients of the one before travel back the other way.
+    /// the next one is fetched, and results and gradients of the one before travel back the other way.
     pub fn pass(&self, host: i64, remote: &[Load]) -> i64 {
-        let fetch = |i: usize| remote.get(i).map_or(0, |s| self.link(s.tokens, self.fetched));
-        let reduce = |i: usize| match self.direction {
-            Direction::Forward => 0,
-            Direction::Backward => self.link(remote[i].tokens, self.reduced),
-        };
+        let fetch = |i: usize| remote.get(i).map_or(0, |s| self.fetch(s));
+        let reduce = |i: usize| self.reduce(&remote[i]);
         let mut time = fetch(0).max(self.compute(host));
         for (i, stage) in remote.iter().enumerate() {
             let back = i.checked_sub(1).map_or(0, reduce);
@@ -93,15 +93,11 @@ impl Cost {
         time.saturating_add(remote.len().checked_sub(1).map_or(0, reduce))
     }
 
-    /// Time of degree 0: everything is fetched, then one kernel, then, backward, all gradients travel back.
+    /// Time of degree 0: everything is fetched, then one kernel, then all results and gradients travel back.
     pub fn at_once(&self, host: i64, all: Load) -> i64 {
-        let back = match self.direction {
-            Direction::Forward => 0,
-            Direction::Backward => self.link(all.tokens, self.reduced),
-        };
-        self.link(all.tokens, self.fetched)
+        self.fetch(&all)
             .saturating_add(self.compute(host + all.area))
-            .saturating_add(back)
+            .saturating_add(self.reduce(&all))
     }
 }
 
@@ -123,11 +119,17 @@ mod tests {
                 kernel_latency_ns: 3,
                 ..Rates::default()
             },
-            direction,
             flops: 1,
             per_ns: 1,
-            fetched: 4,
-            reduced: 8,
+            price: Price {
+                key_out: 4,
+                key_back: match direction {
+                    Direction::Forward => 0,
+                    Direction::Backward => 8,
+                },
+                query_out: 2,
+                query_back: 1,
+            },
         }
     }
 
@@ -137,8 +139,13 @@ mod tests {
             Load {
                 tokens: 1,
                 area: 7000,
+                queries: 0,
             },
-            Load { tokens: 2, area: 100 },
+            Load {
+                tokens: 2,
+                area: 100,
+                queries: 0,
+            },
         ];
         // max(fetch 4005, host 1003), max(compute 7003, fetch 8005), compute 103.
         assert_eq!(cost(Direction::Forward).pass(1000, &remote), 4005 + 8005 + 103);
@@ -150,10 +157,17 @@ mod tests {
         let all = Load {
             tokens: 3,
             area: 7100,
+            queries: 0,
         };
         assert_eq!(cost(Direction::Forward).at_once(1000, all), 12005 + 8103);
         assert_eq!(cost(Direction::Backward).at_once(1000, all), 12005 + 8103 + 24005);
         assert_eq!(cost(Direction::Forward).pass(0, &[Load::default()]), 0);
+        let guests = Load { queries: 4, ..all };
+        // 12 + 8 bytes out, one kernel, 4 bytes back.
+        assert_eq!(
+            cost(Direction::Forward).at_once(1000, guests),
+            20005 + 8103 + 4005
+        );
     }
 
     #[test]
@@ -170,8 +184,8 @@ mod tests {
             ..Config::default()
         };
         let forward = Cost::new(&shape, &config, Direction::Forward);
-        assert_eq!((forward.flops, forward.fetched), (4 * 64 * 128, 8 * 256 * 2));
+        assert_eq!((forward.flops, forward.price.key_out), (4 * 64 * 128, 8 * 256 * 2));
         let backward = Cost::new(&shape, &config, Direction::Backward);
-        assert_eq!((backward.flops, backward.reduced), (10 * 64 * 128, 8 * 256 * 4));
+        assert_eq!((backward.flops, backward.price.key_back), (10 * 64 * 128, 8 * 256 * 4));
     }
 }

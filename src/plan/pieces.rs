@@ -84,6 +84,7 @@ impl Pieces {
             part.iter().fold(Load::default(), |sum, p| Load {
                 tokens: sum.tokens + p.load.tokens,
                 area: sum.area + p.load.area,
+                queries: 0,
             })
         })
     }
@@ -144,7 +145,10 @@ fn cut_even(keys: &Ranges, count: i64) -> Vec<Piece> {
             let tokens = taken - start;
             Piece {
                 keys,
-                load: Load { tokens, area: 0 },
+                load: Load {
+                    tokens,
+                    ..Load::default()
+                },
             }
         })
         .collect()

@@ -1,0 +1,190 @@
+//! Stages in which queries travel too.
+
+use super::cost::{Cost, Load};
+use super::placement::Placement;
+use super::side::concatenate;
+use super::slices::local_slices;
+use super::stage::{Pass, Stage, stage, stage_of};
+use super::transfer::transfer;
+use super::work::{Work, parts_of};
+use crate::types::{Config, Mask, Range, Ranges, Side, StageSlice, Transfer};
+
+/// The queries of other ranks in one stage, and what is computed for them. Results go home when the stage is computed: the
+/// transpose of `transfer`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guests {
+    /// Rows of query-side tensors that move before the stage's slices are computed.
+    pub transfer: Transfer,
+    /// Global queries of the receive buffer; its rows are these queries in ascending order.
+    pub recv: Ranges,
+    /// What to compute: query rows of the receive buffer of queries, key rows of their source as in `Stage::slices`.
+    pub slices: Vec<StageSlice>,
+    /// Visible cells of the slices.
+    pub area: i64,
+}
+
+/// What each rank fetches in each stage of one pass: `[rank][stage]`, one stage with degree 0.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule {
+    pub degree: i32,
+    pub keys: Vec<Vec<Ranges>>,
+    pub queries: Vec<Vec<Ranges>>,
+}
+
+impl Schedule {
+    /// Equal shares of what each rank fetches, keys and queries alike. What belongs to blocks of which the rank owns
+    /// neither side comes all at once in the first stage, so that both sides are there together.
+    fn new(work: &Work, degree: i32) -> Schedule {
+        let stages = i64::from(degree.max(1));
+        let split = |all: &[Ranges], first: &[Ranges]| -> Vec<Vec<Ranges>> {
+            let each = all.iter().zip(first);
+            each.map(|(all, first)| shares(all, first, stages)).collect()
+        };
+        Schedule {
+            degree,
+            keys: split(&work.keys, &work.foreign_keys),
+            queries: split(&work.queries, &work.foreign_queries),
+        }
+    }
+
+    /// The schedule of `asked` stages, or for `Config::AUTO_DEGREE` of as many as the slowest rank is soonest ready with.
+    pub fn of(work: &Work, cost: &Cost, asked: i32) -> Schedule {
+        if asked != Config::AUTO_DEGREE {
+            return Schedule::new(work, asked);
+        }
+        let slowest = |s: &Schedule| s.times(work, cost).into_iter().max().unwrap_or(0);
+        let all = (1..=Config::MAX_DEGREE).map(|degree| Schedule::new(work, degree));
+        // One schedule is tried at least.
+        all.min_by_key(slowest).unwrap_or_else(|| Schedule::new(work, 1))
+    }
+
+    /// Predicted time of the pass on each rank, in nanoseconds. Cells are taken as spread evenly over what is held and
+    /// fetched.
+    pub fn times(&self, work: &Work, cost: &Cost) -> Vec<i64> {
+        (0..work.area.len())
+            .map(|rank| {
+                let (keys, queries) = (&self.keys[rank], &self.queries[rank]);
+                let mut loads: Vec<Load> = keys
+                    .iter()
+                    .zip(queries)
+                    .map(|(k, q)| Load {
+                        tokens: k.tokens(),
+                        queries: q.tokens(),
+                        area: 0,
+                    })
+                    .collect();
+                let fetched: i64 = loads.iter().map(|l| l.tokens + l.queries).sum();
+                let parts = i128::from(fetched.max(1)) * 2;
+                let area = work.area[rank];
+                // Half of the cells need nothing that is fetched.
+                let mut host = if fetched > 0 { area / 2 } else { area };
+                let mut left = area - host;
+                for load in &mut loads {
+                    let share = i128::from(area) * i128::from(load.tokens + load.queries) / parts;
+                    load.area = (share as i64).min(left);
+                    left -= load.area;
+                }
+                host += left;
+                match (self.degree, loads.first()) {
+                    (0, Some(all)) => cost.at_once(host, *all),
+                    _ => cost.pass(host, &loads),
+                }
+            })
+            .collect()
+    }
+}
+
+/// `all` in `count` parts, as equal as may be when the first holds all of `first`; ascending but for `first`.
+fn shares(all: &Ranges, first: &Ranges, count: i64) -> Vec<Ranges> {
+    let rest = all.subtract(first);
+    let (total, early) = (all.tokens(), first.tokens());
+    let head = (total / count + i64::from(total % count > 0)).max(early) - early;
+    let tail = rest.tokens() - head.min(rest.tokens());
+    let mut runs = rest.iter().copied();
+    let mut run = Range::default();
+    let mut take = |mut tokens: i64| {
+        let mut taken = Vec::new();
+        while tokens > 0 {
+            if run.is_empty() {
+                let Some(next) = runs.next() else { break };
+                run = next;
+            }
+            let cut = Range::new(run.start, run.end.min(run.start + tokens));
+            taken.push(cut);
+            tokens -= cut.len();
+            run.start = cut.end;
+        }
+        taken
+    };
+    let mut parts = vec![Ranges::from_unsorted([take(head), first.as_slice().to_vec()].concat())];
+    for i in 1..count {
+        let tokens = tail * i / (count - 1) - tail * (i - 1) / (count - 1);
+        parts.push(Ranges::from_unsorted(take(tokens)));
+    }
+    parts
+}
+
+/// The stages of `rank` where queries travel as `work` says.
+pub(super) fn pass(mask: &Mask, placement: &Placement, rank: usize, work: &Work, schedule: &Schedule) -> Pass {
+    let (queries, keys) = (placement.side(Side::Q), placement.side(Side::K));
+    let (needs, guests) = work.of_rank(mask, placement, rank);
+    let own = concatenate(keys.runs(rank).as_slice());
+    let host = stage(&needs, &own, 0);
+    let mut stages: Vec<Stage> = (0..schedule.keys[rank].len())
+        .map(|i| {
+            let recv = schedule.queries[rank][i].clone();
+            let fetched = schedule.keys[rank][i].clone();
+            let parts = parts_of(&guests, &concatenate(recv.as_slice()));
+            let mut slices = local_slices(&parts, &own, 0);
+            slices.extend(local_slices(&parts, &concatenate(fetched.as_slice()), 1));
+            Stage {
+                transfer: transfer(keys, rank, |peer| &schedule.keys[peer][i]),
+                guests: Guests {
+                    transfer: transfer(queries, rank, |peer| &schedule.queries[peer][i]),
+                    recv,
+                    area: slices.iter().map(|s| s.slice.area()).sum(),
+                    slices,
+                },
+                ..stage_of(&needs, fetched)
+            }
+        })
+        .collect();
+    match (schedule.degree, stages.first_mut()) {
+        (0, Some(only)) => {
+            only.slices.splice(0..0, host.slices);
+            only.area += host.area;
+        }
+        _ => stages.insert(0, host),
+    }
+    Pass { stages }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn set(bits: u64) -> Ranges {
+        (0..60)
+            .filter(|t| bits >> t & 1 == 1)
+            .map(|t| Range::new(t, t + 1))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_a_partition_with_the_first_tokens_in_front(all: u64, some: u64, count in 1..9i64) {
+            let (all, first) = (set(all), set(all & some));
+            let parts = shares(&all, &first, count);
+            prop_assert_eq!(parts.len() as i64, count);
+            prop_assert_eq!(parts.iter().map(Ranges::tokens).sum::<i64>(), all.tokens());
+            let together: Ranges = parts.iter().flat_map(|p| p.iter().copied()).collect();
+            prop_assert_eq!(&together, &all);
+            prop_assert!(first.subtract(&parts[0]).is_empty());
+            let sizes: Vec<i64> = parts[1..].iter().map(Ranges::tokens).collect();
+            let least = sizes.iter().min().copied().unwrap_or(0);
+            prop_assert!(sizes.iter().all(|s| *s <= least + 1));
+            prop_assert!(parts[0].tokens() <= first.tokens().max(all.tokens() / count + 1));
+        }
+    }
+}
