@@ -661,7 +661,8 @@ typedef struct magi_config {
      */
     int32_t dsink_reduce;
     /**
-     * 0 or 1: partial dk and dv travel in the accumulator type instead of the input dtype (0).
+     * 0 or 1: partial dk and dv, and dq of queries that travelled, travel in the accumulator type instead of the input
+     * dtype (0).
      */
     int32_t backward_high_precision_reduce;
     /**
@@ -669,9 +670,14 @@ typedef struct magi_config {
      */
     int32_t hierarchical_comm;
     /**
-     * Must be 0.
+     * 0 or 1: queries may travel to keys, and their outputs back, where that moves fewer bytes than keys to queries (0).
+     * With hierarchical_comm it is NOT_SUPPORTED.
      */
-    int32_t reserved;
+    int32_t qo_comm;
+    /**
+     * 0 or 1: partial outputs of queries that travelled go home in the accumulator type instead of the input dtype (0).
+     */
+    int32_t forward_high_precision_reduce;
     /**
      * 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
      */
@@ -814,7 +820,8 @@ typedef struct magi_attn_shape {
 } magi_attn_shape;
 
 /**
- * What a plan comes to, over all ranks. Token counts are of keys, in one forward pass.
+ * What a plan comes to, over all ranks. Token counts are of keys, in one forward pass, where nothing else is said. Bytes
+ * count what a rank receives, results that come home included.
  */
 typedef struct magi_key_stats {
     /**
@@ -857,6 +864,39 @@ typedef struct magi_key_stats {
      * Tokens of a chunk.
      */
     int64_t chunk_size;
+    /**
+     * Queries that travel in a forward pass, each counted once for every rank that it goes to; as many outputs come back.
+     * 0 unless config.qo_comm is set and saves bytes.
+     */
+    int64_t queries_moved;
+    /**
+     * Bytes of k and v in a forward pass.
+     */
+    int64_t bytes_keys;
+    /**
+     * Bytes of q in a forward pass.
+     */
+    int64_t bytes_queries;
+    /**
+     * Bytes of out and lse that come home in a forward pass.
+     */
+    int64_t bytes_outputs;
+    /**
+     * Bytes that a forward pass moves: the three above.
+     */
+    int64_t bytes_forward;
+    /**
+     * Bytes that a backward pass moves.
+     */
+    int64_t bytes_backward;
+    /**
+     * Bytes that a forward pass would move on the same placement if only keys travelled; bytes_forward is never more.
+     */
+    int64_t bytes_forward_keys_only;
+    /**
+     * The same of a backward pass.
+     */
+    int64_t bytes_backward_keys_only;
 } magi_key_stats;
 
 /**
@@ -887,6 +927,22 @@ typedef struct magi_rank_stats {
      * Keys that it receives.
      */
     int64_t tokens_received;
+    /**
+     * Queries that it sends in a forward pass, each counted once for every rank that it goes to; their outputs come back.
+     */
+    int64_t queries_sent;
+    /**
+     * Queries that it receives in a forward pass.
+     */
+    int64_t queries_received;
+    /**
+     * Bytes that it sends in a forward pass.
+     */
+    int64_t bytes_sent;
+    /**
+     * Bytes that it receives in a forward pass.
+     */
+    int64_t bytes_received;
 } magi_rank_stats;
 
 /**

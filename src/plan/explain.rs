@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::{Pass, Placement, Plan, Stats};
+use super::{Pass, Placement, Plan, Stage, Stats};
 use crate::types::draw::thousands;
-use crate::types::{Config, Mask, Side};
+use crate::types::{Config, Mask, Side, Transfer};
 
 /// Who decided where tokens lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,8 +56,24 @@ fn percent(part: i64, whole: i64) -> f64 {
 
 /// "1 key", "2 keys".
 fn count(n: i64, noun: &str) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{} {noun}{plural}", thousands(n))
+    several(n, noun, &format!("{noun}s"))
+}
+
+/// "1 query", "2 queries".
+fn several(n: i64, one: &str, more: &str) -> String {
+    format!("{} {}", thousands(n), if n == 1 { one } else { more })
+}
+
+/// "12 from rank 3, 4 from rank 5": where the rows of a transfer come from; empty without any.
+fn origins(transfer: &Transfer) -> String {
+    let mut from: BTreeMap<u32, i64> = BTreeMap::new();
+    for piece in &transfer.recvs {
+        *from.entry(piece.peer).or_default() += piece.rows.len();
+    }
+    let list = from
+        .iter()
+        .map(|(peer, n)| format!("{} from rank {peer}", thousands(*n)));
+    list.collect::<Vec<String>>().join(", ")
 }
 
 /// Where tokens lie, and why there.
@@ -157,6 +173,27 @@ fn balance(lines: &mut Vec<String>, stats: &Stats) {
 }
 
 fn travel(lines: &mut Vec<String>, stats: &Stats) {
+    let forward = &stats.volume[0];
+    if forward.queries > 0 || stats.volume[1].queries > 0 {
+        lines.push(
+            "travel: queries travel to keys where that moves fewer bytes, and their outputs or gradients come back"
+                .to_owned(),
+        );
+        for (name, v) in [("forward", forward), ("backward", &stats.volume[1])] {
+            lines.push(format!(
+                "  {name}: {} and {}, each counted once for every rank it goes to; {} bytes with what comes back, {:.1}% of \
+                 {} if only keys travelled; no rank sends or receives more than {} ({} if only keys travelled)",
+                count(v.keys, "key"),
+                several(v.queries, "query", "queries"),
+                thousands(v.bytes()),
+                percent(v.bytes(), v.keys_only_bytes),
+                thousands(v.keys_only_bytes),
+                thousands(v.most_bytes()),
+                thousands(v.keys_only_most_bytes)
+            ));
+        }
+        return;
+    }
     lines.push(format!(
         "travel: {} in a forward pass, each counted once for every rank it goes to: exactly what queries see and their \
          rank does not hold; {:.1}% of what all-gather moves ({})",
@@ -168,39 +205,47 @@ fn travel(lines: &mut Vec<String>, stats: &Stats) {
 
 /// What each stage of this rank waits for and computes.
 fn pass(lines: &mut Vec<String>, name: &str, pass: &Pass, forward: bool) {
-    let total: i64 = pass.stages.iter().map(|s| s.area).sum();
+    let total: i64 = pass.stages.iter().map(Stage::cells).sum();
     lines.push(format!(
         "{name} pass of this rank: {}, {} in all",
         count(pass.stages.len() as i64, "stage"),
         count(total, "cell")
     ));
     for (i, stage) in pass.stages.iter().enumerate() {
-        let mut from: BTreeMap<u32, i64> = BTreeMap::new();
-        for piece in &stage.transfer.recvs {
-            *from.entry(piece.peer).or_default() += piece.rows.len();
-        }
-        let waits = if from.is_empty() {
+        let guests = &stage.guests;
+        let from = origins(&stage.transfer);
+        let mut waits = if from.is_empty() {
             "waits for nothing".to_owned()
         } else {
-            let list: Vec<String> = from
-                .iter()
-                .map(|(peer, n)| format!("{} from rank {peer}", thousands(*n)))
-                .collect();
-            let keys = count(stage.transfer.recv_rows, "key");
-            format!("waits for {keys}: {}", list.join(", "))
+            format!("waits for {}: {from}", count(stage.transfer.recv_rows, "key"))
         };
+        if guests.transfer.recv_rows > 0 {
+            let queries = several(guests.transfer.recv_rows, "query", "queries");
+            let link = if from.is_empty() { "waits for" } else { "and for" };
+            let before = if from.is_empty() { String::new() } else { waits + ", " };
+            waits = format!("{before}{link} {queries}: {}", origins(&guests.transfer));
+        }
         let mut line = format!(
             "  stage {i}: {waits}; computes {} in {} ({:.1}%)",
-            count(stage.area, "cell"),
-            count(stage.slices.len() as i64, "local slice"),
-            percent(stage.area, total)
+            count(stage.cells(), "cell"),
+            count((stage.slices.len() + guests.slices.len()) as i64, "local slice"),
+            percent(stage.cells(), total)
         );
-        if pass.stages.get(i + 1).is_some_and(|s| !s.recv.is_empty()) {
+        if pass
+            .stages
+            .get(i + 1)
+            .is_some_and(|s| !s.recv.is_empty() || !s.guests.recv.is_empty())
+        {
             // Writing to a String cannot fail.
             let _ = write!(line, " while stage {} travels", i + 1);
         }
         if !forward && !from.is_empty() {
             line.push_str("; then the gradients of its keys go back");
+        }
+        if guests.transfer.recv_rows > 0 {
+            let what = if forward { "outputs" } else { "gradients" };
+            // Writing to a String cannot fail.
+            let _ = write!(line, "; then the {what} of its queries go home");
         }
         lines.push(line);
     }

@@ -12,6 +12,7 @@ use super::staging::Staging;
 use super::volume::Volume;
 use super::work::Work;
 use crate::types::{AttnShape, Config, Mask, Ranges, Result, Side};
+use std::sync::Arc;
 
 /// Figures of all ranks for one mask on one placement. Tokens are key tokens of the forward pass: one counts for its
 /// K and V rows together.
@@ -58,6 +59,8 @@ pub struct Stats {
     pub ideal_volume: i64,
     /// Tokens that all ranks would receive if every key went to every other rank.
     pub all_gather_volume: i64,
+    /// The work of the forward pass where queries travel.
+    pub(super) work: Option<Arc<Work>>,
 }
 
 impl Stats {
@@ -128,6 +131,7 @@ impl Stats {
             backward_ns: backward.times,
             ideal_volume: ideal.iter().sum(),
             all_gather_volume: k.total() * (world as i64 - 1),
+            work: work[0].clone(),
         })
     }
 }
