@@ -43,7 +43,13 @@ fn problem(mask: &Mask, s: &AttnShape, seed: u64, sinks: usize) -> Operands {
     let mut o = operands(&mut random, mask, s);
     if sinks > 0 {
         let per_token = seed % 2 == 1;
-        o.sink = Some(random_sink(&mut random, mask.total_q(), s.heads_q, sinks, per_token));
+        o.sink = Some(random_sink(
+            &mut random,
+            mask.total_q(),
+            s.heads_q,
+            sinks,
+            per_token,
+        ));
     }
     o.cap = if seed % 3 == 2 { 2.0 } else { 0.0 };
     o
@@ -81,7 +87,10 @@ fn every_case_equals_dense_attention() {
         }
     }
     println!("queries travelled in {travelled} of {runs} runs");
-    assert!(travelled * 5 > runs, "queries travelled in {travelled} of {runs} runs only");
+    assert!(
+        travelled * 5 > runs,
+        "queries travelled in {travelled} of {runs} runs only"
+    );
 }
 
 fn typed(q: (i64, i64), k: (i64, i64), mask_type: MaskType) -> TypedSlice {
@@ -129,7 +138,11 @@ fn few_queries_with_sinks_on_every_layout() {
 #[test]
 fn low_precision_is_within_its_bounds() {
     let mask = few_queries();
-    for (dtype, eps) in [(DType::Bf16, 2.0 / 256.0), (DType::F16, 2.0 / 2048.0), (DType::F32, 1e-5)] {
+    for (dtype, eps) in [
+        (DType::Bf16, 2.0 / 256.0),
+        (DType::F16, 2.0 / 2048.0),
+        (DType::F32, 1e-5),
+    ] {
         let s = shape(4, 4, 32, 32, dtype);
         let o = problem(&mask, &s, 4, 2);
         let one = over_ranks(&Job::new(&mask, s, 1, 0, 2), &o);
@@ -185,7 +198,12 @@ fn more_ranks_than_tokens_and_nothing_to_see() {
         let want = attention(mask, &o, Arithmetic::Exact);
         for world in 1..=8 {
             let job = job(mask, s, world, world as i32 % 4, 1, 500);
-            assert_close(&format!("mask {i} on {world}"), &over_ranks(&job, &o), &want, BOUND);
+            assert_close(
+                &format!("mask {i} on {world}"),
+                &over_ranks(&job, &o),
+                &want,
+                BOUND,
+            );
         }
     }
 }

@@ -10,16 +10,23 @@ use crate::types::{Range, Ranges};
 use std::collections::BTreeMap;
 
 /// Moves that are tried for every block, and in all.
-const TRIES_A_BLOCK: usize = 256;
-const MOST_TRIES: usize = 1 << 19;
+const TRIES_A_BLOCK: usize = 64;
+const MOST_TRIES: usize = 1 << 17;
 /// Blocks that are tried as the second of two moves.
 const MOST_SECONDS: usize = 48;
+/// Blocks of which one leaves a rank that has too many cells.
+const MOST_LEAVING: usize = 12;
+
+fn budget(grid: &Grid) -> usize {
+    (grid.blocks.len() * TRIES_A_BLOCK).min(MOST_TRIES)
+}
 
 /// What a rank holds of another's tokens, for the sake of these blocks.
 #[derive(Clone, Debug, Default)]
 struct Held {
     blocks: Vec<u32>,
-    tokens: i64,
+    tokens: Ranges,
+    count: i64,
 }
 
 /// What every rank holds of every other's tokens of one side, by (owner, holder).
@@ -33,31 +40,29 @@ impl Holdings {
     /// Adds a block's tokens or takes them away; by how many tokens that changes what the holder needs.
     fn change(&mut self, grid: &Grid, at: (u32, u32), block: u32, add: bool) -> i64 {
         let held = self.held.entry(at).or_default();
-        let before = held.tokens;
+        let before = held.count;
+        let of = |&b: &u32| (self.tokens)(&grid.blocks[b as usize]);
         if add {
             held.blocks.push(block);
+            held.tokens = held.tokens.union(of(&block));
         } else {
             held.blocks.retain(|&b| b != block);
-        }
-        let of = |&b: &u32| (self.tokens)(&grid.blocks[b as usize]);
-        held.tokens = match held.blocks.as_slice() {
-            [] => 0,
-            [one] => of(one).tokens(),
-            many => {
-                let all: Vec<Range> = many.iter().flat_map(|b| of(b).iter().copied()).collect();
-                Ranges::from_unsorted(all).tokens()
+            if held.blocks.is_empty() {
+                self.held.remove(&at);
+                return -before;
             }
-        };
-        let change = held.tokens - before;
-        if held.blocks.is_empty() {
-            self.held.remove(&at);
+            let all: Vec<Range> = held.blocks.iter().flat_map(|b| of(b).iter().copied()).collect();
+            held.tokens = Ranges::from_unsorted(all);
         }
-        change
+        held.count = held.tokens.tokens();
+        held.count - before
     }
 
     /// The ranks that hold tokens of `owner`.
     fn holders(&self, owner: u32) -> impl Iterator<Item = u32> + '_ {
-        self.held.range((owner, 0)..=(owner, u32::MAX)).map(|(at, _)| at.1)
+        self.held
+            .range((owner, 0)..=(owner, u32::MAX))
+            .map(|(at, _)| at.1)
     }
 }
 
@@ -110,7 +115,7 @@ impl<'a> Assignment<'a> {
             },
             own: vec![Vec::new(); world],
             bytes: 0,
-            tries: (grid.blocks.len() * TRIES_A_BLOCK).min(MOST_TRIES),
+            tries: budget(grid),
         };
         for b in 0..grid.blocks.len() as u32 {
             made.put(b, made.at[b as usize]);
@@ -197,8 +202,8 @@ impl<'a> Assignment<'a> {
 
     /// Every block where its bytes are fewest, whatever that does to areas.
     fn cheapest(&mut self) {
-        for (b, block) in self.grid.blocks.iter().enumerate() {
-            let price = self.price;
+        let (grid, price) = (self.grid, self.price);
+        for (b, block) in grid.blocks.iter().enumerate() {
             let keys = block.keys.tokens() * (price.key_out + price.key_back);
             let queries = block.rows.tokens() * (price.query_out + price.query_back);
             if queries < keys && block.row_owner != block.column_owner {
@@ -207,10 +212,26 @@ impl<'a> Assignment<'a> {
         }
     }
 
+    /// Blocks in tiles: ranks in groups of `group` have the rows of their group in common and share the columns among
+    /// themselves, so that a rank holds the queries of its group and one part of the keys.
+    fn tiled(&mut self, group: usize) {
+        let (grid, world) = (self.grid, self.grid.world);
+        for (b, block) in grid.blocks.iter().enumerate() {
+            let first = block.row_owner as usize / group * group;
+            let members = group.min(world - first);
+            let rank = (first + block.column_owner as usize * members / world) as u32;
+            if rank != self.at[b] {
+                self.shift(b as u32, rank);
+            }
+        }
+        self.tries = budget(grid);
+    }
+
     /// Moves blocks away from ranks with too many cells, those that add fewest bytes a cell first. Whether it succeeded.
     fn relieve_all(&mut self) -> bool {
         loop {
-            let Some(rank) = (0..self.grid.world).max_by_key(|&r| (self.area[r], std::cmp::Reverse(r))) else {
+            let Some(rank) = (0..self.grid.world).max_by_key(|&r| (self.area[r], std::cmp::Reverse(r)))
+            else {
                 return true;
             };
             if self.area[rank] <= self.limit {
@@ -219,7 +240,11 @@ impl<'a> Assignment<'a> {
             let least = (0..self.grid.world).min_by_key(|&r| (self.area[r], r));
             // (bytes added, cells moved, block, rank)
             let mut best: Option<(i64, i64, u32, u32)> = None;
-            for b in self.own[rank].clone() {
+            let excess = self.area[rank] - self.limit;
+            let mut leaving = self.own[rank].clone();
+            leaving.sort_by_key(|&b| ((self.grid.blocks[b as usize].area - excess).abs(), b));
+            leaving.truncate(MOST_LEAVING);
+            for b in leaving {
                 let area = self.grid.blocks[b as usize].area;
                 let mut options = self.options(b);
                 options.extend(least.map(|r| r as u32).filter(|&r| r as usize != rank));
@@ -278,7 +303,10 @@ impl<'a> Assignment<'a> {
         }
         self.shift(b, to);
         let after = self.score();
-        if after < before && after.1 <= most && (self.area[to as usize] <= self.limit || self.second(b, before, most)) {
+        if after < before
+            && after.1 <= most
+            && (self.area[to as usize] <= self.limit || self.second(b, before, most))
+        {
             return true;
         }
         self.shift(b, from);
@@ -317,16 +345,33 @@ impl<'a> Assignment<'a> {
     /// the slack allows.
     pub fn better(&self) -> Option<Assignment<'a>> {
         let rows = self.score();
-        let mut kept = self.clone();
-        kept.improve(rows.1);
         let mut cheap = self.clone();
         cheap.cheapest();
-        if cheap.relieve_all() && cheap.bytes <= rows.1 {
-            cheap.improve(rows.1);
-            if cheap.score() < kept.score() {
-                kept = cheap;
+        let mut starts = vec![cheap];
+        // Where areas forbid nothing, fewest bytes is a good start; else others may lead further.
+        if starts[0].most_cells() > self.limit || starts[0].bytes == rows.1 {
+            starts.push(self.clone());
+        }
+        let tiled = (1..usize::BITS)
+            .map(|bits| 1 << bits)
+            .take_while(|&g| g < 2 * self.grid.world);
+        let tiled = tiled.map(|group| {
+            let mut start = self.clone();
+            start.tiled(group);
+            start
+        });
+        starts.extend(tiled.min_by_key(Assignment::score));
+        let mut found = None;
+        let mut least = rows;
+        for mut start in starts {
+            if start.relieve_all() && start.bytes <= rows.1 {
+                start.improve(rows.1);
+                if start.score() < least {
+                    least = start.score();
+                    found = Some(start);
+                }
             }
         }
-        (kept.score() < rows).then_some(kept)
+        found
     }
 }

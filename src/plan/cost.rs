@@ -184,8 +184,14 @@ mod tests {
             ..Config::default()
         };
         let forward = Cost::new(&shape, &config, Direction::Forward);
-        assert_eq!((forward.flops, forward.price.key_out), (4 * 64 * 128, 8 * 256 * 2));
+        assert_eq!(
+            (forward.flops, forward.price.key_out),
+            (4 * 64 * 128, 8 * 256 * 2)
+        );
         let backward = Cost::new(&shape, &config, Direction::Backward);
-        assert_eq!((backward.flops, backward.price.key_back), (10 * 64 * 128, 8 * 256 * 4));
+        assert_eq!(
+            (backward.flops, backward.price.key_back),
+            (10 * 64 * 128, 8 * 256 * 4)
+        );
     }
 }

@@ -53,7 +53,10 @@ pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
         let bytes = 100.0 * volume.bytes() as f64 / volume.keys_only_bytes.max(1) as f64;
         let queries = thousands(volume.queries);
         // Writing to a String cannot fail.
-        let _ = write!(summary, "; {queries} queries travel too: {bytes:.1}% of the bytes of keys alone");
+        let _ = write!(
+            summary,
+            "; {queries} queries travel too: {bytes:.1}% of the bytes of keys alone"
+        );
     }
     svg.text(24.0, 49.0, Anchor::Start, "dim", &summary);
     parts(&mut svg, placement, mask, stats);
@@ -76,7 +79,13 @@ fn parts(svg: &mut Svg, placement: &Placement, mask: &Mask, stats: &Stats) {
             plot.pieces(svg, &pieces, &colours);
             return;
         }
-        svg.text(84.0, TOP - 7.0, Anchor::Start, "dim", "coloured by the owner of the query");
+        svg.text(
+            84.0,
+            TOP - 7.0,
+            Anchor::Start,
+            "dim",
+            "coloured by the owner of the query",
+        );
         pieces.clear();
     }
     'all: for slice in mask.slices() {

@@ -222,7 +222,11 @@ fn pass(lines: &mut Vec<String>, name: &str, pass: &Pass, forward: bool) {
         if guests.transfer.recv_rows > 0 {
             let queries = several(guests.transfer.recv_rows, "query", "queries");
             let link = if from.is_empty() { "waits for" } else { "and for" };
-            let before = if from.is_empty() { String::new() } else { waits + ", " };
+            let before = if from.is_empty() {
+                String::new()
+            } else {
+                waits + ", "
+            };
             waits = format!("{before}{link} {queries}: {}", origins(&guests.transfer));
         }
         let mut line = format!(

@@ -7,6 +7,8 @@ use crate::types::{Mask, Range, Ranges, Side, Slice};
 
 /// With more pairs of runs than this, laying the grid out would take longer than all else that planning does.
 const MOST_PAIRS: i64 = 1 << 22;
+/// With more blocks than this, finding a good rank for each would take minutes.
+const MOST_BLOCKS: usize = 1 << 17;
 
 /// The visible cells of one pair of owners.
 #[derive(Clone, Debug)]
@@ -56,6 +58,9 @@ impl Grid {
             extend(&mut block.rows, cut.visible_rows());
             extend(&mut block.keys, cut.visible_keys());
         });
+        if parts.len() > MOST_BLOCKS {
+            return None;
+        }
         parts.sort_unstable_by_key(|p| p.0);
         let block = |(at, parts): (usize, Parts)| Block {
             row_owner: (at / world) as u32,

@@ -116,7 +116,9 @@ fn shares(all: &Ranges, first: &Ranges, count: i64) -> Vec<Ranges> {
         }
         taken
     };
-    let mut parts = vec![Ranges::from_unsorted([take(head), first.as_slice().to_vec()].concat())];
+    let mut parts = vec![Ranges::from_unsorted(
+        [take(head), first.as_slice().to_vec()].concat(),
+    )];
     for i in 1..count {
         let tokens = tail * i / (count - 1) - tail * (i - 1) / (count - 1);
         parts.push(Ranges::from_unsorted(take(tokens)));
@@ -125,7 +127,13 @@ fn shares(all: &Ranges, first: &Ranges, count: i64) -> Vec<Ranges> {
 }
 
 /// The stages of `rank` where queries travel as `work` says.
-pub(super) fn pass(mask: &Mask, placement: &Placement, rank: usize, work: &Work, schedule: &Schedule) -> Pass {
+pub(super) fn pass(
+    mask: &Mask,
+    placement: &Placement,
+    rank: usize,
+    work: &Work,
+    schedule: &Schedule,
+) -> Pass {
     let (queries, keys) = (placement.side(Side::Q), placement.side(Side::K));
     let (needs, guests) = work.of_rank(mask, placement, rank);
     let own = concatenate(keys.runs(rank).as_slice());

@@ -49,10 +49,10 @@ pub use verify::verify;
 pub use volume::Volume;
 
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side, Status};
-use hash::Hasher;
-use needs::Needs;
 use cost::{Cost, Direction};
 use guests::Schedule;
+use hash::Hasher;
+use needs::Needs;
 use staging::{Staging, check_degree};
 use std::sync::Arc;
 use work::Work;

@@ -107,7 +107,8 @@ impl Stats {
             Some(_) => 1.0,
             None => over_mean(balance::bound(&chunk_areas, world)),
         };
-        let column = |by_stage: &[Vec<i64>]| (0..world).map(|r| by_stage.iter().map(|s| s[r]).sum()).collect();
+        let column =
+            |by_stage: &[Vec<i64>]| (0..world).map(|r| by_stage.iter().map(|s| s[r]).sum()).collect();
         let (keys, queries) = (&forward.keys, &forward.queries);
         let [received_by_stage, sent_by_stage] = by_stage(forward.degree, keys, k);
         let [queries_received, queries_sent] = by_stage(forward.degree, queries, q).map(|s| column(&s));

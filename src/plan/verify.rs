@@ -7,9 +7,7 @@ use super::side::{PlacedRun, SidePlacement, concatenate};
 use super::stage::Pass;
 use super::transfer::owned_pieces;
 use super::work::{Work, parts_of};
-use crate::types::{
-    Band, Error, Mask, Piece, Range, Ranges, Result, Side, Slice, StageSlice, Transfer,
-};
+use crate::types::{Band, Error, Mask, Piece, Range, Ranges, Result, Side, Slice, StageSlice, Transfer};
 
 /// `Status::Internal`, naming pass and stage, unless the slices of each pass, mapped back to global tokens, cover every
 /// cell of the mask whose query the rank owns exactly once, and transfers fit the placement: every key that its
@@ -36,8 +34,17 @@ pub fn verify(plan: &Plan, mask: &Mask) -> Result<()> {
         checker.check(pass)?;
         checker.check_guests(pass, plan.work[i].as_deref(), &guests)?;
     }
-    if let Some(work) = plan.work.iter().flatten().find(|w| w.area.iter().sum::<i64>() != mask.area()) {
-        let message = format!("all ranks compute {:?} cells; the mask has {}", work.area, mask.area());
+    if let Some(work) = plan
+        .work
+        .iter()
+        .flatten()
+        .find(|w| w.area.iter().sum::<i64>() != mask.area())
+    {
+        let message = format!(
+            "all ranks compute {:?} cells; the mask has {}",
+            work.area,
+            mask.area()
+        );
         return Err(Error::internal(message));
     }
     Ok(())
@@ -89,10 +96,15 @@ impl Checker<'_> {
         let Some(work) = work else {
             return match pass.stages.iter().all(|s| s.guests == Guests::default()) {
                 true => Ok(()),
-                false => self.fail("it has queries of others in a pass where queries do not travel".to_owned()),
+                false => {
+                    self.fail("it has queries of others in a pass where queries do not travel".to_owned())
+                }
             };
         };
-        let (queries, keys) = (self.plan.placement.side(Side::Q), self.plan.placement.side(Side::K));
+        let (queries, keys) = (
+            self.plan.placement.side(Side::Q),
+            self.plan.placement.side(Side::K),
+        );
         let own = concatenate(keys.runs(self.plan.rank).as_slice());
         let mut fetched = Vec::new();
         for (i, stage) in pass.stages.iter().enumerate() {
@@ -218,9 +230,7 @@ impl Checker<'_> {
         }
         expected.sort_unstable_by_key(|p| (p.peer, p.rows));
         if transfer.recvs != expected || transfer.recv_rows != recv.tokens() {
-            return self.fail(format!(
-                "stage {i} receives other rows than its tokens {recv:?}"
-            ));
+            return self.fail(format!("stage {i} receives other rows than its tokens {recv:?}"));
         }
         let sends = &transfer.sends;
         let ordered = sends.is_sorted_by(|a, b| (a.peer, a.rows.end) <= (b.peer, b.rows.start));

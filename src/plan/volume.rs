@@ -32,14 +32,20 @@ impl Volume {
     /// travel.
     pub(super) fn new(price: &Price, work: Option<&Work>, sent: &[i64], received: &[i64]) -> Volume {
         let sum = |a: i64, b: i64| a * price.key_out + b * price.key_back;
-        let bytes = |a: &[i64], b: &[i64]| -> Vec<i64> { a.iter().zip(b).map(|(a, b)| sum(*a, *b)).collect() };
+        let bytes =
+            |a: &[i64], b: &[i64]| -> Vec<i64> { a.iter().zip(b).map(|(a, b)| sum(*a, *b)).collect() };
         let (out, into) = (bytes(sent, received), bytes(received, sent));
         let keys_only: i64 = into.iter().sum();
         let most = out.iter().chain(&into).copied().max().unwrap_or(0);
         let tokens = |sets: &[Ranges]| sets.iter().map(Ranges::tokens).sum();
         let (keys, queries, sent, received) = match work {
             None => (received.iter().sum(), 0, out, into),
-            Some(w) => (tokens(&w.keys), tokens(&w.queries), w.sent.clone(), w.received.clone()),
+            Some(w) => (
+                tokens(&w.keys),
+                tokens(&w.queries),
+                w.sent.clone(),
+                w.received.clone(),
+            ),
         };
         Volume {
             keys,

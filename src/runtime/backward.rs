@@ -71,39 +71,46 @@ fn gradients(
         buffers: &space.guests.buffers,
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Sum, &[dq.running], stream);
-    stages::run(session, stages, &keys, &queries, stream, |stage, [k, v], guests| {
-        let partial = reduction.partial(stage)?;
-        let mine = BackwardArgs {
-            q: a.q,
-            k,
-            v,
-            dout: a.dout,
-            lse: a.lse,
-            delta: space.delta,
-            slices: &stage.slices,
-            shape: *key.shape(),
-            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
-            softcap: a.softcap,
-            dq: dq.running,
-            dk: [Some(local.k), partial.map(|p| p.k)],
-            dv: [Some(local.v), partial.map(|p| p.v)],
-        };
-        backend.attn_backward(&mine)?;
-        if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
-            backend.fill_zero(*dq)?;
-            backend.attn_backward(&BackwardArgs {
-                q: *q,
-                dout: *dout,
-                lse: *lse,
-                delta: *delta,
-                slices: &stage.guests.slices,
-                dq: *dq,
-                ..mine
-            })?;
-        }
-        homeward.start(stage)?;
-        reduction.start(stage)
-    })?;
+    stages::run(
+        session,
+        stages,
+        &keys,
+        &queries,
+        stream,
+        |stage, [k, v], guests| {
+            let partial = reduction.partial(stage)?;
+            let mine = BackwardArgs {
+                q: a.q,
+                k,
+                v,
+                dout: a.dout,
+                lse: a.lse,
+                delta: space.delta,
+                slices: &stage.slices,
+                shape: *key.shape(),
+                softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+                softcap: a.softcap,
+                dq: dq.running,
+                dk: [Some(local.k), partial.map(|p| p.k)],
+                dv: [Some(local.v), partial.map(|p| p.v)],
+            };
+            backend.attn_backward(&mine)?;
+            if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
+                backend.fill_zero(*dq)?;
+                backend.attn_backward(&BackwardArgs {
+                    q: *q,
+                    dout: *dout,
+                    lse: *lse,
+                    delta: *delta,
+                    slices: &stage.guests.slices,
+                    dq: *dq,
+                    ..mine
+                })?;
+            }
+            homeward.start(stage)?;
+            reduction.start(stage)
+        },
+    )?;
     homeward.finish()?;
     reduction.finish()?;
     for accumulator in [dq, dk, dv] {

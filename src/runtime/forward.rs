@@ -60,33 +60,40 @@ fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, s
         buffers: &space.guests.buffers,
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
-    stages::run(session, stages, &keys, &queries, stream, |stage, [k, v], guests| {
-        let mine = ForwardArgs {
-            q: a.q,
-            k,
-            v,
-            slices: &stage.slices,
-            shape: *key.shape(),
-            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
-            softcap: a.softcap,
-            out,
-            lse,
-            max_logits: a.max_logits,
-        };
-        backend.attn_forward(&mine)?;
-        if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
-            // Their sinks count at home.
-            backend.attn_init(*out, *lse, None, None)?;
-            backend.attn_forward(&ForwardArgs {
-                q: *q,
-                slices: &stage.guests.slices,
-                out: *out,
-                lse: *lse,
-                ..mine
-            })?;
-        }
-        homeward.start(stage)
-    })?;
+    stages::run(
+        session,
+        stages,
+        &keys,
+        &queries,
+        stream,
+        |stage, [k, v], guests| {
+            let mine = ForwardArgs {
+                q: a.q,
+                k,
+                v,
+                slices: &stage.slices,
+                shape: *key.shape(),
+                softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+                softcap: a.softcap,
+                out,
+                lse,
+                max_logits: a.max_logits,
+            };
+            backend.attn_forward(&mine)?;
+            if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
+                // Their sinks count at home.
+                backend.attn_init(*out, *lse, None, None)?;
+                backend.attn_forward(&ForwardArgs {
+                    q: *q,
+                    slices: &stage.guests.slices,
+                    out: *out,
+                    lse: *lse,
+                    ..mine
+                })?;
+            }
+            homeward.start(stage)
+        },
+    )?;
     homeward.finish()?;
     if let Some(max_logits) = &a.max_logits {
         reduce_max(session, max_logits, stream)?;

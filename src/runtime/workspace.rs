@@ -204,7 +204,11 @@ impl Layout<'_> {
         sent: &[Rows<'_>],
         results: &[Rows<'_>],
     ) -> Result<GuestSpace> {
-        let packed_rows = if pass.guest_send_rows > 0 { dims.tokens_q } else { 0 };
+        let packed_rows = if pass.guest_send_rows > 0 {
+            dims.tokens_q
+        } else {
+            0
+        };
         let packed = self.rows(sent, packed_rows)?;
         let mut buffers = Vec::new();
         for _ in 0..pass.guest_buffers {
