@@ -158,10 +158,39 @@ static void numbers(void) {
     }
 }
 
+// The jobs of the other attention tests, with as much room for queries to travel as there can be.
+static void variations(void) {
+    job j = job_default("queries travel, irregular");
+    j.config.qo_comm = 1;
+    j.config.balance_slack = 1000;
+    j.config.sanity_check = 1;
+    j.sinks = 1;
+    for (int32_t ranks = 2; ranks <= 8; ranks += 3) {
+        job_run(&j, ranks);
+    }
+    j.interleaved = 1;
+    j.flags = MAGI_ACCUMULATE_DQ | MAGI_ACCUMULATE_DK | MAGI_ACCUMULATE_DV | MAGI_ACCUMULATE_DSINK;
+    job_run(&j, 5);
+    j.no_optional = 1;
+    job_run(&j, 4);
+    j = job_default("queries travel, NaN where nobody looks");
+    j.config.qo_comm = 1;
+    j.config.balance_slack = 1000;
+    j.config.degree_forward = 3;
+    j.config.degree_backward = 0;
+    j.nan_unseen = 1;
+    job_run(&j, 5);
+    job_cross(&j);
+    job_run(&j, 4);
+    j.softcap = 2;
+    job_run(&j, 8);
+}
+
 int main(void) {
     run_ranks(RANKS, figures, NULL);
     run_ranks(2, disagree, NULL);
     refused();
     numbers();
+    variations();
     return 0;
 }
