@@ -65,7 +65,7 @@ static int statuses(void) {
             absent++;
         }
     }
-    CHECK_INT(count, 26);
+    CHECK_INT(count, 29);
     CHECK_TEXT(magi_status_string(1), "unknown status");
     CHECK_TEXT(magi_status_string(-1), "unknown status");
     return absent;

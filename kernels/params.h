@@ -11,7 +11,7 @@
 /* ---------------------------------------------------------------- tile lists: src/types/tiles.rs, docs/kernels.md */
 
 /* Changes whenever a tile list made by an older host would be misread. */
-#define MAGI_TILES_VERSION 1
+#define MAGI_TILES_VERSION 2
 
 /* Sides of a band that bound nothing. A token can be added to them, or taken away, without overflow. */
 #define MAGI_TILES_NO_LO (-1073741824)
@@ -26,7 +26,8 @@ typedef struct magi_tile {
     int items;                /* 0: no row sees anything */
     int steps;                /* steps of all its items: what the tile costs */
     int source;               /* where its rows lie: 0 local tensor, 1 receive buffer (keys only) */
-    int reserved0, reserved1; /* 0 */
+    int slot;                 /* of its first piece in the workspace, when it is a piece of a tile; else 0 */
+    int pieces;               /* number of pieces << 16 | which of them this is; 0 or 1 << 16: whole */
 } magi_tile;
 
 /* A run of tokens. Steps begin at start, start + step, ... while below run1; those inside [full0, full1) are seen by
@@ -48,5 +49,36 @@ typedef struct magi_item {
 typedef struct magi_row_limits {
     int lo, hi;
 } magi_row_limits;
+
+/* ------------------------------------------------------------------ attention forward: src/backend/cuda/forward.rs */
+
+/* Strides count elements. A unit is a query head, or, when `pack` query heads of one key head share a tile, all of
+   those: row r of a tile is then token r / pack, query head unit * pack + r % pack. */
+typedef struct magi_attn_forward_params {
+    const magi_tile *tiles; /* in the order of the work */
+    const magi_item *items;
+    const magi_row_limits *limits;
+    int *counters;          /* {next work, blocks done}; 0 before a launch, and after it */
+    unsigned *maxima;       /* [heads_q], order-preserving bits; 0 before a launch, and after it */
+    void *out;              /* [tokens, heads_q, head_dim_v] */
+    float *lse;             /* [tokens, heads_q], or NULL */
+    float *max_logits;      /* [heads_q] */
+    const float *sink;      /* NULL, or [sinks] of every token and head by the strides below */
+    float *piece_out;       /* [slots, units, rows of a tile, head_dim_v] in the order of registers */
+    float *piece_lse;       /* [slots, units, rows of a tile] */
+    int *piece_done;        /* [slots, units, warps of a tile]; 0 before a launch, and after it */
+    long long out_token, out_head, lse_token, lse_head, sink_token, sink_row, sink_head;
+    int tile_count, units, group, section; /* group: units of a key head; section: units walked together */
+    int pack, pack_inverse;                /* pack_inverse: 65536 / pack + 1 */
+    int tokens_k[2];                       /* of the local tensor and of the receive buffer */
+    int head_dim_v, sinks, q_bytes, flags; /* q_bytes: of one tile of Q as copied */
+    int copies_k, copies_v;                /* of one block: 1 when a copy brings all columns, else one for each 64 */
+    float scale_log2;                      /* of a logit, or of tanh with softcap: factor to base 2 */
+    float softcap_scale;                   /* softmax_scale / softcap */
+} magi_attn_forward_params;
+
+/* Flags of forward. */
+#define MAGI_FORWARD_OUT_F32 1    /* out is f32, else the input dtype */
+#define MAGI_FORWARD_ACCUMULATE 2 /* merge into (out, lse), both f32 */
 
 #endif

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formats Rust, C and C++ sources; with --check it only says which are not formatted. The generated header is left out.
+# Formats Rust, C, C++ and CUDA sources; with --check it only says which are not formatted. The generated header is left out.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
@@ -12,7 +12,7 @@ case "${1:-}" in
 esac
 
 cargo fmt --all -- "${check[@]}"
-mapfile -d '' files < <(find ctests examples include kernels \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.hpp' \) \
+mapfile -d '' files < <(find ctests examples include kernels tests/cases/kernels \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) \
     ! -path include/magi_attn.h -print0 2>/dev/null)
 if [ "${#check[@]}" -gt 0 ]; then
     clang-format --dry-run --Werror "${files[@]}"

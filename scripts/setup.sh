@@ -2,10 +2,10 @@
 # Sets up what the scripts need and the machine lacks. Starts from cargo, a C compiler, and pip or apt.
 #
 #   scripts/setup.sh quickstart   only what quickstart.sh needs (nothing is installed)
-#   scripts/setup.sh test         cmake, ninja, a C++ compiler, valgrind
+#   scripts/setup.sh test         cmake, ninja, a C++ compiler, valgrind, nvcc and NVRTC
 #   scripts/setup.sh              all of it: test, and clang-format, rustfmt and clippy
 #
-# cmake, ninja and clang-format go to .tools/ inside the project; nothing else of the machine is touched, except
+# cmake, ninja, clang-format and CUDA's compilers go to .tools/ inside the project; nothing else of the machine is touched, except
 # that packages come from apt when this runs as root. Running it again does nothing and takes no time.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -15,6 +15,9 @@ cd "$ROOT"
 CMAKE_VERSION=3.31.10
 NINJA_VERSION=1.13.0
 CLANG_FORMAT_VERSION=21.1.8
+# Kernels are checked as these compile them; no GPU and no driver is needed.
+CUDA_WHEELS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
+    nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86)
 
 apt_updated=0
 # Installs packages when that is possible; says so when not.
@@ -93,6 +96,28 @@ need_clang_format() {
     fi
 }
 
+# nvcc, NVRTC and the disassemblers, below .tools/cuda/nvidia/cu13. A toolkit that CUDA_HOME names is used instead.
+need_nvcc() {
+    if [ -x "${CUDA_HOME:-/nonexistent}/bin/nvcc" ]; then
+        return 0
+    fi
+    if [ "$(uname -s)" != Linux ]; then
+        say "no CUDA compilers for $(uname -s): kernels are not checked"
+        return 0
+    fi
+    # A folder that is half there would be taken for whole: it gets its name at the end.
+    say "pip: CUDA 13.0 compilers into .tools/cuda"
+    rm -rf .tools/cuda .tools/cuda.part
+    if have python3 && python3 -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore \
+        --only-binary=:all: --target .tools/cuda.part "${CUDA_WHEELS[@]}" </dev/null; then
+        mv .tools/cuda.part .tools/cuda
+        CUDA_HOME="$ROOT/.tools/cuda/nvidia/cu13"
+        "$CUDA_HOME/bin/nvcc" --version >/dev/null || die "nvcc was installed into .tools/cuda and does not run"
+    else
+        die "nvcc is missing (CUDA_HOME), and pip could not install it"
+    fi
+}
+
 need_rust_components() {
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt || die "rustfmt is missing"
     cargo clippy --version >/dev/null 2>&1 || rustup component add clippy || die "clippy is missing"
@@ -108,6 +133,7 @@ test | all)
     need_ninja
     need_pkg_config
     need_valgrind
+    need_nvcc
     if [ "${1:-all}" = all ]; then
         need_clang_format
         need_rust_components

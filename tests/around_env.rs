@@ -7,15 +7,16 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use magi_attn::types::env::{Acts, Effect, Kind, TABLE, Variable, parse, unknown_in};
-use magi_attn::types::{Config, Status};
+use magi_attn::types::Status;
+use magi_attn::types::env::{Acts, Effect, Kind, Settings, TABLE, Variable, parse, unknown_in};
 
 const HEAD: &str = "\
 # Environment variables
 
 The variables below are read once per process, at the first call of `magi_config_init` (or of a function that is given no \
 config). They change defaults only: a field of `magi_config` that is set afterwards wins, and a variable that is changed \
-later changes nothing. `magi_env_count` and `magi_env_get` list them with the values in force.
+later changes nothing. Those that act at *build* are read by cargo's build too, where kernels are compiled ahead of time, and \
+otherwise when a kernel is compiled at run time: see [build](build.md). `magi_env_count` and `magi_env_get` list them with the values in force.
 
 A value that does not parse is `MAGI_STATUS_INVALID_ENVIRONMENT`, with the variable and its text in the message; variables \
 without effect may hold anything. Booleans take 0, 1, false, true, off, on, no and yes, in letters of any case. A name that \
@@ -44,7 +45,7 @@ fn page() -> String {
         "\n## Honoured\n\n| variable | takes | default | acts at | meaning |\n|---|---|---|---|---|\n",
     );
     for v in TABLE {
-        if let Effect::Sets(_) = v.effect {
+        if let Effect::Sets(_) | Effect::Builds = v.effect {
             let (takes, default) = (v.kind.accepts(), shown(v.default));
             writeln!(
                 page,
@@ -105,19 +106,87 @@ fn names_are_unique_and_known() {
     );
 }
 
+/// What is promised to users of other implementations: names with their defaults, "" for unset. Leaving one out of the
+/// table would break their scripts.
+const PROMISED: [(&str, &str); 37] = [
+    ("MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE", "0"),
+    ("MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE", "0"),
+    ("MAGI_ATTENTION_DSINK_ALL_REDUCE_OP", "none"),
+    ("MAGI_ATTENTION_HIERARCHICAL_COMM", "0"),
+    ("MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN", ""),
+    ("MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN", ""),
+    ("CUDA_DEVICE_MAX_CONNECTIONS", "8"),
+    ("MAGI_ATTENTION_QO_COMM", "0"),
+    ("MAGI_ATTENTION_NATIVE_GRPCOLL", "0"),
+    ("MAGI_ATTENTION_DIST_ATTN_RUNTIME_DICT_SIZE", "100"),
+    ("MAGI_ATTENTION_SANITY_CHECK", "0"),
+    ("MAGI_ATTENTION_SDPA_BACKEND", "0"),
+    ("MAGI_ATTENTION_DETERMINISTIC_MODE", "0"),
+    ("MAGI_ATTENTION_PROFILE_MODE", "0"),
+    ("MAGI_ATTENTION_WORKSPACE_BASE", ""),
+    ("MAGI_ATTENTION_BUILD_VERBOSE", "0"),
+    ("MAGI_ATTENTION_BUILD_DEBUG", "0"),
+    ("MAGI_ATTENTION_NO_BUILD_CACHE", "0"),
+    ("MAGI_ATTENTION_FORCE_JIT_BUILD", "0"),
+    ("NVCC_THREADS", "4"),
+    ("MAGI_ATTENTION_PREBUILD_FFA", "1"),
+    ("MAGI_ATTENTION_PREBUILD_FFA_JOBS", ""),
+    ("MAX_JOBS", ""),
+    ("MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD", "0"),
+    ("MAGI_ATTENTION_SKIP_MAGI_ATTN_EXT_BUILD", "0"),
+    ("MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD", "0"),
+    ("NVSHMEM_DIR", ""),
+    ("MAGI_ATTENTION_MIN_CHUNKS_PER_RANK", "8"),
+    ("RANK", ""),
+    ("WORLD_SIZE", ""),
+    ("LOCAL_RANK", ""),
+    ("MASTER_ADDR", ""),
+    ("MASTER_PORT", ""),
+    ("OMPI_COMM_WORLD_RANK", ""),
+    ("PMI_RANK", ""),
+    ("SLURM_PROCID", ""),
+    ("SLURM_LOCALID", ""),
+];
+
+/// Variables of later versions, whose defaults nobody promised.
+const LATER: [&str; 9] = [
+    "MAGI_ATTENTION_KERNEL_BACKEND",
+    "MAGI_ATTENTION_PRECISION",
+    "MAGI_ATTENTION_LOG_LEVEL",
+    "MAGI_ATTENTION_BWD_HIDE_TAIL_REDUCE",
+    "MAGI_ATTENTION_AUTO_RANGE_MERGE",
+    "MAGI_ATTENTION_CATGQA",
+    "MAGI_ATTENTION_FLATTEN_HEAD_GROUPS",
+    "MAGI_ATTENTION_CPP_BACKEND",
+    "MAGI_ATTENTION_BUILD_COMPUTE_CAPABILITY",
+];
+
+#[test]
+fn every_promised_name_is_listed() {
+    for (name, default) in PROMISED {
+        let variable = TABLE.iter().find(|v| v.name == name);
+        assert_eq!(variable.map(|v| v.default), Some(default), "{name}");
+    }
+    for name in LATER {
+        assert!(TABLE.iter().any(|v| v.name == name), "{name}");
+    }
+}
+
 #[test]
 fn defaults_are_those_of_the_config_and_bad_values_are_refused() {
-    let plain = format!("{:?}", Config::default());
     for v in TABLE {
         match v.effect {
-            Effect::Sets(_) => {
-                let config = parse([(v.name, v.default)]).unwrap();
+            Effect::Sets(_) | Effect::Builds => {
+                let settings = parse([(v.name, v.default)]).unwrap();
                 assert_eq!(
-                    format!("{config:?}"),
-                    plain,
+                    settings,
+                    Settings::default(),
                     "the default of {} is another",
                     v.name
                 );
+                if v.kind == Kind::Text {
+                    continue;
+                }
                 let e = parse([(v.name, "neither")]).unwrap_err();
                 assert_eq!(e.status, Status::InvalidEnvironment);
                 assert!(
@@ -128,8 +197,8 @@ fn defaults_are_those_of_the_config_and_bad_values_are_refused() {
             }
             Effect::None(why) => {
                 assert!(!why.is_empty());
-                let config = parse([(v.name, "neither")]).unwrap();
-                assert_eq!(format!("{config:?}"), plain, "{}", v.name);
+                let settings = parse([(v.name, "neither")]).unwrap();
+                assert_eq!(settings, Settings::default(), "{}", v.name);
             }
         }
     }
@@ -138,7 +207,7 @@ fn defaults_are_those_of_the_config_and_bad_values_are_refused() {
 #[test]
 fn bounds_are_where_the_table_says() {
     for v in TABLE {
-        if let (Effect::Sets(_), Kind::Whole(least, most)) = (v.effect, v.kind) {
+        if let (Effect::Sets(_) | Effect::Builds, Kind::Whole(least, most)) = (v.effect, v.kind) {
             for (n, good) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
                 assert_eq!(parse([(v.name, n.to_string())]).is_ok(), good, "{} = {n}", v.name);
             }

@@ -201,6 +201,22 @@ fn check_stats(
             "{area:?}, limit {limit}, slack {slack}"
         );
     }
+    for (timeline, backward) in [(&stats.forward, false), (&stats.backward, true)] {
+        for (r, plan) in plans.iter().enumerate() {
+            let pass = if backward { &plan.backward } else { &plan.forward };
+            assert_eq!(timeline.stages.len(), pass.stages.len());
+            for (told, stage) in timeline.stages.iter().zip(&pass.stages) {
+                let (keys, queries) = (&stage.transfer, &stage.guests.transfer);
+                assert_eq!(told[r].area, stage.cells());
+                assert_eq!(
+                    (told[r].received, told[r].sent),
+                    (keys.recv_rows, keys.send_rows())
+                );
+                let have = (told[r].queries_received, told[r].queries_sent);
+                assert_eq!(have, (queries.recv_rows, queries.send_rows()));
+            }
+        }
+    }
     for (r, plan) in plans.iter().enumerate() {
         let cells = |p: &Pass| p.stages.iter().map(Stage::cells).sum::<i64>();
         assert_eq!(

@@ -5,9 +5,11 @@
 
 mod args;
 pub mod cpu;
+pub mod cuda;
 
 pub use args::{BackwardArgs, ForwardArgs};
 pub use cpu::CpuBackend;
+pub use cuda::CudaBackend;
 
 use crate::types::{Range, Result, Tensor};
 

@@ -1,8 +1,10 @@
-//! Streams, workspace and the process: what plans, communicators and backends run on.
+//! Streams, workspace, log lines and the process: what plans, communicators and backends run on.
 
 pub mod arena;
 pub mod carver;
+pub mod cuda;
 pub mod fault;
+pub mod log;
 pub mod process;
 pub mod stream;
 

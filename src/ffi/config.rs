@@ -2,7 +2,8 @@
 
 use std::ffi::c_void;
 
-use super::{guard::guard, input, status};
+use super::{guard::guard, input};
+use crate::device::log::{self, Level};
 use crate::types::{
     Allocator, Config, DsinkReduce, Effort, Error, PlacementKind, Rates, Result, Status, env,
 };
@@ -130,7 +131,7 @@ fn warn_unknown_once() {
     ONCE.call_once(|| {
         for name in env::unknown() {
             let line = format!("environment variable {name} is not one this library knows; it has no effect");
-            status::log(status::magi_log_level::Warning, &line);
+            log::log(Level::Warning, &line);
         }
     });
 }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::status::magi_log_level;
+use crate::device::log::{self, Level};
 use crate::device::process;
 use crate::types::{Error, Result, Status};
 
@@ -51,9 +51,7 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 fn quiet_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        std::panic::set_hook(Box::new(|info| {
-            super::status::log(magi_log_level::Error, &info.to_string())
-        }));
+        std::panic::set_hook(Box::new(|info| log::log(Level::Error, &info.to_string())));
     });
 }
 

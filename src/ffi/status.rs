@@ -1,11 +1,9 @@
 //! Status codes, the last error of a thread, and log lines.
 
-use std::ffi::{CString, c_char, c_void};
-use std::io::Write;
-
-use parking_lot::RwLock;
+use std::ffi::{c_char, c_void};
 
 use super::guard;
+use crate::device::log::{self, Level};
 use crate::types::{Error, Status};
 
 /// Called with (level, line, userdata), from whichever thread has something to say. `line` ends without a newline and
@@ -25,48 +23,17 @@ pub enum magi_log_level {
     Warning = 2,
 }
 
-struct Log {
-    callback: magi_log_callback,
-    userdata: *mut c_void,
-    level: i32,
-}
-
-// SAFETY: the pointer is only handed back to the callback, whose documentation says that it is called from any thread.
-unsafe impl Send for Log {}
-// SAFETY: as above.
-unsafe impl Sync for Log {}
-
-static LOG: RwLock<Log> = RwLock::new(Log {
-    callback: None,
-    userdata: std::ptr::null_mut(),
-    level: magi_log_level::Off as i32,
-});
-
-/// Says `line` to the callback, or to stderr without one, when `level` asks for it.
-pub(super) fn log(level: magi_log_level, line: &str) {
-    let log = LOG.read();
-    if level as i32 > log.level {
-        return;
-    }
-    match log.callback {
-        // SAFETY: the caller of magi_log_set_callback promised that the function accepts these from any thread.
-        Some(f) => unsafe {
-            let text = CString::new(line.replace('\0', "\\0")).unwrap_or_default();
-            f(level as i32, text.as_ptr(), log.userdata);
-        },
-        // A stderr that takes nothing (a full disk, a closed pipe) is no reason to fail, and eprintln would panic.
-        None => {
-            let _ = std::io::stderr().write_all(format!("libmagi_attn: {line}\n").as_bytes());
-        }
-    }
-}
+const _: () = assert!(
+    magi_log_level::Error as i32 == Level::Error as i32
+        && magi_log_level::Warning as i32 == Level::Warning as i32
+);
 
 /// Says the thread's last error.
 pub(super) fn log_error(status: Status) {
-    if LOG.read().level >= magi_log_level::Error as i32 {
+    if log::is_on(Level::Error) {
         let text = guard::last_error().1;
-        log(
-            magi_log_level::Error,
+        log::log(
+            Level::Error,
             &format!("{} ({})", text.to_string_lossy(), status as i32),
         );
     }
@@ -101,15 +68,11 @@ pub extern "C" fn magi_log_set_callback(
     level: i32,
 ) -> Status {
     guard::guard("magi_log_set_callback", || {
-        if !(0..=magi_log_level::Warning as i32).contains(&level) {
+        let Some(level) = Level::ALL.into_iter().find(|&l| l as i32 == level) else {
             let message = format!("level is {level}, which is no magi_log_level (0 to 2)");
             return Err(Error::new(Status::InvalidEnum, message));
-        }
-        *LOG.write() = Log {
-            callback,
-            userdata,
-            level,
         };
+        log::set(callback, userdata, level);
         Ok(())
     })
 }

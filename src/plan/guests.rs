@@ -5,6 +5,7 @@ use super::placement::Placement;
 use super::side::concatenate;
 use super::slices::local_slices;
 use super::stage::{Pass, Stage, stage, stage_of};
+use super::timeline::{StageStats, Timeline};
 use super::transfer::transfer;
 use super::work::{Work, parts_of};
 use crate::types::{Config, Mask, Range, Ranges, Side, StageSlice, Transfer};
@@ -58,39 +59,113 @@ impl Schedule {
         all.min_by_key(slowest).unwrap_or_else(|| Schedule::new(work, 1))
     }
 
-    /// Predicted time of the pass on each rank, in nanoseconds. Cells are taken as spread evenly over what is held and
-    /// fetched.
-    pub fn times(&self, work: &Work, cost: &Cost) -> Vec<i64> {
-        (0..work.area.len())
-            .map(|rank| {
-                let (keys, queries) = (&self.keys[rank], &self.queries[rank]);
-                let mut loads: Vec<Load> = keys
-                    .iter()
-                    .zip(queries)
-                    .map(|(k, q)| Load {
-                        tokens: k.tokens(),
-                        queries: q.tokens(),
-                        area: 0,
-                    })
+    /// Predicted time of the pass on each rank, in nanoseconds.
+    fn times(&self, work: &Work, cost: &Cost) -> Vec<i64> {
+        let time = |rank: usize| {
+            let (host, loads) = self.loads(work, rank);
+            cost.pass(host, &loads)
+        };
+        (0..work.area.len()).map(time).collect()
+    }
+
+    /// Every stage of every rank, with the cells that it really has, but for what is sent.
+    pub fn timeline(&self, mask: &Mask, placement: &Placement, work: &Work, cost: &Cost) -> Timeline {
+        let areas = self.areas(mask, placement, work);
+        let count = self.keys.first().map_or(0, Vec::len) + usize::from(self.degree > 0);
+        let mut stages = vec![Vec::with_capacity(work.area.len()); count];
+        for rank in 0..work.area.len() {
+            let (_, mut loads) = self.loads(work, rank);
+            let host = areas[rank][0];
+            for (load, area) in loads.iter_mut().zip(&areas[rank][1..]) {
+                load.area = *area;
+            }
+            let times = if self.degree == 0 {
+                let times = cost.at_once(host, loads[0]);
+                loads[0].area += host;
+                vec![times]
+            } else {
+                let times = cost.pass_times(host, &loads);
+                loads.insert(
+                    0,
+                    Load {
+                        area: host,
+                        ..Load::default()
+                    },
+                );
+                times
+            };
+            for (stage, (load, times)) in stages.iter_mut().zip(loads.into_iter().zip(times)) {
+                stage.push(StageStats {
+                    area: load.area,
+                    received: load.tokens,
+                    queries_received: load.queries,
+                    times,
+                    ..StageStats::default()
+                });
+            }
+        }
+        Timeline { stages }
+    }
+
+    /// Cells of each rank: of the host stage, then of each remote stage.
+    fn areas(&self, mask: &Mask, placement: &Placement, work: &Work) -> Vec<Vec<i64>> {
+        let flat = |fetched: &[Vec<Ranges>]| -> Vec<Vec<(Range, usize)>> {
+            let of_rank = |stages: &Vec<Ranges>| {
+                let numbered = stages.iter().enumerate();
+                let mut all: Vec<(Range, usize)> = numbered
+                    .flat_map(|(i, set)| set.iter().map(move |&r| (r, i + 1)))
                     .collect();
-                let fetched: i64 = loads.iter().map(|l| l.tokens + l.queries).sum();
-                let parts = i128::from(fetched.max(1)) * 2;
-                let area = work.area[rank];
-                // Half of the cells need nothing that is fetched.
-                let mut host = if fetched > 0 { area / 2 } else { area };
-                let mut left = area - host;
-                for load in &mut loads {
-                    let share = i128::from(area) * i128::from(load.tokens + load.queries) / parts;
-                    load.area = (share as i64).min(left);
-                    left -= load.area;
-                }
-                host += left;
-                match (self.degree, loads.first()) {
-                    (0, Some(all)) => cost.at_once(host, *all),
-                    _ => cost.pass(host, &loads),
-                }
+                all.sort_unstable();
+                all
+            };
+            fetched.iter().map(of_rank).collect()
+        };
+        let (keys, queries) = (flat(&self.keys), flat(&self.queries));
+        let mut areas: Vec<Vec<i64>> = self.keys.iter().map(|k| vec![0; k.len() + 1]).collect();
+        work.for_each(mask, placement, |rank, row_owner, slice| {
+            // A guest's cells belong to the stage in which it comes, others to that of their keys.
+            let guest = rank != row_owner;
+            let (fetched, tokens) = if guest {
+                (&queries[rank], slice.q)
+            } else {
+                (&keys[rank], slice.k)
+            };
+            let first = fetched.partition_point(|f| f.0.end <= tokens.start);
+            let mut left = slice.area();
+            for (range, stage) in fetched[first..].iter().take_while(|f| f.0.start < tokens.end) {
+                let cut = if guest {
+                    slice.cut(range, &slice.k)
+                } else {
+                    slice.cut(&slice.q, range)
+                };
+                areas[rank][*stage] += cut.area();
+                left -= cut.area();
+            }
+            areas[rank][0] += left;
+        });
+        areas
+    }
+
+    /// What a rank's remote stages fetch and compute beside the host stage's cells. Cells are taken as spread evenly over
+    /// what is held and fetched: half of them need nothing that is fetched.
+    fn loads(&self, work: &Work, rank: usize) -> (i64, Vec<Load>) {
+        let stages = self.keys[rank].iter().zip(&self.queries[rank]);
+        let mut loads: Vec<Load> = stages
+            .map(|(k, q)| Load {
+                tokens: k.tokens(),
+                queries: q.tokens(),
+                area: 0,
             })
-            .collect()
+            .collect();
+        let fetched: i64 = loads.iter().map(|l| l.tokens + l.queries).sum();
+        let area = work.area[rank];
+        let mut left = area;
+        for load in &mut loads {
+            let share = i128::from(area) * i128::from(load.tokens + load.queries);
+            load.area = (share / (i128::from(fetched.max(1)) * 2)) as i64;
+            left -= load.area;
+        }
+        (left, loads)
     }
 }
 

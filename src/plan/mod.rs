@@ -6,6 +6,7 @@
 
 mod assign;
 mod balance;
+mod cells;
 mod chunks;
 mod cost;
 mod dice;
@@ -17,6 +18,7 @@ mod guests;
 mod hash;
 mod heap;
 mod hierarchy;
+mod hosts;
 mod locality;
 mod needs;
 mod order;
@@ -32,6 +34,7 @@ mod stage;
 mod staging;
 mod stats;
 pub mod tiles;
+mod timeline;
 mod traffic;
 mod transfer;
 mod verify;
@@ -39,12 +42,14 @@ mod volume;
 mod work;
 
 pub use draw::draw_key;
-pub use explain::{Origin, explain};
+pub use explain::{Explanation, Origin, explain};
 pub use guests::Guests;
+pub use hosts::HostVolume;
 pub use placement::Placement;
 pub use side::{OwnedRun, SidePlacement};
 pub use stage::{Pass, Stage};
 pub use stats::Stats;
+pub use timeline::{StageStats, StageTimes, Timeline};
 pub use verify::verify;
 pub use volume::Volume;
 

@@ -9,6 +9,7 @@ use super::placement::Placement;
 use super::price::Price;
 use super::side::SidePlacement;
 use super::staging::Staging;
+use super::timeline::{StageStats, Timeline};
 use super::volume::Volume;
 use super::work::Work;
 use crate::types::{AttnShape, Config, Mask, Ranges, Result, Side};
@@ -34,17 +35,13 @@ pub struct Stats {
     pub sent: Vec<i64>,
     /// Tokens that each rank receives.
     pub received: Vec<i64>,
-    /// Query tokens that each rank sends, counted once for every rank they go to; their outputs come back. Zeros where
-    /// queries do not travel.
+    /// Query tokens that each rank sends in the forward pass, counted once for every rank they go to; their outputs come
+    /// back. Zeros where queries do not travel.
     pub queries_sent: Vec<i64>,
     /// Query tokens that each rank receives.
     pub queries_received: Vec<i64>,
     /// What travels in the forward and in the backward pass, in bytes.
     pub volume: [Volume; 2],
-    /// The same by stage: `[stages of the forward pass][ranks]`, the host stage with zeros.
-    pub received_by_stage: Vec<Vec<i64>>,
-    /// Tokens sent, likewise.
-    pub sent_by_stage: Vec<Vec<i64>>,
     /// Remote stages of the forward pass: the config's, or what the planner chose.
     pub degree_forward: i32,
     /// Remote stages of the backward pass, likewise.
@@ -54,6 +51,10 @@ pub struct Stats {
     pub forward_ns: Vec<i64>,
     /// The same of the backward pass.
     pub backward_ns: Vec<i64>,
+    /// The forward pass stage by stage.
+    pub forward: Timeline,
+    /// The backward pass, likewise.
+    pub backward: Timeline,
     /// Tokens that all ranks must receive on this placement while queries stay at home: what their queries see and they
     /// do not own, each once. The plan moves exactly these unless queries travel.
     pub ideal_volume: i64,
@@ -71,31 +72,42 @@ impl Stats {
         let (q, k) = (placement.side(Side::Q), placement.side(Side::K));
         let world = placement.world();
         let chunk_areas = areas(mask, q.bounds());
-        let mut owned = vec![0; world];
-        for (&a, &owner) in chunk_areas.iter().zip(q.owners()) {
-            owned[owner as usize] += a;
-        }
         let needs = Needs::new(mask, placement, None);
         let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
         let work = Work::both(mask, placement, shape, config);
-        let figures = |i: usize, direction, asked| {
-            let cost = Cost::new(shape, config, direction);
-            match &work[i] {
-                Some(work) => Figures::of_work(work, &Schedule::of(work, &cost, asked), &cost),
-                None => Figures::of_keys(&stagings[i], mask, placement, &needs.remote, &owned),
+        let [mut forward, mut backward] = Staging::timelines(&stagings, mask, placement, &needs.remote);
+        for (staging, timeline) in stagings.iter().zip([&mut forward, &mut backward]) {
+            fill_sent(timeline, &staging.groups, k, |s| &mut s.sent);
+        }
+        let mut degrees = stagings.each_ref().map(|s| s.degree);
+        let directions = [Direction::Forward, Direction::Backward];
+        let asked = [config.degree_forward, config.degree_backward];
+        for (i, timeline) in [&mut forward, &mut backward].into_iter().enumerate() {
+            if let Some(work) = &work[i] {
+                let cost = Cost::new(shape, config, directions[i]);
+                let schedule = Schedule::of(work, &cost, asked[i]);
+                *timeline = schedule.timeline(mask, placement, work, &cost);
+                fill_sent(timeline, &schedule.keys, k, |s| &mut s.sent);
+                fill_sent(timeline, &schedule.queries, q, |s| &mut s.queries_sent);
+                degrees[i] = schedule.degree;
             }
-        };
-        let forward = figures(0, Direction::Forward, config.degree_forward);
-        let backward = figures(1, Direction::Backward, config.degree_backward);
+        }
         let ideal: Vec<i64> = needs.remote.iter().map(Ranges::tokens).collect();
-        let keys_sent = sent(k, &needs.remote);
-        let volume = [Direction::Forward, Direction::Backward].map(|direction| {
-            let price = Price::new(shape, config, direction);
-            let work = work[usize::from(direction == Direction::Backward)].as_deref();
-            Volume::new(&price, work, &keys_sent, &ideal)
+        let all: Vec<&Ranges> = needs.remote.iter().collect();
+        let keys_sent = sent(k, &all);
+        let volume = [0, 1].map(|i| {
+            let price = Price::new(shape, config, directions[i]);
+            Volume::new(&price, work[i].as_deref(), &keys_sent, &ideal)
         });
+        // Every token is fetched, and every cell computed, in one of the stages.
+        let sums = |t: &Timeline, figure: fn(&StageStats) -> i64| -> Vec<i64> {
+            let of_rank = |r: usize| t.stages.iter().map(|s| figure(&s[r])).sum();
+            (0..world).map(of_rank).collect()
+        };
+        let ends = |t: &Timeline| (0..world).map(|r| t.end(r)).collect();
+        let area = sums(&forward, |s| s.area);
         let over_mean = |most: i64| {
-            let total: i64 = forward.area.iter().sum();
+            let total: i64 = area.iter().sum();
             if total == 0 {
                 1.0
             } else {
@@ -107,97 +119,60 @@ impl Stats {
             Some(_) => 1.0,
             None => over_mean(balance::bound(&chunk_areas, world)),
         };
-        let column =
-            |by_stage: &[Vec<i64>]| (0..world).map(|r| by_stage.iter().map(|s| s[r]).sum()).collect();
-        let (keys, queries) = (&forward.keys, &forward.queries);
-        let [received_by_stage, sent_by_stage] = by_stage(forward.degree, keys, k);
-        let [queries_received, queries_sent] = by_stage(forward.degree, queries, q).map(|s| column(&s));
+        let [of_forward, _] = work;
         Ok(Stats {
-            balance: over_mean(forward.area.iter().copied().max().unwrap_or(0)),
+            balance: over_mean(area.iter().copied().max().unwrap_or(0)),
             balance_bound: bound,
-            area: forward.area,
-            area_backward: backward.area,
+            area,
+            area_backward: sums(&backward, |s| s.area),
             tokens_q: (0..world).map(|r| q.tokens(r)).collect(),
             tokens_k: (0..world).map(|r| k.tokens(r)).collect(),
-            sent: column(&sent_by_stage),
-            received: column(&received_by_stage),
-            received_by_stage,
-            sent_by_stage,
-            queries_sent,
-            queries_received,
+            sent: sums(&forward, |s| s.sent),
+            received: sums(&forward, |s| s.received),
+            queries_sent: sums(&forward, |s| s.queries_sent),
+            queries_received: sums(&forward, |s| s.queries_received),
             volume,
-            degree_forward: forward.degree,
-            degree_backward: backward.degree,
-            forward_ns: forward.times,
-            backward_ns: backward.times,
+            degree_forward: degrees[0],
+            degree_backward: degrees[1],
+            forward_ns: ends(&forward),
+            backward_ns: ends(&backward),
+            forward,
+            backward,
             ideal_volume: ideal.iter().sum(),
             all_gather_volume: k.total() * (world as i64 - 1),
-            work: work[0].clone(),
+            work: of_forward,
         })
     }
 }
 
-/// One pass over all ranks: cells and predicted times by rank, and what is fetched, `[rank][stage]`.
-struct Figures {
-    degree: i32,
-    area: Vec<i64>,
-    times: Vec<i64>,
-    keys: Vec<Vec<Ranges>>,
-    queries: Vec<Vec<Ranges>>,
-}
-
-impl Figures {
-    fn of_keys(
-        staging: &Staging,
-        mask: &Mask,
-        placement: &Placement,
-        remote: &[Ranges],
-        area: &[i64],
-    ) -> Figures {
-        Figures {
-            degree: staging.degree,
-            area: area.to_vec(),
-            times: staging.times(mask, placement, remote),
-            keys: staging.groups.clone(),
-            queries: vec![vec![Ranges::new(); staging.degree.max(1) as usize]; remote.len()],
-        }
-    }
-
-    fn of_work(work: &Work, schedule: &Schedule, cost: &Cost) -> Figures {
-        Figures {
-            degree: schedule.degree,
-            area: work.area.clone(),
-            times: schedule.times(work, cost),
-            keys: schedule.keys.clone(),
-            queries: schedule.queries.clone(),
+/// Writes, as the figure that `of` names, what each rank sends for each remote stage: `fetched[rank][stage]` of `side`.
+fn fill_sent(
+    timeline: &mut Timeline,
+    fetched: &[Vec<Ranges>],
+    side: &SidePlacement,
+    of: fn(&mut StageStats) -> &mut i64,
+) {
+    let host = timeline.stages.len() - fetched.first().map_or(0, Vec::len);
+    for (i, stage) in timeline.stages.iter_mut().skip(host).enumerate() {
+        let fetched: Vec<&Ranges> = fetched.iter().map(|g| &g[i]).collect();
+        for (stats, tokens) in stage.iter_mut().zip(sent(side, &fetched)) {
+            *of(stats) = tokens;
         }
     }
 }
 
-/// Tokens received and sent by every rank in every stage, from what all ranks fetch.
-fn by_stage(degree: i32, fetched: &[Vec<Ranges>], side: &SidePlacement) -> [Vec<Vec<i64>>; 2] {
-    let host = (degree > 0).then(|| vec![0; fetched.len()]);
-    let stages = (0..degree.max(1) as usize).map(|i| {
-        let groups: Vec<Ranges> = fetched.iter().map(|g| g[i].clone()).collect();
-        let received: Vec<i64> = groups.iter().map(Ranges::tokens).collect();
-        (received, sent(side, &groups))
-    });
-    let (received, sent): (Vec<_>, Vec<_>) = stages.unzip();
-    [received, sent].map(|remote: Vec<Vec<i64>>| host.iter().cloned().chain(remote).collect())
-}
-
-/// Tokens sent by each rank. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at
+/// Tokens that each rank sends when the rank (or host) of each list fetches it. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at
 /// a thousand ranks.
-fn sent(keys: &SidePlacement, remote: &[Ranges]) -> Vec<i64> {
+pub(super) fn sent(keys: &SidePlacement, fetched: &[&Ranges]) -> Vec<i64> {
     // A plain loop: nested iterators of arrays compile to code that memory checkers take for a read of what was never
     // written.
     let mut ends: Vec<(i64, i64)> = Vec::new();
-    for x in remote.iter().flat_map(Ranges::iter) {
+    for x in fetched.iter().flat_map(|f| f.iter()) {
         ends.push((x.start, 1));
         ends.push((x.end, -1));
     }
     ends.sort_unstable();
-    let mut sent = vec![0; remote.len()];
+    let mut sent = vec![0; keys.world()];
     let (mut next, mut readers) = (0, 0);
     for run in keys.all_runs() {
         let mut at = run.tokens.start;

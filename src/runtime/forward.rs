@@ -12,7 +12,7 @@ use super::travel::{Homeward, sendable};
 use super::workspace::{ForwardSpace, KeyPair};
 use crate::backend::ForwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{DType, Range, Result, Tensor};
+use crate::types::{DType, Device, Range, Result, Tensor};
 
 /// Tokens and heads of `key`'s tensors on this rank.
 pub(super) fn extents(key: &Key) -> Extents {
@@ -21,6 +21,7 @@ pub(super) fn extents(key: &Key) -> Extents {
         tokens_q: d.tokens_q,
         tokens_k: d.tokens_k,
         shape: d.shape,
+        device: Device::Cpu,
     }
 }
 

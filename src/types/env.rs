@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 pub use super::env_table::{Acts, Effect, Kind, TABLE, Variable};
-use super::{Config, Error, Result, Status};
+use super::{Config, Error, KernelBuild, Result, Status};
 
 const PREFIX: &str = "MAGI_ATTENTION_";
 
@@ -21,19 +21,34 @@ pub fn given(variable: &Variable) -> Option<&'static str> {
     set.map(|(_, text)| text.as_str())
 }
 
+/// What the environment sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Defaults of keys.
+    pub config: Config,
+    /// How kernels are compiled.
+    pub build: KernelBuild,
+}
+
 /// The default settings overlaid by `pairs` of (name, value); names that do not act are passed over, and of a name
 /// given twice the last value counts.
 ///
 /// `Status::InvalidEnvironment` quotes every value that does not parse, with its name and what is accepted.
-pub fn parse<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Config> {
+pub fn parse<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Settings> {
     let mut config = Config::default();
+    let mut build = KernelBuild::default();
     let mut bad = Vec::new();
     for (name, text) in pairs {
         let (name, text) = (name.as_ref(), text.as_ref());
-        if let Some(variable) = find(name)
-            && let Effect::Sets(set) = variable.effect
-            && set(&mut config, text).is_none()
-        {
+        let Some(variable) = find(name) else {
+            continue;
+        };
+        let taken = match variable.effect {
+            Effect::Sets(set) => set(&mut config, text),
+            Effect::Builds => build.set(name, text),
+            Effect::None(_) => Some(()),
+        };
+        if taken.is_none() {
             bad.push(format!(
                 "{name} is {text:?}; it must be {}",
                 variable.kind.accepts()
@@ -41,7 +56,7 @@ pub fn parse<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V
         }
     }
     if bad.is_empty() {
-        return Ok(config);
+        return Ok(Settings { config, build });
     }
     // The environment has no order of its own; the message should not change from run to run.
     bad.sort_unstable();
@@ -86,8 +101,20 @@ impl Config {
     /// The default settings overlaid by the process environment as it stood on first use; errors as `env::parse`,
     /// the same at every call.
     pub fn from_env() -> Result<Config> {
-        parse(snapshot().iter().map(|(name, text)| (name, text)))
+        Ok(from_env()?.config)
     }
+}
+
+impl KernelBuild {
+    /// The default settings overlaid by the process environment as it stood on first use; errors as `env::parse`,
+    /// the same at every call.
+    pub fn from_env() -> Result<KernelBuild> {
+        Ok(from_env()?.build)
+    }
+}
+
+fn from_env() -> Result<Settings> {
+    parse(snapshot().iter().map(|(name, text)| (name, text)))
 }
 
 #[cfg(test)]
@@ -96,13 +123,63 @@ mod tests {
     use crate::types::DsinkReduce;
 
     fn one(name: &str, text: &str) -> Result<Config> {
-        parse([(name, text)])
+        Ok(parse([(name, text)])?.config)
+    }
+
+    #[test]
+    fn every_build_variable_sets_its_field() {
+        let build = parse([
+            ("MAGI_ATTENTION_WORKSPACE_BASE", "/scratch"),
+            ("MAGI_ATTENTION_BUILD_VERBOSE", "1"),
+            ("MAGI_ATTENTION_BUILD_DEBUG", "on"),
+            ("MAGI_ATTENTION_NO_BUILD_CACHE", "yes"),
+            ("MAGI_ATTENTION_FORCE_JIT_BUILD", "true"),
+            ("MAGI_ATTENTION_PREBUILD_FFA", "0"),
+            ("MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD", "1"),
+            ("MAGI_ATTENTION_PREBUILD_FFA_JOBS", "3"),
+            ("MAX_JOBS", "5"),
+            ("NVCC_THREADS", "2"),
+        ])
+        .unwrap()
+        .build;
+        let want = KernelBuild {
+            workspace_base: Some("/scratch".to_owned()),
+            verbose: true,
+            debug: true,
+            no_cache: true,
+            force_jit: true,
+            prebuild: false,
+            skip_helpers: true,
+            attention_jobs: Some(3),
+            jobs: Some(5),
+            threads: 2,
+        };
+        assert_eq!(build, want);
+        assert_eq!((build.attention_jobs_on(64), build.jobs_on(64)), (3, 5));
+        let plain = KernelBuild::default();
+        assert_eq!([1, 2, 10, 11].map(|n| plain.jobs_on(n)), [1, 2, 9, 10]);
+        let folder = |build: &KernelBuild, home| build.cache_folder(home).map(|f| f.display().to_string());
+        assert_eq!(
+            folder(&build, Some("/root")).unwrap(),
+            "/scratch/.magi_attention/kernels"
+        );
+        assert_eq!(
+            folder(&plain, Some("/root")).unwrap(),
+            "/root/.magi_attention/kernels"
+        );
+        assert_eq!((folder(&plain, None), folder(&plain, Some(""))), (None, None));
+        let table = TABLE.iter().filter(|v| matches!(v.effect, Effect::Builds));
+        let mut names: Vec<_> = table.map(|v| v.name).collect();
+        let mut known = KernelBuild::VARIABLES;
+        names.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(names, known);
     }
 
     #[test]
     fn nothing_set_gives_the_defaults() {
-        let config = parse([("PATH", "/bin"), ("MAGI_ATTENTION_PROFILE_MODE", "perhaps")]).unwrap();
-        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+        let settings = parse([("PATH", "/bin"), ("MAGI_ATTENTION_CATGQA", "perhaps")]).unwrap();
+        assert_eq!(settings, Settings::default());
     }
 
     #[test]
@@ -116,7 +193,8 @@ mod tests {
             ("MAGI_ATTENTION_QO_COMM", "1"),
             ("MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE", "on"),
         ])
-        .unwrap();
+        .unwrap()
+        .config;
         assert!(config.backward_high_precision_reduce && config.sanity_check);
         assert!(config.forward_high_precision_reduce && config.qo_comm);
         assert_eq!(config.dsink_reduce, DsinkReduce::Avg);

@@ -1,5 +1,6 @@
 //! The table of environment variables: all that the library knows about each.
 
+use super::value::{boolean, whole};
 use super::{Config, DsinkReduce};
 
 /// What values a variable takes.
@@ -54,6 +55,8 @@ pub enum Acts {
 pub enum Effect {
     /// Sets a field of `Config`; the function gives `None` when the text does not parse.
     Sets(fn(&mut Config, &str) -> Option<()>),
+    /// Sets a field of `KernelBuild`.
+    Builds,
     /// Accepted without effect, for this reason.
     None(&'static str),
 }
@@ -73,19 +76,6 @@ pub struct Variable {
     pub meaning: &'static str,
     /// What it does here.
     pub effect: Effect,
-}
-
-/// Booleans in any case of letters.
-fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "on" | "yes" => Some(true),
-        "0" | "false" | "off" | "no" => Some(false),
-        _ => None,
-    }
-}
-
-fn whole(text: &str, least: i64, most: i64) -> Option<i64> {
-    text.parse().ok().filter(|n| (least..=most).contains(n))
 }
 
 fn dsink_reduce(text: &str) -> Option<DsinkReduce> {
@@ -116,6 +106,18 @@ const fn idle(
         acts,
         meaning,
         effect: Effect::None(why),
+    }
+}
+
+/// A variable that says how kernels are compiled.
+const fn building(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Variable {
+    Variable {
+        name,
+        kind,
+        default,
+        acts: Acts::Build,
+        meaning,
+        effect: Effect::Builds,
     }
 }
 
@@ -218,6 +220,66 @@ pub const TABLE: &[Variable] = &[
             config.min_chunks_per_rank = whole(text, 1, 4096)?;
             Some(())
         },
+    ),
+    building(
+        "MAGI_ATTENTION_WORKSPACE_BASE",
+        Kind::Text,
+        "",
+        "Folder below which kernels compiled at run time are kept, in .magi_attention/kernels; unset: the home folder.",
+    ),
+    building(
+        "MAGI_ATTENTION_BUILD_VERBOSE",
+        Kind::Boolean,
+        "0",
+        "Print compiler command lines, and registers and memory of each kernel: in cargo's output, and on stderr at run time.",
+    ),
+    building(
+        "MAGI_ATTENTION_BUILD_DEBUG",
+        Kind::Boolean,
+        "0",
+        "Line numbers in kernels, and at run time registers and memory of each kernel on stderr.",
+    ),
+    building(
+        "MAGI_ATTENTION_NO_BUILD_CACHE",
+        Kind::Boolean,
+        "0",
+        "Neither read nor write compiled kernels that are kept on disk.",
+    ),
+    building(
+        "MAGI_ATTENTION_FORCE_JIT_BUILD",
+        Kind::Boolean,
+        "0",
+        "Compile kernels at run time even where one was compiled ahead.",
+    ),
+    building(
+        "MAGI_ATTENTION_PREBUILD_FFA",
+        Kind::Boolean,
+        "1",
+        "Compile the common attention kernels ahead of time, where nvcc is found.",
+    ),
+    building(
+        "MAGI_ATTENTION_PREBUILD_FFA_JOBS",
+        Kind::Whole(1, 4096),
+        "",
+        "Attention kernels compiled at a time ahead of time; unset: nine tenths of the processors.",
+    ),
+    building(
+        "MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD",
+        Kind::Boolean,
+        "0",
+        "Leave the helper kernels (casts, range gather and reduce) to run time.",
+    ),
+    building(
+        "NVCC_THREADS",
+        Kind::Whole(1, 1024),
+        "4",
+        "Threads of one compilation with nvcc.",
+    ),
+    building(
+        "MAX_JOBS",
+        Kind::Whole(1, 4096),
+        "",
+        "Other kernels compiled at a time ahead of time; unset: nine tenths of the processors.",
     ),
     idle(
         "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
@@ -340,76 +402,12 @@ pub const TABLE: &[Variable] = &[
         "all planning is native code",
     ),
     idle(
-        "MAGI_ATTENTION_WORKSPACE_BASE",
-        Kind::Text,
-        "",
-        Acts::Build,
-        "Where the kernel cache lies.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_BUILD_VERBOSE",
-        Kind::Boolean,
-        "0",
-        Acts::Build,
-        "Print compiler command lines and resource usage.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_BUILD_DEBUG",
-        Kind::Boolean,
-        "0",
-        Acts::Build,
-        "Debug symbols and line numbers in kernels.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
         "MAGI_ATTENTION_BUILD_COMPUTE_CAPABILITY",
         Kind::Text,
         "",
         Acts::Build,
         "Device architecture that kernels are compiled for.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_NO_BUILD_CACHE",
-        Kind::Boolean,
-        "0",
-        Acts::Build,
-        "Neither read nor write the kernel cache.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_FORCE_JIT_BUILD",
-        Kind::Boolean,
-        "0",
-        Acts::Build,
-        "Compile kernels at run time even where one was compiled ahead.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_PREBUILD_FFA",
-        Kind::Boolean,
-        "1",
-        Acts::Build,
-        "Compile the common kernels ahead of time.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_PREBUILD_FFA_JOBS",
-        Kind::Whole(1, 4096),
-        "",
-        Acts::Build,
-        "Compilations of attention kernels at a time.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD",
-        Kind::Boolean,
-        "0",
-        Acts::Build,
-        "Leave out the helper kernels.",
-        "no kernels are compiled: this build computes on the CPU",
+        "kernels are compiled ahead of time for 9.0, and at run time for the device that is there",
     ),
     idle(
         "MAGI_ATTENTION_SKIP_MAGI_ATTN_EXT_BUILD",
@@ -426,22 +424,6 @@ pub const TABLE: &[Variable] = &[
         Acts::Build,
         "Leave out the native group collectives.",
         "local ranks need them",
-    ),
-    idle(
-        "NVCC_THREADS",
-        Kind::Whole(1, 1024),
-        "4",
-        Acts::Build,
-        "Threads of one compilation.",
-        "no kernels are compiled: this build computes on the CPU",
-    ),
-    idle(
-        "MAX_JOBS",
-        Kind::Whole(1, 4096),
-        "",
-        Acts::Build,
-        "Compilations at a time, other than of attention kernels.",
-        "cargo and CMake have options of their own for that",
     ),
     idle(
         "NVSHMEM_DIR",

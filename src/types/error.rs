@@ -1,6 +1,6 @@
 //! Status codes and the error that carries one with its message.
 
-/// What a call came to. 1xx argument, 2xx not supported, 3xx resources, 5xx communication, 6xx timeout and abort,
+/// What a call came to. 1xx argument, 2xx not supported, 3xx resources, 4xx CUDA, 5xx communication, 6xx timeout and abort,
 /// 9xx internal.
 ///
 /// After 1xx, 2xx and 3xx outputs are untouched, every object stays good and the call may be repeated; only
@@ -50,6 +50,12 @@ pub enum Status {
     OutOfMemory = 300,
     /// The operating system refused a thread or another resource.
     ResourceExhausted = 301,
+    /// There is no CUDA device, or no driver for it; the message says what was looked for.
+    NoDevice = 400,
+    /// The CUDA driver refused a call or a kernel failed; the message names the call and the driver's error.
+    CudaFailed = 401,
+    /// A kernel could not be compiled: no compiler was found, or it refused; the message holds what it said.
+    CompileFailed = 402,
     /// A peer failed, or a message was not what the plan says; the communicator is finished.
     CommFailed = 500,
     /// Ranks disagree on the plan or on the order of calls. Nothing was moved and the communicator stays good.
@@ -66,7 +72,7 @@ pub enum Status {
 
 impl Status {
     /// Every status there is.
-    pub const ALL: [Status; 26] = {
+    pub const ALL: [Status; 29] = {
         use Status::*;
         [
             Ok,
@@ -89,6 +95,9 @@ impl Status {
             Forked,
             OutOfMemory,
             ResourceExhausted,
+            NoDevice,
+            CudaFailed,
+            CompileFailed,
             CommFailed,
             PlanMismatch,
             Timeout,
@@ -126,6 +135,9 @@ impl Status {
             Status::Forked => c"process was forked after first use",
             Status::OutOfMemory => c"out of memory",
             Status::ResourceExhausted => c"resource exhausted",
+            Status::NoDevice => c"no CUDA device",
+            Status::CudaFailed => c"CUDA failed",
+            Status::CompileFailed => c"kernel could not be compiled",
             Status::CommFailed => c"communication failed",
             Status::PlanMismatch => c"ranks disagree on the plan",
             Status::Timeout => c"timeout",

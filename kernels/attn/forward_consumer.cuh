@@ -1,0 +1,165 @@
+// The consumer warpgroups: 64 rows each. The key blocks of all the tiles that a thread block handles form one stream:
+// scores of a tile's first block are computed beside the last P V of the tile before it, so that the tensor cores see
+// no tile boundary. There is one kind of step; the stream begins and ends with a step half unused.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "forward_epilogue.cuh"
+
+// Exponentials of a row are taken relative to a reference (base 2): the row's maximum in the first block where it
+// sees a key. The steady step computes no maximum and rescales nothing; it only looks whether a thread's sum passed
+// LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16: 2^15);
+// accuracy wants less: a key that outweighs all others must have a P of exactly 1, or its rounding shows in the output.
+// Below LIMIT the others weigh enough for the output to be rounded anyway.
+#ifdef DTYPE_F16
+constexpr float LIMIT = 512.0f;
+#else
+constexpr float LIMIT = 128.0f;
+#endif
+
+// The reference of a row that saw nothing yet: its exponentials are 0 whatever the scores. No score comes near it.
+constexpr float UNSEEN = 3e38f;
+
+struct Consumer {
+    float o[DV / 2];
+    float ref[2], l[2]; // of row h: the reference; this thread's share of the sum
+#if MAX_LOGITS
+    float most[2];
+#endif
+    u32 p[2][BN / 16][4]; // P of this block and of the one before
+    int q_stage;
+    u32 q_phase, phase; // phase: of the K and V barriers; flips every two steps
+    int flags, before;  // of this block, if known; of the one before
+    bool known;
+    int tile; // index of the place of the tile before, or in progress
+};
+
+// S = Q K^T of this block beside O += P V of the one before.
+template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
+    const u64 q = smem_desc(AT(q) + c.q_stage * Q_BYTES + group * 64 * 128, 16, 1024);
+    const u64 k = smem_desc(AT(k) + I * K_BYTES, 16, 1024), v = smem_desc(AT(v) + I * V_BYTES, BN * 128, 1024);
+    pin(x);
+    pin(c.o);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        wgmma_ss(x, q + (i / 4 * BM * 128 + i % 4 * 32) / 16, k + (i / 4 * BN * 128 + i % 4 * 32) / 16, i != 0);
+    }
+    wgmma_commit();
+#pragma unroll
+    for (int i = 0; i < BN / 16; i++) {
+        wgmma_rs_t(c.o, c.p[I ^ 1][i], v + i * 16 * 128 / 16, i != 0 || !(c.before & FIRST));
+    }
+    wgmma_commit();
+}
+
+// One block of the stream; true at its end.
+template <int I>
+DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int group, int lane, int row) {
+    if (!c.known) {
+        mbar_wait(AT(k_full) + 8 * I, c.phase);
+        c.flags = __shfl_sync(~0u, s.block[I].flags, 0);
+    }
+    const int flags = c.flags;
+    if (flags & FIRST) {
+        mbar_wait(AT(q_full) + 8 * c.q_stage, c.q_phase);
+    }
+    mbar_wait(AT(v_full) + 8 * I, c.phase);
+    float x[BN / 2];
+    products<I>(c, x, group);
+    const u32 next_phase = c.phase ^ I;
+    wgmma_wait<1>();
+    pin(x);
+
+#if SOFTCAP
+#pragma unroll
+    for (int i = 0; i < BN / 2; i++) {
+        x[i] = tanh_exact(x[i] * p.softcap_scale);
+    }
+#endif
+    if (flags & MASKED) {
+        const int token[2] = {token_of(row, p), token_of(row + 8, p)};
+        apply_mask(x, s.block[I], p.limits, token, 2 * (lane & 3));
+    }
+    __syncwarp();
+    mbar_arrive_if(AT(k_empty) + 8 * I, lane == 0);
+    if (flags & LAST) {
+        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage, lane == 0);
+        if (Q_STAGES == 1) {
+            c.q_phase ^= 1;
+        } else {
+            c.q_phase ^= c.q_stage;
+            c.q_stage ^= 1;
+        }
+    }
+
+    float sum[2], ref[2] = {c.ref[0], c.ref[1]}, l[2] = {c.l[0], c.l[1]}, scale[2] = {1, 1};
+    bool exact = flags & (FIRST | STOP | EXACT);
+#if MAX_LOGITS
+    const float most[2] = {thread_max(x, 0), thread_max(x, 1)};
+#endif
+    if (!exact) {
+        exponentials(x, c.p[I], p.scale_log2, ref, sum);
+        exact = __any_sync(~0u, !(sum[0] + sum[1] < LIMIT));
+    }
+    c.known = mbar_test(AT(k_full) + 8 * (I ^ 1), next_phase);
+    if (c.known) {
+        c.flags = __shfl_sync(~0u, s.block[I ^ 1].flags, 0);
+    }
+    if (exact) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float old = flags & FIRST || ref[h] == UNSEEN ? NEG_INFINITY : ref[h];
+            const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
+            const float finite = m == NEG_INFINITY ? 0.0f : m;
+            scale[h] = exp2_approx(old - finite);
+            l[h] = flags & FIRST ? 0.0f : l[h] * scale[h];
+            ref[h] = m == NEG_INFINITY ? UNSEEN : m;
+        }
+        exponentials(x, c.p[I], p.scale_log2, ref, sum);
+    }
+
+    pin(x);
+    wgmma_wait<0>();
+    pin(c.o);
+    __syncwarp();
+    mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
+    if (flags & (FIRST | STOP)) {
+        store_tile<OUT_COLUMNS>(c.o, c.ref, c.l, p, s.place[c.tile], row, lane);
+#if MAX_LOGITS
+        store_maxima(c.most, p, s.place[c.tile], row, lane);
+        c.most[0] = c.most[1] = NEG_INFINITY;
+#endif
+        if (flags & STOP) {
+            return true;
+        }
+        c.tile = (c.tile + 1) & (PLACES - 1);
+    } else if (exact) {
+#pragma unroll
+        for (int i = 0; i < DV / 2; i++) {
+            c.o[i] *= scale[i / 2 % 2];
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        c.ref[h] = ref[h];
+        c.l[h] = l[h] + sum[h];
+#if MAX_LOGITS
+        c.most[h] = fmaxf(c.most[h], most[h]);
+#endif
+    }
+    c.before = flags;
+    c.phase = next_phase;
+    return false;
+}
+
+DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, int tid) {
+    const int lane = tid & 31, row = 64 * group + 16 * (tid / 32) + lane / 4;
+    Consumer c{};
+    c.before = FIRST;
+    c.tile = PLACES - 1; // has no rows: the tile before the first stores nothing
+#if MAX_LOGITS
+    c.most[0] = c.most[1] = NEG_INFINITY;
+#endif
+    while (!step<0>(c, p, s, group, lane, row) && !step<1>(c, p, s, group, lane, row)) {
+    }
+}

@@ -1,0 +1,91 @@
+// What one forward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, DTYPE_F16 or not, and these switches:
+//   SOFTCAP      logits pass through a tanh
+//   MAX_LOGITS   the maximum logit of each head is kept
+//   GENERAL      f32 outputs, merging into an earlier result, and tiles cut into pieces
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "../params.h"
+#include "../ptx/barrier.cuh"
+#include "../ptx/math.cuh"
+#include "../ptx/memory.cuh"
+#include "../ptx/wgmma.cuh"
+
+#ifndef SOFTCAP
+#define SOFTCAP 0
+#endif
+#ifndef MAX_LOGITS
+#define MAX_LOGITS 0
+#endif
+#ifndef GENERAL
+#define GENERAL 0
+#endif
+
+// Rows of a tile, 64 for each consumer warpgroup, and keys of a step.
+#ifndef BLOCK_Q
+#define BLOCK_Q 128
+#endif
+#ifndef BLOCK_K
+#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : 64)
+#endif
+
+constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
+constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
+constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
+
+// K and V have two stages, so that a step knows its own when it is compiled.
+constexpr int STAGES = 2;
+constexpr u32 Q_BYTES = D_CHUNKS * BM * 128, K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128;
+constexpr u32 SHARED_MOST = 232448;
+
+// Columns of the output that a warp turns at once in shared memory of its own; 0: it turns them in registers, because
+// there is no room.
+constexpr int outColumns(int q_stages) {
+    const u32 used = q_stages * Q_BYTES + STAGES * (K_BYTES + V_BYTES) + 1024;
+    for (int columns = 128; columns >= 32; columns /= 2) {
+        if (DV % columns == 0 && used + CONSUMER_WARPS * 16 * columns * 2 <= SHARED_MOST) {
+            return columns;
+        }
+    }
+    return 0;
+}
+constexpr int Q_STAGES = outColumns(2) > 0 ? 2 : 1;
+constexpr int OUT_COLUMNS = outColumns(Q_STAGES);
+
+// Registers of a producer thread and of a consumer thread. Fewer than 40 make the producer spill.
+constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : 56, CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : 224;
+
+// Of a block: where it stands in its tile, and what it needs. EXACT: a row may see its first key here.
+enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32 };
+
+// What consumers know of a block of keys. Rows count from the tile's first, columns and band from the block's first key.
+struct alignas(16) Block {
+    int flags, key;
+    int left, right, lo, hi;
+    int item_row0, item_row1, limits;
+};
+
+// Which tile an accumulator of O belongs to.
+struct alignas(16) TilePlace {
+    int row0, unit, rows, slot, pieces;
+};
+
+// A warp asks for the place of a tile while the first block of the next one is at hand; the producer may then describe
+// two blocks more, which may be two tiles.
+constexpr int PLACES = 4;
+
+// Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
+constexpr int DIRTY = 4;
+
+struct alignas(1024) Shared {
+    u8 q[Q_STAGES][Q_BYTES], k[STAGES][K_BYTES], v[STAGES][V_BYTES];
+    u8 o[CONSUMER_WARPS][16 * OUT_COLUMNS * 2 + (OUT_COLUMNS == 0)];
+    Block block[STAGES];
+    TilePlace place[PLACES];
+    int dirty[DIRTY][2]; // {stage of V, first row that nothing sees}; stage -1: no more
+    u64 q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], dirty_full[DIRTY];
+};
+static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
+
+// Dynamic shared memory begins here when there is no static one; checked at entry. As a constant it costs no registers.
+constexpr u32 SMEM = 1024;
+#define AT(member) (SMEM + (u32)(u64) & ((Shared *)0)->member)

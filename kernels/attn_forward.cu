@@ -1,0 +1,83 @@
+// Attention forward over a tile list, for sm_90a: magi_attn_forward. See docs/kernels.md.
+//
+// A thread block is a producer warpgroup and consumer warpgroups of 64 rows each; blocks are as many as
+// multiprocessors and take tiles from a counter.
+// SPDX-License-Identifier: Apache-2.0
+#include "attn/forward_consumer.cuh"
+#include "attn/forward_producer.cuh"
+
+// For the host: rows of a tile, keys of a step, threads of a block, bytes of dynamic shared memory.
+__device__ int magi_attn_forward_sizes[4] = {BM, BN, THREADS, sizeof(Shared)};
+
+DEV void set_up(const ForwardMaps &maps, Shared &s) {
+    tma_prefetch(&maps.q);
+    for (int i = 0; i < 2; i++) {
+        tma_prefetch(&maps.k[i]);
+        tma_prefetch(&maps.v[i]);
+        mbar_init(AT(q_full) + 8 * i, 1);
+        mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(k_full) + 8 * i, 1);
+        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(v_full) + 8 * i, 1);
+        mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
+    }
+    for (int i = 0; i < DIRTY; i++) {
+        mbar_init(AT(dirty_full) + 8 * i, 1);
+    }
+    s.place[PLACES - 1] = {};
+    mbar_fence_init();
+}
+
+// The last block of a launch leaves the counters as it found them, and hands out the maxima.
+DEV void wind_up(const magi_attn_forward_params &p) {
+    __threadfence();
+    if (atomicAdd(&p.counters[1], 1) != (int)gridDim.x - 1) {
+        return;
+    }
+    __threadfence();
+    p.counters[0] = p.counters[1] = 0;
+#if MAX_LOGITS
+    for (int h = 0; h < p.units * p.pack; h++) {
+        const float m = from_ordered_bits(__ldcg(p.maxima + h));
+        p.max_logits[h] = p.flags & MAGI_FORWARD_ACCUMULATE ? fmaxf(m, p.max_logits[h]) : m;
+        p.maxima[h] = 0;
+    }
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    magi_attn_forward(const __grid_constant__ ForwardMaps maps, const __grid_constant__ magi_attn_forward_params p) {
+    extern __shared__ __align__(1024) u8 raw[];
+    Shared &s = *reinterpret_cast<Shared *>(raw);
+    const int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0); // uniform, and known to be
+    if (p.pack * (BM / p.pack) != BM) { // rows of Q that no copy reaches
+        for (u32 i = threadIdx.x * 16; i < Q_STAGES * Q_BYTES; i += THREADS * 16) {
+            st_shared_v4(AT(q) + i, 0, 0, 0, 0);
+        }
+        fence_proxy_async();
+    }
+    if (threadIdx.x == 0) {
+        if (smem_addr(raw) != SMEM) {
+            __trap();
+        }
+        set_up(maps, s);
+    }
+    __syncthreads();
+    if (group == 0) {
+        setmaxnreg_dec<PRODUCER_REGS>();
+        if (threadIdx.x == 0) {
+            Producer{maps, p, s}.run();
+        } else if (threadIdx.x / 32 == 1) {
+            clean(s, threadIdx.x & 31);
+        }
+    } else {
+        setmaxnreg_inc<CONSUMER_REGS>();
+        consume(p, s, group - 1, threadIdx.x & 127);
+    }
+#if MAX_LOGITS
+    __syncthreads(); // maxima of this block are in
+#endif
+    if (threadIdx.x == 0) {
+        wind_up(p);
+    }
+}
