@@ -73,10 +73,10 @@ impl Schedule {
         let areas = self.areas(mask, placement, work);
         let count = self.keys.first().map_or(0, Vec::len) + usize::from(self.degree > 0);
         let mut stages = vec![Vec::with_capacity(work.area.len()); count];
-        for rank in 0..work.area.len() {
+        for (rank, area) in areas.iter().enumerate() {
             let (_, mut loads) = self.loads(work, rank);
-            let host = areas[rank][0];
-            for (load, area) in loads.iter_mut().zip(&areas[rank][1..]) {
+            let host = area[0];
+            for (load, area) in loads.iter_mut().zip(&area[1..]) {
                 load.area = *area;
             }
             let times = if self.degree == 0 {
