@@ -253,6 +253,12 @@ int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
     return memcpy(to, (void *)from, bytes), SUCCESS;
 }
+int cuMemsetD32Async(uint64_t to, unsigned value, size_t count, void *) {
+    for (size_t i = 0; i < count; i++) {
+        ((unsigned *)to)[i] = value;
+    }
+    return SUCCESS;
+}
 int cuPointerGetAttribute(void *value, int which, uint64_t address) {
     const auto after = allocated.upper_bound((char *)address);
     if (after == allocated.begin()) {
