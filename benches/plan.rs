@@ -1,175 +1,15 @@
 //! What plans cost and how good placements are: `cargo bench --bench plan [-- section...]`.
 //!
-//! Sections: `times`, `growth`, `masks`, `packed`, `exact`; all without arguments. Times are CPU time of the one thread
-//! that plans, the least of several runs, so that other processes hardly count.
+//! Sections: `times`, `growth`, `masks`, `packed`, `exact`; all without arguments, in about two minutes. Times are CPU
+//! time of the one thread that plans, the least of several runs, so that other processes hardly count.
+
+#[path = "plan_support/mod.rs"]
+mod plan_support;
 
 use magi_attn::plan::{Placement, Plan, Stats};
 use magi_attn::types::*;
-
-/// SplitMix64: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: i64) -> i64 {
-        (self.next() % n as u64) as i64
-    }
-
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f64 {
-        let (a, b) = (self.unit().max(1e-300), self.unit());
-        (-2.0 * a.ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()
-    }
-}
-
-fn causal(total: i64, start: i64, end: i64) -> TypedSlice {
-    let r = Range::new(start, end.min(total));
-    TypedSlice {
-        q: r,
-        k: r,
-        mask_type: MaskType::Causal,
-    }
-}
-
-/// Causal documents of the lengths that `next` gives, the last one cut at `total`.
-fn documents(total: i64, mut next: impl FnMut() -> i64) -> Mask {
-    let (mut at, mut slices) = (0, Vec::new());
-    while at < total {
-        let len = next();
-        slices.push(causal(total, at, at + len));
-        at += len;
-    }
-    Mask::new(&slices, total, total).unwrap()
-}
-
-/// Log-normal lengths, median 4,096, sigma 1.2, none over a quarter of the total.
-fn packed(seed: u64, total: i64) -> Mask {
-    let mut random = Random(seed);
-    documents(total, || {
-        loop {
-            let len = (4096.0 * (1.2 * random.normal()).exp()) as i64;
-            if (1..=total / 4).contains(&len) {
-                return len;
-            }
-        }
-    })
-}
-
-/// A binary tree of shared prefixes: every node's rows see the nodes above it, and themselves causally.
-fn prefix_tree(total: i64) -> Mask {
-    let levels = (total / 2048).ilog2().min(6) as i64;
-    let node = total / ((1 << (levels + 1)) - 1);
-    let mut slices = Vec::new();
-    for i in 0..(1i64 << (levels + 1)) - 1 {
-        let q = Range::new(i * node, (i + 1) * node);
-        slices.push(causal(total, q.start, q.end));
-        let mut up = i;
-        while up > 0 {
-            up = (up - 1) / 2;
-            slices.push(TypedSlice {
-                q,
-                k: Range::new(up * node, (up + 1) * node),
-                mask_type: MaskType::Full,
-            });
-        }
-    }
-    Mask::new(&slices, total, total).unwrap()
-}
-
-/// Questions with 7 answers each: an answer sees its question and itself.
-fn share_question(total: i64) -> Mask {
-    let group = (total / 16).min(32768);
-    let part = group / 8;
-    let mut slices = Vec::new();
-    for start in (0..total / group).map(|g| g * group) {
-        for i in 0..8 {
-            let q = Range::new(start + i * part, start + (i + 1) * part);
-            slices.push(causal(total, q.start, q.end));
-            if i > 0 {
-                let k = Range::new(start, start + part);
-                let mask_type = MaskType::Full;
-                slices.push(TypedSlice { q, k, mask_type });
-            }
-        }
-    }
-    Mask::new(&slices, total, total).unwrap()
-}
-
-/// Blocks of 1,024 queries that see 16 random blocks of 1,024 keys each.
-fn sparse(total: i64) -> Mask {
-    let mut random = Random(5);
-    let blocks = total / 1024;
-    let mut slices = Vec::new();
-    for q in 0..blocks {
-        let mut seen: Vec<i64> = (0..16).map(|_| random.below(blocks)).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        for k in seen {
-            let block = |i: i64| Range::new(i * 1024, (i + 1) * 1024);
-            slices.push(Slice::new(block(q), block(k), Band::FULL));
-        }
-    }
-    Mask::from_slices(slices, total, total).unwrap()
-}
-
-fn banded(total: i64, band: Band) -> Mask {
-    let all = Range::new(0, total);
-    Mask::from_slices(vec![Slice::new(all, all, band)], total, total).unwrap()
-}
-
-fn block_causal(total: i64) -> Mask {
-    let blocks = (0..total).step_by(4096).map(|start| {
-        let end = (start + 4096).min(total);
-        Slice::new(Range::new(start, end), Range::new(0, end), Band::FULL)
-    });
-    Mask::from_slices(blocks.collect(), total, total).unwrap()
-}
-
-#[derive(serde::Deserialize)]
-struct Case {
-    name: String,
-    cp: usize,
-    tokens: i64,
-    q_ranges: Vec<[i64; 2]>,
-    k_ranges: Vec<[i64; 2]>,
-    types: Vec<String>,
-    doc_lengths: Option<Vec<i64>>,
-}
-
-fn cases() -> Vec<Case> {
-    serde_json::from_str(include_str!("../tests/cases/plan_benchmark.json")).unwrap()
-}
-
-impl Case {
-    fn mask(&self) -> Mask {
-        let slices: Vec<TypedSlice> = self
-            .q_ranges
-            .iter()
-            .zip(&self.k_ranges)
-            .zip(&self.types)
-            .map(|((q, k), name)| TypedSlice {
-                q: Range::new(q[0], q[1]),
-                k: Range::new(k[0], k[1]),
-                mask_type: if name == "full" {
-                    MaskType::Full
-                } else {
-                    MaskType::Causal
-                },
-            })
-            .collect();
-        Mask::new(&slices, self.tokens, self.tokens).unwrap()
-    }
-}
+use plan_support::bound::{greedy, least_received};
+use plan_support::masks::*;
 
 fn shape() -> AttnShape {
     AttnShape {
@@ -227,6 +67,14 @@ fn plan_ms(mask: &Mask, world: usize, config: &Config, runs: usize) -> f64 {
     .0
 }
 
+/// The most memory that this process had resident so far, in MiB.
+fn peak_mib() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0i64) / 1024
+}
+
 fn times() {
     println!("\n## times: place and plan for one rank (degrees 1 and automatic), statistics of all ranks");
     let by_default = Config::default();
@@ -235,45 +83,64 @@ fn times() {
         degree_backward: Config::AUTO_DEGREE,
         ..by_default
     };
-    let by_area = Config {
-        effort: Effort::Balance,
-        ..by_default
-    };
     println!(
-        "| case | ranks | by area ms | plan ms | automatic ms | statistics ms | balance | bound | received mean / max | over by area | sent max / mean |"
+        "| case | ranks | chunk | by area ms | plan ms | automatic ms | statistics ms | balance | bound | received mean / max | over by area | sent max / mean | peak MiB so far |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let tokens = 10_000_000;
-    let mut masks: Vec<(String, usize, Mask)> =
-        cases().iter().map(|c| (c.name.clone(), c.cp, c.mask())).collect();
-    masks.push(("10M, 20,000 documents".into(), 1024, documents(tokens, || 500)));
+    let mut masks: Vec<(String, usize, Mask, i64)> = Vec::new();
+    for case in cases() {
+        masks.push((case.name.clone(), case.cp, case.mask(), 0));
+        masks.push((format!("{}, theirs", case.name), case.cp, case.mask(), case.chunk));
+    }
+    masks.push(("10M, 20,000 documents".into(), 1024, documents(tokens, || 500), 0));
     let mut random = Random(3);
     let varied = documents(tokens, || {
         ((280.0 * (1.2 * random.normal()).exp()) as i64).clamp(8, 100_000)
     });
-    masks.push((
-        format!("10M, {} log-normal documents", varied.slices().len()),
-        1024,
-        varied,
-    ));
-    for (name, world, mask) in &masks {
+    let name = format!("10M, {} log-normal documents", varied.slices().len());
+    masks.push((name, 1024, varied, 0));
+    for (name, world, mask, chunk_size) in &masks {
+        let sized = |config: Config| Config {
+            chunk_size: *chunk_size,
+            ..config
+        };
+        let by_area = sized(Config {
+            effort: Effort::Balance,
+            ..by_default
+        });
+        let ours = sized(by_default);
         let plain = plan_ms(mask, *world, &by_area, 3);
-        let plan = plan_ms(mask, *world, &by_default, 5);
-        let auto = plan_ms(mask, *world, &automatic, 3);
-        let placement = Placement::new(mask, *world, &by_default).unwrap();
-        let (all, s) = timed(2, || Stats::new(mask, &placement, &shape(), &by_default).unwrap());
+        let plan = plan_ms(mask, *world, &ours, 5);
+        let auto = plan_ms(mask, *world, &sized(automatic), 3);
+        let placement = Placement::new(mask, *world, &ours).unwrap();
+        let (all, s) = timed(2, || Stats::new(mask, &placement, &shape(), &ours).unwrap());
         let greedy = placed(mask, *world, &by_area);
         println!(
-            "| {name} | {world} | {plain:.3} | {plan:.3} | {auto:.3} | {all:.2} | {:.4} | {:.4} | {} / {} | {:.3} | {:.2} |",
+            "| {name} | {world} | {} | {plain:.3} | {plan:.3} | {auto:.3} | {all:.2} | {:.4} | {:.4} | {} / {} | {:.3} | {:.2} | {} |",
+            placement.side(Side::Q).chunk_size(),
             s.balance,
             s.balance_bound,
             s.ideal_volume / *world as i64,
             s.received.iter().max().unwrap(),
             s.ideal_volume as f64 / greedy.ideal_volume.max(1) as f64,
             most_over_mean(&s.sent),
+            peak_mib(),
         );
     }
+    println!("{PEER}");
 }
+
+/// MagiAttention on the same masks, its chunk sizes as in the rows `theirs`.
+const PEER: &str = "
+MagiAttention, key creation without a cache, 64 cores, one process a rank:
+| case | Python ms | repaired C++ ms | balance | received mean / max, thousands |
+|---|---|---|---|---|
+| a | 17.8 | - | 1.000 | 28.7 / 28.7 |
+| b1 | 16.1 | - | 1.032 | 13.9 / 17.4 |
+| b2 | 33.5 | - | 1.001 | 39.2 / 47.8 |
+| c | 463 | 241 | 1.869 | 11.9 / 22.9 |
+| d | 695 | 486 | 1.000 | 968 / 1032 |";
 
 fn growth() {
     println!("\n## growth: plan for one rank, ms, and the ratio to the row before");
@@ -311,12 +178,51 @@ fn growth() {
     }
 }
 
+/// Received tokens of all ranks, on the chunks of the default placement.
+struct Reference {
+    /// Longest chunk first.
+    greedy: i64,
+    /// The fewest found by far longer searches, and by contiguous blocks where these are as even.
+    best: i64,
+    /// No placement as even has fewer.
+    least: i64,
+}
+
+impl Reference {
+    fn new(mask: &Mask, world: usize, config: &Config, times: u64) -> Reference {
+        let ours = Placement::new(mask, world, config).unwrap();
+        let of = |p: &Placement| Stats::new(mask, p, &shape(), config).unwrap();
+        let chunk_size = ours.side(Side::Q).chunk_size();
+        let with = |effort, placement| Config {
+            chunk_size,
+            effort,
+            placement,
+            ..*config
+        };
+        let thorough = with(Effort::Thorough, PlacementKind::Balanced);
+        let long = of(&Placement::new_longer(mask, world, &thorough, times).unwrap());
+        let blocks =
+            of(&Placement::new(mask, world, &with(Effort::Fast, PlacementKind::Sequential)).unwrap());
+        let now = of(&ours);
+        let limit = now.balance.max(1.0 + config.balance_slack as f64 / 1000.0);
+        let as_even = [&long, &blocks, &now].into_iter().filter(|s| s.balance <= limit);
+        let most = (limit * mask.area() as f64 / world as f64) as i64 + 1;
+        Reference {
+            greedy: of(&greedy(mask, &ours)).ideal_volume,
+            best: as_even.map(|s| s.ideal_volume).min().unwrap(),
+            least: least_received(mask, &ours, most),
+        }
+    }
+}
+
 fn masks() {
-    println!("\n## masks: 8,192 tokens a rank (at most 2M), default config");
     println!(
-        "| mask | ranks | plan ms | balance | bound | received a rank | over by area | over all-gather | sent max / mean | automatic degrees |"
+        "\n## masks: 8,192 tokens a rank (at most 2M), default config; best known of a search of 64, 16, 4, 1 times `thorough`"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| mask | ranks | plan ms | balance | bound | received a rank | over by area | over longest first | over best known | over its bound | over all-gather | sent max / mean | automatic degrees |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let lengths = cases()
         .into_iter()
         .find(|c| c.name == "c")
@@ -351,14 +257,24 @@ fn masks() {
                 effort: Effort::Balance,
                 ..config
             };
-            let greedy = placed(mask, world, &by_area);
+            let by_area = placed(mask, world, &by_area);
+            let r = Reference::new(
+                mask,
+                world,
+                &config,
+                [64, 16, 4, 1][world.ilog(8).min(3) as usize],
+            );
+            let over = |volume: i64| s.ideal_volume as f64 / volume.max(1) as f64;
             println!(
-                "| {name} | {world} | {plan:.3} | {:.4} | {:.4} | {} | {:.3} | {:.3} | {:.2} | {}, {} |",
+                "| {name} | {world} | {plan:.3} | {:.4} | {:.4} | {} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} | {}, {} |",
                 s.balance,
                 s.balance_bound,
                 s.ideal_volume / world as i64,
-                s.ideal_volume as f64 / greedy.ideal_volume.max(1) as f64,
-                s.ideal_volume as f64 / s.all_gather_volume as f64,
+                over(by_area.ideal_volume),
+                over(r.greedy),
+                over(r.best.min(s.ideal_volume)),
+                over(r.least),
+                over(s.all_gather_volume),
                 most_over_mean(&s.sent),
                 s.degree_forward,
                 s.degree_backward,
@@ -370,38 +286,80 @@ fn masks() {
 fn packed_documents() {
     println!("\n## packed: log-normal documents, 8,192 tokens a rank, chunk 1,024, 10 seeds: mean (worst)");
     println!(
-        "| ranks | effort | received by area | over by area | balance | sent max / mean | place ms |\n|---|---|---|---|---|---|---|"
+        "Over what longest first moves; best known of 16 times `thorough`; the bound for the same balance."
     );
+    println!(
+        "| ranks | effort | received longest first | over it | over best known | best known over it | bound over it | balance | sent max / mean | place ms |\n|---|---|---|---|---|---|---|---|---|---|"
+    );
+    let mut by_batch = String::new();
     for world in [8usize, 16, 64] {
+        let with = |effort| Config {
+            chunk_size: 1024,
+            effort,
+            ..Config::default()
+        };
+        let masks: Vec<Mask> = (1..=10).map(|seed| packed(seed, 8192 * world as i64)).collect();
+        let known: Vec<Reference> = masks
+            .iter()
+            .map(|m| Reference::new(m, world, &with(Effort::Fast), 16))
+            .collect();
         for effort in [Effort::Fast, Effort::Thorough] {
-            let [mut ratio, mut balance, mut sent, mut ms, mut plain] = [(0.0f64, 0.0f64); 5];
-            for seed in 1..=10 {
-                let mask = packed(seed, 8192 * world as i64);
-                let with = |effort| Config {
-                    chunk_size: 1024,
-                    effort,
-                    ..Config::default()
-                };
-                let greedy = placed(&mask, world, &with(Effort::Balance));
-                let s = placed(&mask, world, &with(effort));
-                let time = timed(2, || Placement::new(&mask, world, &with(effort)).unwrap()).0;
+            let [
+                mut ratio,
+                mut best,
+                mut known_ratio,
+                mut least,
+                mut balance,
+                mut sent,
+                mut ms,
+                mut plain,
+            ] = [(0.0f64, 0.0f64); 8];
+            for (i, (mask, r)) in masks.iter().zip(&known).enumerate() {
+                let s = placed(mask, world, &with(effort));
+                let time = timed(2, || Placement::new(mask, world, &with(effort)).unwrap()).0;
+                let greedy = r.greedy as f64;
+                let best_known = r.best.min(s.ideal_volume) as f64;
                 let figures = [
-                    (&mut ratio, s.ideal_volume as f64 / greedy.ideal_volume as f64),
+                    (&mut ratio, s.ideal_volume as f64 / greedy),
+                    (&mut best, s.ideal_volume as f64 / best_known),
+                    (&mut known_ratio, best_known / greedy),
+                    (&mut least, r.least as f64 / greedy),
                     (&mut balance, s.balance),
                     (&mut sent, most_over_mean(&s.sent)),
                     (&mut ms, time),
-                    (&mut plain, greedy.ideal_volume as f64 / world as f64),
+                    (&mut plain, greedy / world as f64),
                 ];
                 for (sum, value) in figures {
                     *sum = (sum.0 + value / 10.0, sum.1.max(value));
                 }
+                by_batch += &format!(
+                    "| {world} | {effort:?} | {} | {:.3} | {:.3} | {:.3} |\n",
+                    i + 1,
+                    s.ideal_volume as f64 / greedy,
+                    best_known / greedy,
+                    r.least as f64 / greedy
+                );
             }
+            let two = |f: (f64, f64)| format!("{:.3} ({:.3})", f.0, f.1);
             println!(
-                "| {world} | {effort:?} | {:.0} | {:.3} ({:.3}) | {:.4} ({:.4}) | {:.2} ({:.2}) | {:.3} ({:.3}) |",
-                plain.0, ratio.0, ratio.1, balance.0, balance.1, sent.0, sent.1, ms.0, ms.1
+                "| {world} | {effort:?} | {:.0} | {} | {} | {} | {} | {:.4} ({:.4}) | {:.2} ({:.2}) | {} |",
+                plain.0,
+                two(ratio),
+                two(best),
+                two(known_ratio),
+                two(least),
+                balance.0,
+                balance.1,
+                sent.0,
+                sent.1,
+                two(ms)
             );
         }
     }
+    println!(
+        "\n| ranks | effort | seed | over longest first | best known over it | bound over it |\n|---|---|---|---|---|---|"
+    );
+    print!("{by_batch}");
 }
 
 fn exact() {

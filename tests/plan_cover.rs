@@ -174,9 +174,10 @@ fn every_placement_and_every_degree() {
         (PlacementKind::TopHeap, Effort::Fast),
         (PlacementKind::Exact, Effort::Fast),
     ];
-    let degrees = [-1, 0, 1, 2, 3, 8];
+    // Every degree forward and, shifted by the kind, backward; with both sides together, apart, and placed jointly.
     for (i, (placement, effort)) in kinds.into_iter().enumerate() {
-        for round in 0..18 {
+        for round in 0..30 {
+            let degree = |shift: usize| ((round + shift) % 10) as i32 - 1;
             let total = random.within(1, 40);
             let total_k = total + [0, 0, 5][round % 3];
             let mask = random_mask(&mut random, total, total_k, 12);
@@ -186,10 +187,10 @@ fn every_placement_and_every_degree() {
                 placement,
                 effort,
                 chunk_size: if few { (total + 7) / 8 } else { random.within(0, 4) },
-                ..config(degrees[round % 6], degrees[(round + i) % 6])
+                ..config(degree(0), degree(i + 1))
             };
             let joint = random_mask(&mut random, total, total_k, 6);
-            let placement = if round < 9 {
+            let placement = if round % 2 == 0 {
                 Placement::new(&mask, world, &settings).unwrap()
             } else {
                 Placement::new_joint(&[(&joint, 3), (&mask, 2)], world, &settings).unwrap()

@@ -3,9 +3,10 @@
 
 mod plan_common;
 
-use magi_attn::plan::{Placement, Stats};
+use magi_attn::plan::{Placement, SidePlacement, Stats};
 use magi_attn::types::*;
 use plan_common::*;
+use std::sync::Arc;
 
 fn with(effort: Effort, chunk_size: i64) -> Config {
     Config {
@@ -57,9 +58,119 @@ fn never_more_tokens_than_by_area_alone() {
     }
 }
 
+/// Longest chunk first, each to the least loaded rank with room, blind to keys; on the chunks of `like`.
+fn longest_first(mask: &Mask, like: &Placement) -> Placement {
+    let side = like.side(Side::Q);
+    let world = side.world();
+    let bounds = side.bounds();
+    let area = |c: usize| -> i64 {
+        let rows = Range::new(bounds[c], bounds[c + 1]);
+        mask.slices().iter().map(|s| s.cut(&rows, &s.k).area()).sum()
+    };
+    let areas: Vec<i64> = (0..bounds.len() - 1).map(area).collect();
+    let mut order: Vec<usize> = (0..areas.len()).collect();
+    order.sort_by_key(|&c| (std::cmp::Reverse(areas[c]), c));
+    let (even, mut extras) = (areas.len() / world, areas.len() % world);
+    let mut ranks = vec![(0, 0); world];
+    let mut owners = vec![0; areas.len()];
+    for c in order {
+        let room = |r: &usize| ranks[*r].1 < even + usize::from(extras > 0);
+        let rank = (0..world).filter(room).min_by_key(|&r| (ranks[r].0, r)).unwrap();
+        extras -= usize::from(ranks[rank].1 == even);
+        ranks[rank] = (ranks[rank].0 + areas[c], ranks[rank].1 + 1);
+        owners[c] = rank as u32;
+    }
+    let q = SidePlacement::from_owners(side.total(), side.chunk_size(), &owners, world).unwrap();
+    if mask.total_q() == mask.total_k() {
+        return Placement::shared(Arc::new(q));
+    }
+    let keys = SidePlacement::shares(mask.total_k(), world).unwrap();
+    Placement::from_sides(Arc::new(q), Arc::new(keys)).unwrap()
+}
+
+/// On any mask no more tokens move than greedily, and no rank has more area than there, or than the slack.
+#[test]
+fn never_more_tokens_than_longest_first() {
+    let mut random = Random::new(37);
+    let mut fewer = 0;
+    for round in 0..600 {
+        let world = random.within(2, 8) as usize;
+        let (mask, chunk_size) = if round % 3 == 0 {
+            let total = 512 * world as i64;
+            (packed(&mut random, total), 64)
+        } else {
+            let total = random.within(2, 60);
+            let total_k = total + [0, 7][round % 2];
+            (random_mask(&mut random, total, total_k, 12), random.within(1, 3))
+        };
+        let settings = Config {
+            balance_slack: [1, 9, 20][round % 3],
+            ..with(Effort::Fast, chunk_size)
+        };
+        let placement = Placement::new(&mask, world, &settings).unwrap();
+        let of = |p: &Placement| Stats::new(&mask, p, &shape(), &settings).unwrap();
+        let (near, greedy) = (of(&placement), of(&longest_first(&mask, &placement)));
+        assert!(near.ideal_volume <= greedy.ideal_volume);
+        let most = |s: &Stats| *s.area.iter().max().unwrap();
+        let slack = mask.area() * (1000 + settings.balance_slack) / (1000 * world as i64);
+        assert!(most(&near) <= most(&greedy).max(slack));
+        assert!(near.balance >= near.balance_bound);
+        fewer += i32::from(near.ideal_volume < greedy.ideal_volume);
+    }
+    assert!(fewer > 300, "{fewer} of 600");
+}
+
+/// A longer search may only win; contiguous blocks are found where they are even.
+#[test]
+fn blocks_are_found_and_longer_searches_win() {
+    let total = 16 * 4096;
+    let all = Range::new(0, total);
+    let window = Mask::from_slices(vec![Slice::new(all, all, Band::new(-255, 0))], total, total).unwrap();
+    let equal = documents(&[4096; 16], MaskType::Causal);
+    let s = stats(&window, 16, &Config::default());
+    assert!(
+        s.balance < 1.01 && s.ideal_volume <= 2 * 15 * 255,
+        "{}",
+        s.ideal_volume
+    );
+    let s = stats(&equal, 16, &Config::default());
+    assert_eq!((s.ideal_volume, s.balance), (0, 1.0));
+
+    let mask = packed(&mut Random::new(3), 8192 * 16);
+    let settings = with(Effort::Fast, 1024);
+    let volume = |times| {
+        let placement = Placement::new_longer(&mask, 16, &settings, times).unwrap();
+        Stats::new(&mask, &placement, &shape(), &settings)
+            .unwrap()
+            .ideal_volume
+    };
+    let [once, long] = [1, 60].map(volume);
+    assert_eq!(once, stats(&mask, 16, &settings).ideal_volume);
+    assert!(long < once, "{long} and {once}");
+}
+
+/// Where the caller leaves the size of chunks to the planner, areas come within a hundredth.
+#[test]
+fn chunks_are_fine_enough_for_even_areas() {
+    let mut random = Random::new(43);
+    for round in 0..12 {
+        let world = [4usize, 7, 16][round % 3];
+        let total = 8192 * world as i64;
+        let all = Range::new(0, total);
+        let mask = match round / 3 {
+            0 => documents(&[total], MaskType::Causal),
+            1 => Mask::from_slices(vec![Slice::new(all, all, Band::new(-1023, 0))], total, total).unwrap(),
+            2 => packed(&mut random, total),
+            _ => documents(&[total / 3, total - total / 3], MaskType::Full),
+        };
+        let s = stats(&mask, world, &Config::default());
+        assert!(s.balance <= 1.01, "round {round}: {}", s.balance);
+    }
+}
+
 #[test]
 fn packed_documents_keep_together() {
-    for (world, most_fast, most_thorough) in [(8, 0.55, 0.45), (16, 0.6, 0.45)] {
+    for (world, most_fast, most_thorough) in [(8, 0.5, 0.4), (16, 0.55, 0.45), (64, 0.6, 0.45)] {
         let mut sums = [0, 0, 0];
         for seed in 0..4 {
             let mask = packed(&mut Random::new(seed), 8192 * world as i64);
@@ -71,7 +182,11 @@ fn packed_documents_keep_together() {
                 assert!(s.balance < 1.01, "{}", s.balance);
                 *sum += s.ideal_volume;
                 let sent = *s.sent.iter().max().unwrap() as f64 * world as f64;
-                assert!(sent <= 2.3 * s.ideal_volume as f64, "{sent}");
+                let over = sent / s.ideal_volume as f64;
+                assert!(
+                    effort == Effort::Balance || over <= 2.0,
+                    "{effort:?}, {world} ranks, seed {seed}: {over}"
+                );
             }
         }
         let [plain, fast, thorough] = sums.map(|s| s as f64);

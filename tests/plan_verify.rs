@@ -105,6 +105,8 @@ fn a_changed_transfer_is_found() {
     let mask = documents(&[40], MaskType::Causal);
     let settings = Config {
         chunk_size: 3,
+        // By area alone: every rank then receives and sends in every stage, so that there is something to change.
+        effort: Effort::Balance,
         ..config(2, 2)
     };
     let plan = Plan::new(&mask, &shape(), 3, 1, &settings).unwrap();

@@ -29,7 +29,7 @@ pub(super) fn assign(areas: &[i64], world: usize) -> Vec<u32> {
 }
 
 /// Longest chunk first, each to the least loaded rank that has room.
-fn longest_first(areas: &[i64], world: usize) -> Vec<u32> {
+pub(super) fn longest_first(areas: &[i64], world: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..areas.len() as u32).collect();
     order.sort_unstable_by_key(|&c| (Reverse(areas[c as usize]), c));
     let even = areas.len() / world;
@@ -57,15 +57,34 @@ fn longest_first(areas: &[i64], world: usize) -> Vec<u32> {
     owners
 }
 
-/// The least that the largest area can be: the mean; or the heaviest chunk with the lightest ones that must stand
-/// beside it, counts being equal.
+/// The largest area of a rank.
+pub(super) fn heaviest(areas: &[i64], owners: &[u32], world: usize) -> i64 {
+    let mut load = vec![0; world];
+    for (&area, &owner) in areas.iter().zip(owners) {
+        load[owner as usize] += area;
+    }
+    load.into_iter().max().unwrap_or(0)
+}
+
+/// What the largest area is at least: the mean; or, of the `j` chunks that some rank must have of the `(j - 1) * world + 1`
+/// heaviest, the lightest, with the lightest of all beside them, counts being equal.
 pub(super) fn bound(areas: &[i64], world: usize) -> i64 {
     let mut areas = areas.to_vec();
     areas.sort_unstable();
-    let mean = areas.iter().sum::<i64>().div_ceil_by(world as i64);
-    let beside = (areas.len() / world).saturating_sub(1);
-    let heaviest = areas.last().copied().unwrap_or(0);
-    mean.max(heaviest + areas[..beside].iter().sum::<i64>())
+    let count = areas.len();
+    let sums: Vec<i64> = std::iter::once(0)
+        .chain(areas.iter().scan(0, |sum, &a| {
+            *sum += a;
+            Some(*sum)
+        }))
+        .collect();
+    let mean = sums[count].div_ceil_by(world as i64);
+    let places = count / world;
+    let with = (1..=count.div_ceil(world)).map(|j| {
+        let first = count - ((j - 1) * world + 1);
+        sums[first + j] - sums[first] + sums[places.saturating_sub(j).min(first)]
+    });
+    with.fold(mean, i64::max)
 }
 
 /// Exchanges that take area from the most loaded rank.

@@ -17,6 +17,8 @@ pub(super) struct Chunks {
     pub bounds: Vec<i64>,
     /// Visible cells of each chunk's rows, over masks by weight.
     pub areas: Vec<i64>,
+    /// Chunks of each rank, where the planner chose the size.
+    each: Option<i64>,
 }
 
 impl Chunks {
@@ -29,21 +31,40 @@ impl Chunks {
         let total = total_q(masks);
         let ranks = world as i64;
         // Counting chunks a rank, not tokens a chunk: every rank then gets equally many.
-        let mut each = config
+        let each = config
             .min_chunks_per_rank
             .max(total.div_ceil_by(MOST_TOKENS * ranks))
             .min(SidePlacement::MAX_CHUNKS / ranks);
+        let mut chunks = Chunks::for_ranks(masks, ranks, each)?;
         loop {
-            let even = total.div_ceil_by(each * ranks);
-            let chunks = Chunks::of_size(masks, even.min(total / ranks).max(1))?;
             let heaviest = chunks.areas.iter().copied().max().unwrap_or(0);
             let quarter = chunks.areas.iter().sum::<i64>() / (4 * ranks);
-            let most = SidePlacement::MAX_CHUNKS.min(total.div_ceil_by(LEAST_TOKENS));
-            if world == 1 || heaviest <= quarter || 2 * chunks.areas.len() as i64 > most {
-                return Ok(chunks);
+            match chunks.finer(masks, world)? {
+                Some(finer) if heaviest > quarter => chunks = finer,
+                _ => return Ok(chunks),
             }
-            each *= 2;
         }
+    }
+
+    /// Chunks of half the size; none where the caller chose it, for one rank, and where they would be too short.
+    pub fn finer(&self, masks: &[(&Mask, i64)], world: usize) -> Result<Option<Chunks>> {
+        let most = SidePlacement::MAX_CHUNKS.min(total_q(masks).div_ceil_by(LEAST_TOKENS));
+        match self.each {
+            Some(each) if world > 1 && 2 * self.areas.len() as i64 <= most => {
+                Chunks::for_ranks(masks, world as i64, 2 * each).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn for_ranks(masks: &[(&Mask, i64)], ranks: i64, each: i64) -> Result<Chunks> {
+        let total = total_q(masks);
+        let even = total.div_ceil_by(each * ranks);
+        let chunks = Chunks::of_size(masks, even.min(total / ranks).max(1))?;
+        Ok(Chunks {
+            each: Some(each),
+            ..chunks
+        })
     }
 
     fn of_size(masks: &[(&Mask, i64)], size: i64) -> Result<Chunks> {
@@ -66,6 +87,7 @@ impl Chunks {
             size,
             bounds,
             areas: sums,
+            each: None,
         }
     }
 }

@@ -24,6 +24,7 @@ mod placement;
 mod reach;
 mod search;
 mod seed;
+mod sends;
 mod side;
 mod slices;
 mod stage;

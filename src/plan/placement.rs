@@ -1,6 +1,6 @@
 //! Which rank stores which queries and keys.
 
-use super::balance::assign;
+use super::balance::{assign, heaviest};
 use super::chunks::Chunks;
 use super::exact::exact;
 use super::heap::top_heap;
@@ -37,6 +37,18 @@ impl Placement {
     /// Errors as `new`; also `Status::InvalidArgument` without masks, with different totals, with a weight below 1,
     /// and when the weighted areas come to more than 2^62 cells.
     pub fn new_joint(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Placement> {
+        Placement::made(masks, world, config, 1)
+    }
+
+    /// As `new`, with the steps of the config's effort taken `times`: a yardstick of what the effort leaves. Only
+    /// `PlacementKind::Balanced` searches by steps.
+    ///
+    /// Errors as `new`.
+    pub fn new_longer(mask: &Mask, world: usize, config: &Config, times: u64) -> Result<Placement> {
+        Placement::made(&[(mask, 1)], world, config, times)
+    }
+
+    fn made(masks: &[(&Mask, i64)], world: usize, config: &Config, times: u64) -> Result<Placement> {
         check_world(world)?;
         let (total_q, total_k) = check_masks(masks)?;
         let keys = if total_q == total_k {
@@ -44,9 +56,9 @@ impl Placement {
         } else {
             Some(SidePlacement::shares(total_k, world)?)
         };
-        let chunks = chunks(masks, world, config)?;
+        let mut chunks = chunks(masks, world, config)?;
         let owned = keys.as_ref().map_or(Owned::Chunks, Owned::Side);
-        let owners = owners(masks, &chunks, owned, world, config)?;
+        let owners = owners(masks, &mut chunks, owned, world, config, times)?;
         let q = Arc::new(SidePlacement::from_bounds(
             chunks.bounds,
             chunks.size,
@@ -136,25 +148,56 @@ fn chunks(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Chunk
     Ok(Chunks::between(masks, bounds, total.div_ceil_by(pieces).max(1)))
 }
 
-fn owners(
+/// By area alone, on chunks that this comes within a hundredth of even with where the planner may choose them; then near
+/// the keys.
+fn balanced(
     masks: &[(&Mask, i64)],
-    chunks: &Chunks,
+    chunks: &mut Chunks,
     owned: Owned,
     world: usize,
     config: &Config,
+    times: u64,
+) -> Result<Vec<u32>> {
+    let mut by_area = assign(&chunks.areas, world);
+    while uneven(&chunks.areas, &by_area, world) {
+        let Some(finer) = chunks.finer(masks, world)? else {
+            break;
+        };
+        *chunks = finer;
+        by_area = assign(&chunks.areas, world);
+    }
+    if config.effort == Effort::Balance || chunks.areas.len() <= world || world == 1 {
+        return Ok(by_area);
+    }
+    let reaches = reaches(masks, chunks, owned);
+    Ok(assign_near(&reaches, chunks, world, by_area, config, times))
+}
+
+/// Whether a rank has more than a hundredth above the mean.
+fn uneven(areas: &[i64], owners: &[u32], world: usize) -> bool {
+    let mean = areas.iter().sum::<i64>() / world as i64;
+    heaviest(areas, owners, world) > mean + mean / 100
+}
+
+fn reaches<'a>(masks: &[(&Mask, i64)], chunks: &'a Chunks, owned: Owned<'a>) -> Reaches<'a> {
+    let of = |&(mask, weight): &(&Mask, i64)| (Reach::new(mask, &chunks.bounds, owned), weight);
+    Reaches(masks.iter().map(of).collect())
+}
+
+fn owners(
+    masks: &[(&Mask, i64)],
+    chunks: &mut Chunks,
+    owned: Owned,
+    world: usize,
+    config: &Config,
+    times: u64,
 ) -> Result<Vec<u32>> {
     let count = chunks.areas.len();
-    let reaches = || {
-        let of = |&(mask, weight): &(&Mask, i64)| (Reach::new(mask, &chunks.bounds, owned), weight);
-        Reaches(masks.iter().map(of).collect())
-    };
+    let reaches = || reaches(masks, chunks, owned);
     Ok(match config.placement {
+        PlacementKind::Balanced => return balanced(masks, chunks, owned, world, config, times),
         PlacementKind::Sequential => blocks(count, world),
         PlacementKind::Zigzag => zigzag(count, world),
-        PlacementKind::Balanced if config.effort == Effort::Balance || count <= world || world == 1 => {
-            assign(&chunks.areas, world)
-        }
-        PlacementKind::Balanced => assign_near(&reaches(), &chunks.areas, world, chunks.size, config),
         PlacementKind::ByDocument => by_document(&reaches(), &chunks.areas, world),
         PlacementKind::TopHeap => top_heap(&reaches(), &chunks.areas, world, config.top_percent),
         PlacementKind::Exact => {

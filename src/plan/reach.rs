@@ -20,6 +20,10 @@ pub(super) struct Reach<'a> {
     runs: Vec<Range>,
     /// Of each chunk the latest first key of a slice among its rows; `i64::MIN` without any.
     begins: Vec<i64>,
+    /// Of each chunk the hull of its runs, and of its own keys where both sides share the placement.
+    hulls: Vec<Range>,
+    /// Whether neither starts nor ends of hulls ever fall.
+    ascending: bool,
     bounds: &'a [i64],
     owned: Owned<'a>,
 }
@@ -48,6 +52,8 @@ impl<'a> Reach<'a> {
             first: Vec::with_capacity(chunks + 1),
             runs: Vec::with_capacity(met.len()),
             begins,
+            hulls: Vec::with_capacity(chunks),
+            ascending: true,
             bounds,
             owned,
         };
@@ -57,6 +63,7 @@ impl<'a> Reach<'a> {
             let (own, later) = rest.split_at(rest.iter().take_while(|m| m.0 as usize == c).count());
             rest = later;
             reach.push_chunk(c, own);
+            reach.push_hull(c);
         }
         reach.first.push(reach.runs.len() as u32);
         reach
@@ -84,6 +91,42 @@ impl<'a> Reach<'a> {
             };
             self.runs.extend(parts.iter().filter(|r| !r.is_empty()));
         }
+    }
+
+    fn push_hull(&mut self, c: usize) {
+        let last = self.hulls.last().copied().unwrap_or_default();
+        let own = match self.owned {
+            Owned::Chunks => Some(self.tokens(c as u32)),
+            Owned::Side(_) => None,
+        };
+        let runs = self.runs[self.first[c] as usize..].iter().copied();
+        let hull = runs
+            .chain(own)
+            .reduce(|a, b| Range::new(a.start.min(b.start), a.end.max(b.end)))
+            .unwrap_or(last);
+        self.ascending &= last.start <= hull.start && last.end <= hull.end;
+        self.hulls.push(hull);
+    }
+
+    /// Where in the ascending `list` those chunks stand that see or have keys together with `chunk`, or with each other.
+    /// All of them where hulls do not ascend.
+    fn touching(&self, list: &[u32], chunk: u32) -> std::ops::Range<usize> {
+        if !self.ascending {
+            return 0..list.len();
+        }
+        let hull = |i: usize| self.hulls[list[i] as usize];
+        let mut own = self.hulls[chunk as usize];
+        let mut from = list.partition_point(|&c| c < chunk);
+        let mut to = from;
+        while from > 0 && hull(from - 1).end > own.start {
+            from -= 1;
+            own.start = own.start.min(hull(from).start);
+        }
+        while to < list.len() && hull(to).start < own.end {
+            own.end = own.end.max(hull(to).end);
+            to += 1;
+        }
+        from..to
     }
 
     /// Keys that the rows of a chunk see, ascending; without its own when sides share the placement.
@@ -169,6 +212,38 @@ impl Reaches<'_> {
             .iter()
             .map(|(reach, weight)| weight * reach.received(rank, chunks, scratch, work))
             .sum()
+    }
+
+    /// Takes `less` from the ascending `list` and puts `more` in: the received tokens that this adds.
+    pub fn replaced(
+        &self,
+        rank: usize,
+        list: &mut Vec<u32>,
+        less: Option<u32>,
+        more: Option<u32>,
+        scratch: &mut Vec<Range>,
+        work: &mut u64,
+    ) -> i64 {
+        let mut added = 0;
+        for (chunk, sign) in less.map(|c| (c, -1)).into_iter().chain(more.map(|c| (c, 1))) {
+            let at = list.partition_point(|&c| c < chunk);
+            if sign < 0 {
+                list.remove(at);
+            }
+            let mut sum = |list: &[u32], sign: i64| {
+                for (reach, weight) in &self.0 {
+                    let part = &list[reach.touching(list, chunk)];
+                    added += sign * weight * reach.received(rank, part, scratch, work);
+                }
+            };
+            sum(list, -sign);
+            list.insert(at, chunk);
+            sum(list, sign);
+            if sign < 0 {
+                list.remove(at);
+            }
+        }
+        added
     }
 }
 

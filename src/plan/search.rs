@@ -1,48 +1,64 @@
 //! Swaps of chunks that lower what ranks receive, while no rank's area passes a limit.
 
 use super::dice::Dice;
-use super::reach::{Owned, Reaches};
+use super::reach::Reaches;
 use crate::types::Range;
+use std::ops::RangeInclusive;
 
-/// How often the tokens that each chunk is asked for are counted anew during a search.
-const RECOUNTS: u64 = 8;
-/// Exchanges that bring a rank's sending down before sends are counted anew.
-const SEND_ROUNDS: usize = 8;
-/// Such exchanges in all.
-const MOST_ROUNDS: usize = 64;
-/// Pairs of chunks that one such exchange looks at, roughly.
-const SEND_LOOKED: usize = 16_384;
-/// Of these, pairs that it compares by the tokens they add.
-const SEND_PAIRS: usize = 32;
+/// Sends are counted anew each time this part of what is left of a search is done, or this part of all of it.
+const RECOUNT_LEFT: u64 = 4;
+const RECOUNT_ALL: u64 = 64;
+/// Received tokens that one sent beyond the cap is worth.
+const SEND_PRICE: i64 = 4;
+/// Second pairs of chunks that one proposal looks at, roughly.
+const MOST_PAIRS: usize = 32;
+/// Ranks with more chunks have what a swap changes counted from the chunks that it touches.
+const MOST_WHOLE: usize = 16;
 
 /// Chunks on ranks, with what each rank computes, receives and sends.
+#[derive(Clone)]
 pub(super) struct Search<'a> {
-    reaches: &'a Reaches<'a>,
-    areas: &'a [i64],
-    limit: i64,
-    owners: Vec<u32>,
-    own: Vec<Vec<u32>>,
+    pub(super) reaches: &'a Reaches<'a>,
+    pub(super) areas: &'a [i64],
+    pub(super) limit: i64,
+    pub(super) owners: Vec<u32>,
+    pub(super) own: Vec<Vec<u32>>,
     load: Vec<i64>,
     received: Vec<i64>,
     /// Tokens of each chunk that other ranks ask for, as last counted; nothing where keys have their own placement.
-    demand: Vec<i64>,
-    sent: Vec<i64>,
+    pub(super) demand: Vec<i64>,
+    pub(super) sent: Vec<i64>,
     /// Sending more than this has a price: a tenth less than twice the mean when last counted.
-    cap: i64,
-    scratch: Vec<Range>,
+    pub(super) cap: i64,
+    pub(super) scratch: Vec<Range>,
     /// Of the swap last looked at: the two ranks' chunks and what they receive.
     lists: [Vec<u32>; 2],
     fresh: [i64; 2],
-    work: u64,
+    pub(super) work: u64,
 }
 
-/// A chunk that changes places with another one, or with a place that is free.
+/// A chunk that changes places with another one, or with a place that is free; and perhaps a second pair.
 #[derive(Clone, Copy)]
-struct Swap {
-    from: usize,
-    out: u32,
-    to: usize,
-    back: Option<u32>,
+pub(super) struct Swap {
+    pub from: usize,
+    pub out: u32,
+    pub to: usize,
+    pub back: Option<u32>,
+    pub more: Option<(u32, u32)>,
+}
+
+impl Swap {
+    /// What leaves `from`, each with what comes back for it.
+    fn pairs(&self) -> impl Iterator<Item = (u32, Option<u32>)> {
+        let more = self.more.map(|(out, back)| (out, Some(back)));
+        [(self.out, self.back)].into_iter().chain(more)
+    }
+
+    /// How much of a figure of chunks goes from `from` to `to`.
+    pub fn moved(&self, of: &[i64]) -> i64 {
+        let back = |b: Option<u32>| b.map_or(0, |b| of[b as usize]);
+        self.pairs().map(|(o, b)| of[o as usize] - back(b)).sum()
+    }
 }
 
 impl<'a> Search<'a> {
@@ -100,14 +116,14 @@ impl<'a> Search<'a> {
     /// the end.
     pub fn anneal(&mut self, heat: i64, budget: u64) {
         let mut dice = Dice::new();
-        let start = self.work;
-        let mut recount = start;
-        while self.work < start + budget {
+        let end = self.work + budget;
+        let mut recount = self.work;
+        while self.work < end {
+            let left = end - self.work;
             if self.work >= recount {
                 self.count_sends();
-                recount += budget / RECOUNTS + 1;
+                recount = self.work + (left / RECOUNT_LEFT).max(budget / RECOUNT_ALL);
             }
-            let left = (start + budget).saturating_sub(self.work);
             let warm = (i128::from(heat) * i128::from(left) / i128::from(budget)) as i64;
             self.work += 4;
             if let Some(swap) = self.propose(&mut dice) {
@@ -116,7 +132,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A chunk of any rank, and one of a rank near it in the sequence that the loads allow in exchange.
+    /// A chunk of any rank, and one of a rank near it in the sequence that the loads allow in exchange; where there is
+    /// none, two of each rank.
     fn propose(&mut self, dice: &mut Dice) -> Option<Swap> {
         let chunks = self.owners.len();
         let out = dice.below(chunks);
@@ -131,47 +148,76 @@ impl<'a> Search<'a> {
             return None;
         }
         let there = &self.own[to];
-        let spare = usize::from(there.len() < self.own[from].len());
-        let choices = there.len() + spare;
+        let choices = there.len() + usize::from(there.len() < self.own[from].len());
+        // What comes back may have so much area: all else passes the limit of one rank or the other.
+        let area = self.areas[out];
+        let least = self.load[to] + area - self.limit;
+        let most = self.limit - self.load[from] + area;
         let first = dice.below(choices);
-        for i in 0..choices {
-            let at = if first + i < choices {
-                first + i
-            } else {
-                first + i - choices
-            };
-            let back = there.get(at).copied();
-            let swap = Swap {
-                from,
-                out: out as u32,
-                to,
-                back,
-            };
-            if self.fits(&swap) {
-                self.work += i as u64 / 4;
-                return Some(swap);
-            }
+        let mut swap = Swap {
+            from,
+            out: out as u32,
+            to,
+            back: there.get(first).copied(),
+            more: None,
+        };
+        let fits = |area: i64| (least..=most).contains(&area);
+        if swap.back.is_none() && fits(0) {
+            return Some(swap);
         }
-        self.work += choices as u64 / 4;
-        None
+        let found = around(there, first).position(|&c| fits(self.areas[c as usize]));
+        self.work += found.unwrap_or(there.len()) as u64 / 4;
+        if let Some(at) = found {
+            swap.back = Some(there[(first + at) % there.len()]);
+            return Some(swap);
+        }
+        if choices > there.len() && fits(0) {
+            swap.back = None;
+            return Some(swap);
+        }
+        let back = swap.back.map_or(0, |c| self.areas[c as usize]);
+        self.second_pair(swap, least - back..=most - back, dice)
     }
 
-    fn moved(&self, swap: &Swap, of: &[i64]) -> i64 {
-        of[swap.out as usize] - swap.back.map_or(0, |b| of[b as usize])
+    /// Adds the first pair of chunks, from a random place on, of which the second has more area than the first by as
+    /// much as `wanted`.
+    fn second_pair(&mut self, mut swap: Swap, wanted: RangeInclusive<i64>, dice: &mut Dice) -> Option<Swap> {
+        if wanted.is_empty() {
+            return None;
+        }
+        let (here, there) = (&self.own[swap.from], &self.own[swap.to]);
+        let (first, second) = (dice.below(here.len()), dice.below(there.len().max(1)));
+        let mut looked = 0;
+        for &x in around(here, first) {
+            if looked >= MOST_PAIRS {
+                break;
+            }
+            looked += there.len();
+            let area = self.areas[x as usize];
+            let (least, most) = (wanted.start() + area, wanted.end() + area);
+            let fits = |&y: &u32| (least..=most).contains(&self.areas[y as usize]) && Some(y) != swap.back;
+            let found = around(there, second).find(|&y| fits(y));
+            if let Some(&y) = found.filter(|_| x != swap.out) {
+                swap.more = Some((x, y));
+                break;
+            }
+        }
+        self.work += looked as u64 / 4;
+        swap.more.map(|_| swap)
     }
 
     /// Whether neither rank's area passes the limit.
-    fn fits(&self, swap: &Swap) -> bool {
-        let moved = self.moved(swap, self.areas);
+    pub(super) fn fits(&self, swap: &Swap) -> bool {
+        let moved = swap.moved(self.areas);
         self.load[swap.from] - moved <= self.limit && self.load[swap.to] + moved <= self.limit
     }
 
     /// What a swap adds to the price of sending: the tokens that ranks send beyond the cap.
     fn send_price(&self, swap: &Swap) -> i64 {
-        let moved = self.moved(swap, &self.demand);
+        let moved = swap.moved(&self.demand);
         let over = |sent: i64| (sent - self.cap).max(0);
         let (from, to) = (self.sent[swap.from], self.sent[swap.to]);
-        over(from - moved) + over(to + moved) - over(from) - over(to)
+        SEND_PRICE * (over(from - moved) + over(to + moved) - over(from) - over(to))
     }
 
     /// Exchanges unless that adds more than `allowed` received tokens, the price of sending included.
@@ -184,161 +230,78 @@ impl<'a> Search<'a> {
 
     /// Received tokens that a swap adds; `None` when that is surely more than `most`. Leaves both ranks' new chunks
     /// in `lists`.
-    fn added(&mut self, swap: &Swap, most: i64) -> Option<i64> {
-        let [mut left, mut right] = std::mem::take(&mut self.lists);
-        replace(&self.own[swap.from], Some(swap.out), swap.back, &mut left);
-        let old = self.received[swap.from] + self.received[swap.to];
-        let from = self
-            .reaches
-            .received(swap.from, &left, &mut self.scratch, &mut self.work);
-        let mut added = None;
-        if from - old <= most {
-            replace(&self.own[swap.to], swap.back, Some(swap.out), &mut right);
-            let to = self
-                .reaches
-                .received(swap.to, &right, &mut self.scratch, &mut self.work);
-            added = Some(from + to - old);
-            self.fresh = [from, to];
+    pub(super) fn added(&mut self, swap: &Swap, most: i64) -> Option<i64> {
+        let mut lists = std::mem::take(&mut self.lists);
+        let mut sum = -self.received[swap.to];
+        let mut within = true;
+        for (i, rank) in [swap.from, swap.to].into_iter().enumerate() {
+            self.fresh[i] = self.changed(rank, swap, i == 1, &mut lists[i]);
+            sum += self.fresh[i] - if i == 0 { self.received[rank] } else { 0 };
+            within = sum <= most;
+            if !within {
+                break;
+            }
         }
-        self.lists = [left, right];
-        added
+        self.lists = lists;
+        within.then_some(sum)
+    }
+
+    /// What `rank` receives after a swap; its chunks are then in `list`.
+    fn changed(&mut self, rank: usize, swap: &Swap, reversed: bool, list: &mut Vec<u32>) -> i64 {
+        list.clear();
+        list.extend_from_slice(&self.own[rank]);
+        let whole = list.len() <= MOST_WHOLE;
+        let mut received = self.received[rank];
+        for (out, back) in swap.pairs() {
+            let (less, more) = if reversed {
+                (back, Some(out))
+            } else {
+                (Some(out), back)
+            };
+            if whole {
+                replace(list, less, more);
+            } else {
+                let (scratch, work) = (&mut self.scratch, &mut self.work);
+                received += self.reaches.replaced(rank, list, less, more, scratch, work);
+            }
+        }
+        if whole {
+            received = self
+                .reaches
+                .received(rank, list, &mut self.scratch, &mut self.work);
+        }
+        received
     }
 
     /// Makes the swap that `added` was last asked about.
-    fn apply(&mut self, swap: &Swap) {
-        let moved = self.moved(swap, self.areas);
-        let sends = self.moved(swap, &self.demand);
+    pub(super) fn apply(&mut self, swap: &Swap) {
+        let moved = swap.moved(self.areas);
+        let sends = swap.moved(&self.demand);
         for (i, (rank, sign)) in [(swap.from, -1), (swap.to, 1)].into_iter().enumerate() {
             self.load[rank] += sign * moved;
             self.sent[rank] += sign * sends;
             std::mem::swap(&mut self.own[rank], &mut self.lists[i]);
             self.received[rank] = self.fresh[i];
         }
-        self.owners[swap.out as usize] = swap.to as u32;
-        if let Some(back) = swap.back {
-            self.owners[back as usize] = swap.from as u32;
-        }
-    }
-
-    /// Counts what each rank sends. Exact until the next swap, near enough for some more.
-    fn count_sends(&mut self) {
-        self.demand.fill(0);
-        self.sent.fill(0);
-        for (reach, weight) in &self.reaches.0 {
-            if let Owned::Side(_) = reach.owned() {
-                continue;
+        for (out, back) in swap.pairs() {
+            self.owners[out as usize] = swap.to as u32;
+            if let Some(back) = back {
+                self.owners[back as usize] = swap.from as u32;
             }
-            let mut whole = vec![0; self.owners.len() + 1];
-            for own in &self.own {
-                reach.union(own, &mut self.scratch);
-                self.work += (own.len() + 2 * self.scratch.len()) as u64;
-                for run in &self.scratch {
-                    let (first, last) = (reach.chunk_at(run.start), reach.chunk_at(run.end - 1));
-                    whole[first] += weight;
-                    whole[last + 1] -= weight;
-                    self.demand[first] -= weight * (run.start - reach.tokens(first as u32).start);
-                    self.demand[last] -= weight * (reach.tokens(last as u32).end - run.end);
-                }
-                // Both ascend; a chunk may meet several runs and a run several chunks.
-                let mut next = 0;
-                for &c in own {
-                    let tokens = reach.tokens(c);
-                    while next < self.scratch.len() && self.scratch[next].end <= tokens.start {
-                        next += 1;
-                    }
-                    let met = self.scratch[next..].iter().take_while(|r| r.start < tokens.end);
-                    self.demand[c as usize] -= weight * met.map(|r| r.intersect(&tokens).len()).sum::<i64>();
-                }
-            }
-            let mut readers = 0;
-            for (c, demand) in self.demand.iter_mut().enumerate() {
-                readers += whole[c];
-                *demand += readers * reach.tokens(c as u32).len();
-            }
-        }
-        for (c, &owner) in self.owners.iter().enumerate() {
-            self.sent[owner as usize] += self.demand[c];
-        }
-        self.cap = 9 * self.sent.iter().sum::<i64>() / (5 * self.own.len() as i64);
-    }
-
-    /// Exchanges chunks of ranks that send more than twice the mean, the cheapest of a few each time, as far as
-    /// that goes.
-    pub fn even_sends(&mut self) {
-        let world = self.own.len();
-        for round in 0..SEND_ROUNDS + world.min(MOST_ROUNDS) {
-            if round % SEND_ROUNDS == 0 {
-                self.count_sends();
-            }
-            let Some(from) = (0..world).max_by_key(|&r| (self.sent[r], r)) else {
-                return;
-            };
-            if self.sent[from] * world as i64 <= 2 * self.sent.iter().sum::<i64>() || !self.lower_sends(from)
-            {
-                return;
-            }
-        }
-    }
-
-    fn lower_sends(&mut self, from: usize) -> bool {
-        let excess = self.sent[from] - self.cap;
-        let most = self.cap + self.cap / 9;
-        let mut pairs = Vec::new();
-        let mut asked: Vec<u32> = self.own[from].clone();
-        asked.sort_unstable_by_key(|&c| (std::cmp::Reverse(self.demand[c as usize]), c));
-        for &out in asked.iter().take((SEND_LOOKED / self.owners.len()).clamp(2, 8)) {
-            for (back, &to) in self.owners.iter().enumerate() {
-                let back = back as u32;
-                let swap = Swap {
-                    from,
-                    out,
-                    to: to as usize,
-                    back: Some(back),
-                };
-                let moved = self.moved(&swap, &self.demand);
-                if to as usize != from
-                    && moved > 0
-                    && self.sent[to as usize] + moved <= most
-                    && self.fits(&swap)
-                {
-                    // Enough at once, and little more than that, before other pairs.
-                    pairs.push(((moved - excess).abs(), out, back));
-                }
-            }
-        }
-        let kept = pairs.len().min(SEND_PAIRS);
-        if kept == 0 {
-            return false;
-        }
-        pairs.select_nth_unstable(kept - 1);
-        let mut best: Option<(i64, u32, u32)> = None;
-        for &(_, out, back) in &pairs[..kept] {
-            let swap = self.swap_of(from, out, back);
-            let added = self.added(&swap, i64::MAX / 2).unwrap_or(i64::MAX);
-            best = best.min(Some((added, out, back))).or(Some((added, out, back)));
-        }
-        let Some((_, out, back)) = best else { return false };
-        let swap = self.swap_of(from, out, back);
-        self.added(&swap, i64::MAX / 2);
-        self.apply(&swap);
-        true
-    }
-
-    fn swap_of(&self, from: usize, out: u32, back: u32) -> Swap {
-        Swap {
-            from,
-            out,
-            to: self.owners[back as usize] as usize,
-            back: Some(back),
         }
     }
 }
 
-/// `list`, ascending, without `out` and with `into`.
-fn replace(list: &[u32], out: Option<u32>, into: Option<u32>, result: &mut Vec<u32>) {
-    result.clear();
-    result.extend(list.iter().copied().filter(|&c| Some(c) != out));
+/// All of `list`, from place `first` on and around.
+fn around(list: &[u32], first: usize) -> impl Iterator<Item = &u32> {
+    let (before, from) = list.split_at(first.min(list.len()));
+    from.iter().chain(before)
+}
+
+/// Takes `out` from an ascending list and puts `into` in.
+pub(super) fn replace(list: &mut Vec<u32>, out: Option<u32>, into: Option<u32>) {
+    list.retain(|&c| Some(c) != out);
     if let Some(into) = into {
-        result.insert(result.partition_point(|&c| c < into), into);
+        list.insert(list.partition_point(|&c| c < into), into);
     }
 }
