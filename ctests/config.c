@@ -20,7 +20,8 @@ static void defaults(void) {
     CHECK_INT(c.backward_high_precision_reduce, 0);
     CHECK_INT(c.sanity_check, 0);
     CHECK_INT(c.hierarchical_comm, 0);
-    CHECK_INT(c.reserved, 0);
+    CHECK_INT(c.qo_comm, 0);
+    CHECK_INT(c.forward_high_precision_reduce, 0);
     CHECK(c.alloc == NULL && c.free == NULL && c.userdata == NULL);
 }
 
@@ -51,7 +52,8 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     SET(sanity_check, -1, "config.sanity_check is -1");
     SET(hierarchical_comm, 3, "config.hierarchical_comm is 3; it must be 0 or 1");
     SET(hierarchical_comm, 1, "nothing says which ranks share a host");
-    SET(reserved, 1, "config.reserved is 1");
+    SET(qo_comm, 2, "config.qo_comm is 2; it must be 0 or 1");
+    SET(forward_high_precision_reduce, -1, "config.forward_high_precision_reduce is -1; it must be 0 or 1");
     SET(alloc, no_alloc, "config.alloc and config.free must both be set");
 #undef SET
     CHECK(key == NULL);

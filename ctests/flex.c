@@ -388,6 +388,30 @@ static void choices(const magi_mask *mask) {
     CHECK(memcmp(before, out, sizeof out) == 0);
 }
 
+// Preparing checks what a call checks, writes nothing, and the CPU has nothing else to prepare.
+static void prepares(const magi_mask *mask) {
+    magi_flex_options o = with_workspace();
+    poison();
+    CHECK_OK(magi_flex_flash_attn_forward_prepare(mask, &forward_args, &o, NULL));
+    CHECK_OK(magi_flex_flash_attn_backward_prepare(mask, &backward_args, &o, NULL));
+    CHECK_OK(magi_flex_flash_attn_forward_prepare(mask, &forward_args, NULL, NULL));
+    o.backend = MAGI_BACKEND_FFA;
+    const magi_status status = MAGI_STATUS_NOT_SUPPORTED;
+    CHECK_REFUSED(magi_flex_flash_attn_forward_prepare(mask, &forward_args, &o, NULL), status, "options.backend ffa");
+    CHECK_REFUSED(magi_flex_flash_attn_backward_prepare(mask, &backward_args, &o, NULL), status, "options.backend ffa");
+    o.backend = MAGI_BACKEND_DEFAULT;
+    o.accumulate = 1;
+    CHECK_REFUSED(magi_flex_flash_attn_forward_prepare(mask, &forward_args, &o, NULL), MAGI_STATUS_INVALID_ARGUMENT,
+                  "args.sink is given with options.accumulate");
+    tk.shape[0]--;
+    CHECK_REFUSED(magi_flex_flash_attn_forward_prepare(mask, &forward_args, NULL, NULL), MAGI_STATUS_SHAPE_MISMATCH,
+                  "args.k has shape");
+    CHECK_REFUSED(magi_flex_flash_attn_backward_prepare(mask, &backward_args, NULL, NULL), MAGI_STATUS_SHAPE_MISMATCH,
+                  "args.k has shape");
+    tk.shape[0]++;
+    CHECK(isnan(out[0]) && isnan(lse[0]) && isnan(dq[0]));
+}
+
 int main(void) {
     magi_mask *mask = NULL;
     set_up();
@@ -398,6 +422,7 @@ int main(void) {
     accumulate();
     workspaces(mask);
     choices(mask);
+    prepares(mask);
     magi_mask_destroy(mask);
     return 0;
 }

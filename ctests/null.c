@@ -128,6 +128,8 @@ static void forward(one_rank *o) {
     REFUSES_NULL(magi_calc_attn_forward(NULL, &o->forward, NULL), "key");
     REFUSES_NULL(magi_calc_attn_forward(o->key, NULL, NULL), "args");
     REFUSES_NULL(magi_flex_flash_attn_forward(o->mask, NULL, NULL, NULL), "args");
+    REFUSES_NULL(magi_flex_flash_attn_forward_prepare(o->mask, NULL, NULL, NULL), "args");
+    REFUSES_NULL(magi_flex_flash_attn_forward_prepare(NULL, &o->forward, NULL, NULL), "mask");
     REFUSES_NULL(magi_flex_flash_attn_forward_workspace_size(NULL, NULL, &bytes), "args");
     REFUSES_NULL(magi_flex_flash_attn_forward_workspace_size(&o->forward, NULL, NULL), "bytes");
 #define CALL(part)                                                                                                     \
@@ -160,6 +162,8 @@ static void backward(one_rank *o) {
     REFUSES_NULL(magi_calc_attn_backward(NULL, &o->backward, NULL), "key");
     REFUSES_NULL(magi_calc_attn_backward(o->key, NULL, NULL), "args");
     REFUSES_NULL(magi_flex_flash_attn_backward(o->mask, NULL, NULL, NULL), "args");
+    REFUSES_NULL(magi_flex_flash_attn_backward_prepare(o->mask, NULL, NULL, NULL), "args");
+    REFUSES_NULL(magi_flex_flash_attn_backward_prepare(NULL, &o->backward, NULL, NULL), "mask");
     REFUSES_NULL(magi_flex_flash_attn_backward_workspace_size(NULL, NULL, &bytes), "args");
     REFUSES_NULL(magi_flex_flash_attn_backward_workspace_size(&o->backward, NULL, NULL), "bytes");
 #define CALL(part)                                                                                                     \

@@ -66,6 +66,9 @@ static void attention(one_rank *o) {
     CHECK_SIZES(options, magi_flex_flash_attn_forward_workspace_size(&o->forward, &options.known, &bytes), "options",
                 0);
     CHECK_SIZES(options, magi_flex_flash_attn_forward(o->mask, &o->forward, &options.known, NULL), "options", 0);
+    CHECK_SIZES(forward, magi_flex_flash_attn_forward_prepare(o->mask, &forward.known, NULL, NULL), "args", 0);
+    CHECK_SIZES(options, magi_flex_flash_attn_backward_prepare(o->mask, &o->backward, &options.known, NULL), "options",
+                0);
     CHECK_SIZES(backward, magi_calc_attn_backward(o->key, &backward.known, NULL), "args", 0);
     CHECK_SIZES(backward, magi_flex_flash_attn_backward_workspace_size(&backward.known, NULL, &bytes), "args", 0);
     CHECK_SIZES(options, magi_flex_flash_attn_backward_workspace_size(&o->backward, &options.known, &bytes), "options",

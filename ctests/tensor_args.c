@@ -87,7 +87,7 @@ static void strides(one_rank *o) {
 
 static void devices(one_rank *o) {
     const magi_status s = MAGI_STATUS_DEVICE_MISMATCH;
-    BOTH(o->tq, o->tq.device_type = MAGI_DEVICE_TYPE_CUDA; o->tq.device_index = 3, s, "args.q lies on Cuda(3)");
+    BOTH(o->tq, o->tq.device_type = MAGI_DEVICE_TYPE_CUDA; o->tq.device_index = 3, s, "args.q lies on CUDA device 3");
     FORWARD(o->tmax, o->tmax.device_type = MAGI_DEVICE_TYPE_CUDA, s, "args.max_logits");
     BACKWARD(o->tdsink, o->tdsink.device_type = MAGI_DEVICE_TYPE_CUDA, s, "args.dsink");
     const magi_stream stream = (magi_stream)(uintptr_t)64;

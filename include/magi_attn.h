@@ -698,7 +698,8 @@ typedef struct magi_config {
      */
     int32_t dsink_reduce;
     /**
-     * 0 or 1: partial dk and dv travel in the accumulator type instead of the input dtype (0).
+     * 0 or 1: partial dk and dv, and dq of queries that travelled, travel in the accumulator type instead of the input
+     * dtype (0).
      */
     int32_t backward_high_precision_reduce;
     /**
@@ -706,9 +707,14 @@ typedef struct magi_config {
      */
     int32_t hierarchical_comm;
     /**
-     * Must be 0.
+     * 0 or 1: queries may travel to keys, and their outputs back, where that moves fewer bytes than keys to queries (0).
+     * With hierarchical_comm it is NOT_SUPPORTED.
      */
-    int32_t reserved;
+    int32_t qo_comm;
+    /**
+     * 0 or 1: partial outputs of queries that travelled go home in the accumulator type instead of the input dtype (0).
+     */
+    int32_t forward_high_precision_reduce;
     /**
      * 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
      */
@@ -851,7 +857,8 @@ typedef struct magi_attn_shape {
 } magi_attn_shape;
 
 /**
- * What a plan comes to, over all ranks. Token counts are of keys, in one forward pass.
+ * What a plan comes to, over all ranks. Token counts are of keys, in one forward pass, where nothing else is said. Bytes
+ * count what a rank receives, results that come home included.
  */
 typedef struct magi_key_stats {
     /**
@@ -894,6 +901,39 @@ typedef struct magi_key_stats {
      * Tokens of a chunk.
      */
     int64_t chunk_size;
+    /**
+     * Queries that travel in a forward pass, each counted once for every rank that it goes to; as many outputs come back.
+     * 0 unless config.qo_comm is set and saves bytes.
+     */
+    int64_t queries_moved;
+    /**
+     * Bytes of k and v in a forward pass.
+     */
+    int64_t bytes_keys;
+    /**
+     * Bytes of q in a forward pass.
+     */
+    int64_t bytes_queries;
+    /**
+     * Bytes of out and lse that come home in a forward pass.
+     */
+    int64_t bytes_outputs;
+    /**
+     * Bytes that a forward pass moves: the three above.
+     */
+    int64_t bytes_forward;
+    /**
+     * Bytes that a backward pass moves.
+     */
+    int64_t bytes_backward;
+    /**
+     * Bytes that a forward pass would move on the same placement if only keys travelled; bytes_forward is never more.
+     */
+    int64_t bytes_forward_keys_only;
+    /**
+     * The same of a backward pass.
+     */
+    int64_t bytes_backward_keys_only;
     /**
      * Stages of the forward pass, the host stage included.
      */
@@ -951,6 +991,22 @@ typedef struct magi_rank_stats {
      */
     int64_t tokens_received;
     /**
+     * Queries that it sends in a forward pass, each counted once for every rank that it goes to; their outputs come back.
+     */
+    int64_t queries_sent;
+    /**
+     * Queries that it receives in a forward pass.
+     */
+    int64_t queries_received;
+    /**
+     * Bytes that it sends in a forward pass.
+     */
+    int64_t bytes_sent;
+    /**
+     * Bytes that it receives in a forward pass.
+     */
+    int64_t bytes_received;
+    /**
      * Predicted time of its forward pass, in nanoseconds, by the config's rates.
      */
     int64_t forward_ns;
@@ -1006,7 +1062,7 @@ typedef struct magi_stage_stats {
      */
     int64_t tokens_sent;
     /**
-     * Its keys start to come in.
+     * Its keys, and queries of other ranks, start to come in.
      */
     int64_t fetch_start_ns;
     /**
@@ -1022,7 +1078,7 @@ typedef struct magi_stage_stats {
      */
     int64_t compute_end_ns;
     /**
-     * Backward: the gradients of its keys start to go back.
+     * Backward: the gradients of its keys start to go back. Where queries travel: results of its queries too, also forward.
      */
     int64_t reduce_start_ns;
     /**
@@ -1033,6 +1089,14 @@ typedef struct magi_stage_stats {
      * How long the rank computes nothing before the stage.
      */
     int64_t wait_ns;
+    /**
+     * Queries of other ranks that it receives for it; 0 unless queries travel.
+     */
+    int64_t queries_received;
+    /**
+     * Queries that it sends for the same stage of others, each counted once for every rank that it goes to.
+     */
+    int64_t queries_sent;
 } magi_stage_stats;
 
 /**
@@ -1947,6 +2011,23 @@ magi_status magi_flex_flash_attn_forward(const struct magi_mask *mask,
                                          magi_stream stream);
 
 /**
+ * Makes what a call of magi_flex_flash_attn_forward with the same mask, options and kinds of arguments (shapes, dtypes,
+ * device, which of them are NULL) needs beside its tensors: plans the mask's tiles, uploads them, loads kernels and
+ * compiles those that are not compiled yet. Such calls then only enqueue, and may be captured into a CUDA graph. Without
+ * it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU.
+ *
+ * Tensors are checked, their memory is not touched. Errors: as magi_flex_flash_attn_forward, and COMPILE_FAILED. Any
+ * thread.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_forward.
+ */
+magi_status magi_flex_flash_attn_forward_prepare(const struct magi_mask *mask,
+                                                 const struct magi_forward_args *args,
+                                                 const struct magi_flex_options *options,
+                                                 magi_stream stream);
+
+/**
  * Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. Errors: as forward. Any thread.
  *
  * # Safety
@@ -1956,6 +2037,17 @@ magi_status magi_flex_flash_attn_backward(const struct magi_mask *mask,
                                           const struct magi_backward_args *args,
                                           const struct magi_flex_options *options,
                                           magi_stream stream);
+
+/**
+ * What magi_flex_flash_attn_forward_prepare is to forward, for magi_flex_flash_attn_backward.
+ *
+ * # Safety
+ * As magi_flex_flash_attn_backward.
+ */
+magi_status magi_flex_flash_attn_backward_prepare(const struct magi_mask *mask,
+                                                  const struct magi_backward_args *args,
+                                                  const struct magi_flex_options *options,
+                                                  magi_stream stream);
 
 /**
  * Bytes of workspace that magi_flex_flash_attn_forward needs for `args` (data pointers are not looked at beyond NULL)

@@ -17,6 +17,15 @@ configure() {
 }
 
 c_tests() { ctest --test-dir build --output-on-failure --parallel "$JOBS" --label-exclude memcheck --no-tests=error; }
+# The benchmark's tools need a GPU for figures only. The library is the one that cmake has built.
+bench_tools() {
+    if have python3; then
+        python3 bench/test_bench.py --library build/lib/libmagi_attn.so
+        python3 bench/attention.py --device cpu --tokens 256 --check --library build/lib/libmagi_attn.so
+    else
+        say "no python3: the benchmark's tools are not tested"
+    fi
+}
 memcheck() { ctest --test-dir build --output-on-failure --parallel "$JOBS" --label-regex memcheck; }
 
 step "set-up" scripts/setup.sh test
@@ -27,5 +36,6 @@ step "cmake" configure
 step "build" cmake --build build --parallel "$JOBS"
 step "ctest" c_tests
 step "ctest, memory errors" memcheck
+step "benchmark tools" bench_tools
 step "fuzz" scripts/fuzz.sh --seconds "${MAGI_FUZZ_SECONDS:-5}"
 step_summary

@@ -95,7 +95,7 @@ fn every_status_is_in_the_table_of_codes() {
 /// Every document of the project.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in ["", "docs"] {
+    for folder in ["", "docs", "bench"] {
         for item in fs::read_dir(root().join(folder)).unwrap() {
             let path = item.unwrap().path();
             if path.extension().is_some_and(|e| e == "md") {

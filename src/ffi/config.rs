@@ -54,12 +54,16 @@ pub struct magi_config {
     pub degree_backward: i32,
     /// A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
     pub dsink_reduce: i32,
-    /// 0 or 1: partial dk and dv travel in the accumulator type instead of the input dtype (0).
+    /// 0 or 1: partial dk and dv, and dq of queries that travelled, travel in the accumulator type instead of the input
+    /// dtype (0).
     pub backward_high_precision_reduce: i32,
     /// 0 or 1: group collectives cross hosts once a token, then fan out inside the host (0). Needs magi_comm_set_mesh.
     pub hierarchical_comm: i32,
-    /// Must be 0.
-    pub reserved: i32,
+    /// 0 or 1: queries may travel to keys, and their outputs back, where that moves fewer bytes than keys to queries (0).
+    /// With hierarchical_comm it is NOT_SUPPORTED.
+    pub qo_comm: i32,
+    /// 0 or 1: partial outputs of queries that travelled go home in the accumulator type instead of the input dtype (0).
+    pub forward_high_precision_reduce: i32,
     /// 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
     pub sanity_check: i32,
     /// Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
@@ -109,7 +113,8 @@ pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize)
             dsink_reduce: c.dsink_reduce as i32,
             backward_high_precision_reduce: i32::from(c.backward_high_precision_reduce),
             hierarchical_comm: i32::from(c.hierarchical_comm),
-            reserved: 0,
+            qo_comm: i32::from(c.qo_comm),
+            forward_high_precision_reduce: i32::from(c.forward_high_precision_reduce),
             sanity_check: i32::from(c.sanity_check),
             alloc: None,
             free: None,
@@ -168,12 +173,6 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         2 => DsinkReduce::Avg,
         v => return Err(bad("dsink_reduce", v.into(), "a magi_dsink_reduce (0, 1 or 2)")),
     };
-    if c.reserved != 0 {
-        return Err(Error::argument(format!(
-            "{param}.reserved is {}; it must be 0",
-            c.reserved
-        )));
-    }
     let allocator = match (c.alloc, c.free) {
         (None, None) => None,
         (Some(alloc), Some(free)) => Some(Allocator {
@@ -213,6 +212,11 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
             "config.backward_high_precision_reduce",
             c.backward_high_precision_reduce,
         )?,
+        forward_high_precision_reduce: input::flag(
+            "config.forward_high_precision_reduce",
+            c.forward_high_precision_reduce,
+        )?,
+        qo_comm: input::flag("config.qo_comm", c.qo_comm)?,
         hierarchical_comm: input::flag("config.hierarchical_comm", c.hierarchical_comm)?,
         mesh: None,
         dsink_reduce,

@@ -30,7 +30,8 @@ impl Handle for magi_key {
     }
 }
 
-/// What a plan comes to, over all ranks. Token counts are of keys, in one forward pass.
+/// What a plan comes to, over all ranks. Token counts are of keys, in one forward pass, where nothing else is said. Bytes
+/// count what a rank receives, results that come home included.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct magi_key_stats {
@@ -54,6 +55,23 @@ pub struct magi_key_stats {
     pub tokens_sent_max: i64,
     /// Tokens of a chunk.
     pub chunk_size: i64,
+    /// Queries that travel in a forward pass, each counted once for every rank that it goes to; as many outputs come back.
+    /// 0 unless config.qo_comm is set and saves bytes.
+    pub queries_moved: i64,
+    /// Bytes of k and v in a forward pass.
+    pub bytes_keys: i64,
+    /// Bytes of q in a forward pass.
+    pub bytes_queries: i64,
+    /// Bytes of out and lse that come home in a forward pass.
+    pub bytes_outputs: i64,
+    /// Bytes that a forward pass moves: the three above.
+    pub bytes_forward: i64,
+    /// Bytes that a backward pass moves.
+    pub bytes_backward: i64,
+    /// Bytes that a forward pass would move on the same placement if only keys travelled; bytes_forward is never more.
+    pub bytes_forward_keys_only: i64,
+    /// The same of a backward pass.
+    pub bytes_backward_keys_only: i64,
     /// Stages of the forward pass, the host stage included.
     pub stages_forward: i64,
     /// Stages of the backward pass, likewise.
@@ -86,6 +104,14 @@ pub struct magi_rank_stats {
     pub tokens_sent: i64,
     /// Keys that it receives.
     pub tokens_received: i64,
+    /// Queries that it sends in a forward pass, each counted once for every rank that it goes to; their outputs come back.
+    pub queries_sent: i64,
+    /// Queries that it receives in a forward pass.
+    pub queries_received: i64,
+    /// Bytes that it sends in a forward pass.
+    pub bytes_sent: i64,
+    /// Bytes that it receives in a forward pass.
+    pub bytes_received: i64,
     /// Predicted time of its forward pass, in nanoseconds, by the config's rates.
     pub forward_ns: i64,
     /// The same of its backward pass.
@@ -218,17 +244,26 @@ pub unsafe extern "C" fn magi_key_get_stats(key: Option<&magi_key>, stats: *mut 
         let size = unsafe { input::sized("stats", stats) }?.size;
         let (s, hosts) = (k.key.stats()?, k.key.host_volume()?);
         let max = |figures: &[i64]| figures.iter().copied().max().unwrap_or(0);
+        let [forward, backward] = &s.volume;
         let filled = magi_key_stats {
             size,
             area: s.area.iter().sum(),
             area_max: max(&s.area),
             balance: s.balance,
             balance_bound: s.balance_bound,
-            tokens_moved: s.ideal_volume,
+            tokens_moved: forward.keys,
             tokens_all_gather: s.all_gather_volume,
             tokens_received_max: max(&s.received),
             tokens_sent_max: max(&s.sent),
             chunk_size: k.key.placement(crate::types::Side::Q).chunk_size(),
+            queries_moved: forward.queries,
+            bytes_keys: forward.key_bytes,
+            bytes_queries: forward.query_bytes,
+            bytes_outputs: forward.output_bytes,
+            bytes_forward: forward.bytes(),
+            bytes_backward: backward.bytes(),
+            bytes_forward_keys_only: forward.keys_only_bytes,
+            bytes_backward_keys_only: backward.keys_only_bytes,
             stages_forward: s.forward.stages.len() as i64,
             stages_backward: s.backward.stages.len() as i64,
             forward_ns: max(&s.forward_ns),
@@ -266,6 +301,10 @@ pub unsafe extern "C" fn magi_key_get_rank_stats(
             tokens_k: all.tokens_k[r],
             tokens_sent: all.sent[r],
             tokens_received: all.received[r],
+            queries_sent: all.queries_sent[r],
+            queries_received: all.queries_received[r],
+            bytes_sent: all.volume[0].sent[r],
+            bytes_received: all.volume[0].received[r],
             forward_ns: all.forward_ns[r],
             backward_ns: all.backward_ns[r],
             forward_wait_ns: all.forward.waits(r),

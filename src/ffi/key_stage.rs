@@ -29,7 +29,7 @@ pub struct magi_stage_stats {
     pub tokens_received: i64,
     /// Keys that it sends for the same stage of others, each counted once for every rank that it goes to.
     pub tokens_sent: i64,
-    /// Its keys start to come in.
+    /// Its keys, and queries of other ranks, start to come in.
     pub fetch_start_ns: i64,
     /// They are there.
     pub fetch_end_ns: i64,
@@ -37,12 +37,16 @@ pub struct magi_stage_stats {
     pub compute_start_ns: i64,
     /// They are computed.
     pub compute_end_ns: i64,
-    /// Backward: the gradients of its keys start to go back.
+    /// Backward: the gradients of its keys start to go back. Where queries travel: results of its queries too, also forward.
     pub reduce_start_ns: i64,
     /// They are back.
     pub reduce_end_ns: i64,
     /// How long the rank computes nothing before the stage.
     pub wait_ns: i64,
+    /// Queries of other ranks that it receives for it; 0 unless queries travel.
+    pub queries_received: i64,
+    /// Queries that it sends for the same stage of others, each counted once for every rank that it goes to.
+    pub queries_sent: i64,
 }
 
 fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
@@ -92,6 +96,8 @@ pub unsafe extern "C" fn magi_key_get_stage_stats(
             reduce_start_ns: times.reduce.start,
             reduce_end_ns: times.reduce.end,
             wait_ns: timeline.wait(r, i),
+            queries_received: s.queries_received,
+            queries_sent: s.queries_sent,
         };
         // SAFETY: the caller's promise.
         unsafe { input::write_out("stats", stats, filled) }

@@ -207,6 +207,31 @@ pub unsafe extern "C" fn magi_flex_flash_attn_backward(
     })
 }
 
+/// What magi_flex_flash_attn_forward_prepare is to forward, for magi_flex_flash_attn_backward.
+///
+/// # Safety
+/// As magi_flex_flash_attn_backward.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_flex_flash_attn_backward_prepare(
+    mask: Option<&magi_mask>,
+    args: *const magi_backward_args,
+    options: *const magi_flex_options,
+    stream: magi_stream,
+) -> Status {
+    guard("magi_flex_flash_attn_backward_prepare", || {
+        // SAFETY: the caller's promise.
+        let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
+        // SAFETY: the caller's promise.
+        let lists = unsafe { lists_of(&options) }?;
+        single::backward_prepare(
+            source_of(mask, lists.as_ref())?,
+            &args,
+            &options_of(&options)?,
+            super::key::stream_of(stream),
+        )
+    })
+}
+
 /// Bytes of workspace that magi_flex_flash_attn_forward needs for `args` (data pointers are not looked at beyond NULL)
 /// and `options` (NULL for defaults). Errors: as forward. Any thread.
 ///

@@ -1,5 +1,6 @@
 //! Predicted times of a pass, in whole nanoseconds.
 
+use super::price::Price;
 use super::timeline::StageTimes;
 use crate::types::{AttnShape, Config, Range, Rates};
 
@@ -13,7 +14,10 @@ pub(super) enum Direction {
 /// What one stage of one rank fetches and computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
+    /// Keys.
     pub tokens: i64,
+    /// Queries of other ranks, whose results go back.
+    pub queries: i64,
     pub area: i64,
 }
 
@@ -29,13 +33,10 @@ enum Lane {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
     rates: Rates,
-    direction: Direction,
     /// FLOPs of a visible cell, over all heads, and GFLOP/s, that is FLOPs a nanosecond.
     flops: i64,
     per_ns: i64,
-    /// Bytes of a key token, and of its gradient on the way back.
-    fetched: i64,
-    reduced: i64,
+    price: Price,
 }
 
 impl Cost {
@@ -51,19 +52,11 @@ impl Cost {
             Direction::Forward => (qk + v, rates.forward_gflops[class]),
             Direction::Backward => (3 * qk + 2 * v, rates.backward_gflops[class]),
         };
-        let elements = shape.heads_kv * (qk + v);
-        let wire = if config.backward_high_precision_reduce {
-            shape.dtype.accumulator()
-        } else {
-            shape.dtype
-        };
         Cost {
             rates,
-            direction,
             flops: 2 * shape.heads_q * dims,
             per_ns,
-            fetched: elements * shape.dtype.size() as i64,
-            reduced: elements * wire.size() as i64,
+            price: Price::new(shape, config, direction),
         }
     }
 
@@ -76,17 +69,29 @@ impl Cost {
         clamp(flops / i128::from(self.per_ns)).saturating_add(self.rates.kernel_latency_ns)
     }
 
-    fn link(&self, tokens: i64, bytes: i64) -> i64 {
-        if tokens == 0 {
+    fn link(&self, load: &Load, key: i64, query: i64) -> i64 {
+        let part = |tokens: i64, bytes: i64| i128::from(tokens) * i128::from(bytes);
+        let bytes = part(load.tokens, key) + part(load.queries, query);
+        if bytes == 0 {
             return 0;
         }
         // A MB/s is a byte in 1,000 ns.
-        let ns = i128::from(tokens) * i128::from(bytes) * 1000 / i128::from(self.rates.link_mb_per_s);
+        let ns = bytes * 1000 / i128::from(self.rates.link_mb_per_s);
         clamp(ns).saturating_add(self.rates.link_latency_ns)
     }
 
+    /// Time in which keys and queries come in.
+    fn fetch(&self, load: &Load) -> i64 {
+        self.link(load, self.price.key_out, self.price.query_out)
+    }
+
+    /// Time in which gradients, and results of queries that travelled, go back.
+    fn reduce(&self, load: &Load) -> i64 {
+        self.link(load, self.price.key_back, self.price.query_back)
+    }
+
     /// The end of a pass whose remote stages are `remote` beside a host stage of `host` cells. While a stage is computed
-    /// the next one is fetched and, backward, the gradients of the one before travel back the other way.
+    /// the next one is fetched, and gradients and results of the one before travel back the other way.
     pub fn pass(&self, host: i64, remote: &[Load]) -> i64 {
         self.walk(host, remote, |_, _, _| ())
     }
@@ -114,13 +119,13 @@ impl Cost {
                 None => host,
                 Some(i) => remote.get(i).map_or(0, |s| s.area),
             };
-            let fetched = remote.get(step).map_or(0, |s| s.tokens);
-            let returned = step.checked_sub(2).map_or(0, |i| remote[i].tokens);
+            let fetched = remote.get(step).map_or(0, |s| self.fetch(s));
+            let returned = step.checked_sub(2).map_or(0, |i| self.reduce(&remote[i]));
             let mut end = start;
             for (stage, lane, time) in [
-                (step + 1, Lane::Fetch, self.link(fetched, self.fetched)),
+                (step + 1, Lane::Fetch, fetched),
                 (step, Lane::Compute, self.compute(area)),
-                (step.wrapping_sub(1), Lane::Reduce, self.reduce(returned)),
+                (step.wrapping_sub(1), Lane::Reduce, returned),
             ] {
                 let at = Range::new(start, start.saturating_add(time));
                 let last = match lane {
@@ -138,23 +143,15 @@ impl Cost {
         start
     }
 
-    /// Time in which the gradients of `tokens` go back.
-    fn reduce(&self, tokens: i64) -> i64 {
-        match self.direction {
-            Direction::Forward => 0,
-            Direction::Backward => self.link(tokens, self.reduced),
-        }
-    }
-
-    /// The one stage of degree 0: everything is fetched, then one kernel, then, backward, all gradients travel back.
+    /// The one stage of degree 0: everything is fetched, then one kernel, then all gradients and results travel back.
     pub fn at_once(&self, host: i64, all: Load) -> StageTimes {
         let after = |start: i64, time: i64| Range::new(start, start.saturating_add(time));
-        let fetch = after(0, self.link(all.tokens, self.fetched));
+        let fetch = after(0, self.fetch(&all));
         let compute = after(fetch.end, self.compute(host + all.area));
         StageTimes {
             fetch,
             compute,
-            reduce: after(compute.end, self.reduce(all.tokens)),
+            reduce: after(compute.end, self.reduce(&all)),
         }
     }
 }
@@ -177,11 +174,17 @@ mod tests {
                 kernel_latency_ns: 3,
                 ..Rates::default()
             },
-            direction,
             flops: 1,
             per_ns: 1,
-            fetched: 4,
-            reduced: 8,
+            price: Price {
+                key_out: 4,
+                key_back: match direction {
+                    Direction::Forward => 0,
+                    Direction::Backward => 8,
+                },
+                query_out: 2,
+                query_back: 1,
+            },
         }
     }
 
@@ -191,8 +194,13 @@ mod tests {
             Load {
                 tokens: 1,
                 area: 7000,
+                queries: 0,
             },
-            Load { tokens: 2, area: 100 },
+            Load {
+                tokens: 2,
+                area: 100,
+                queries: 0,
+            },
         ];
         // max(fetch 4005, host 1003), max(compute 7003, fetch 8005), compute 103.
         assert_eq!(cost(Direction::Forward).pass(1000, &remote), 4005 + 8005 + 103);
@@ -204,6 +212,7 @@ mod tests {
         let all = Load {
             tokens: 3,
             area: 7100,
+            queries: 0,
         };
         assert_eq!(cost(Direction::Forward).at_once(1000, all).end(), 12005 + 8103);
         assert_eq!(
@@ -211,6 +220,10 @@ mod tests {
             12005 + 8103 + 24005
         );
         assert_eq!(cost(Direction::Forward).pass(0, &[Load::default()]), 0);
+        let guests = Load { queries: 4, ..all };
+        // 12 + 8 bytes out, one kernel, 4 bytes back.
+        let end = cost(Direction::Forward).at_once(1000, guests).end();
+        assert_eq!(end, 20005 + 8103 + 4005);
     }
 
     #[test]
@@ -219,8 +232,13 @@ mod tests {
             Load {
                 tokens: 1,
                 area: 7000,
+                queries: 0,
             },
-            Load { tokens: 2, area: 100 },
+            Load {
+                tokens: 2,
+                area: 100,
+                queries: 0,
+            },
         ];
         let r = Range::new;
         let stages = cost(Direction::Backward).pass_times(1000, &remote);
@@ -254,8 +272,14 @@ mod tests {
             ..Config::default()
         };
         let forward = Cost::new(&shape, &config, Direction::Forward);
-        assert_eq!((forward.flops, forward.fetched), (4 * 64 * 128, 8 * 256 * 2));
+        assert_eq!(
+            (forward.flops, forward.price.key_out),
+            (4 * 64 * 128, 8 * 256 * 2)
+        );
         let backward = Cost::new(&shape, &config, Direction::Backward);
-        assert_eq!((backward.flops, backward.reduced), (10 * 64 * 128, 8 * 256 * 4));
+        assert_eq!(
+            (backward.flops, backward.price.key_back),
+            (10 * 64 * 128, 8 * 256 * 4)
+        );
     }
 }

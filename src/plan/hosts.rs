@@ -5,6 +5,7 @@ use super::placement::Placement;
 use super::side::SidePlacement;
 use super::staging::Staging;
 use super::stats::sent;
+use super::work::Work;
 use crate::types::{AttnShape, Config, Mask, Mesh, Ranges, Result, Side};
 
 /// Keys that travel in a forward pass, by rank: between hosts, and inside them. Over two levels, what a rank passes on
@@ -39,7 +40,14 @@ impl HostVolume {
     ) -> Result<HostVolume> {
         placement.check_mask(mask)?;
         let needs = Needs::new(mask, placement, None);
-        let [forward, _] = Staging::both(mask, placement, &needs.remote, shape, config)?;
+        let groups = match Work::both(mask, placement, shape, config) {
+            // In which stage a key travels makes no difference where there is one level only.
+            [Some(work), _] => work.keys.iter().map(|keys| vec![keys.clone()]).collect(),
+            _ => {
+                let [forward, _] = Staging::both(mask, placement, &needs.remote, shape, config)?;
+                forward.groups
+            }
+        };
         let keys = Meshed::new(placement.side(Side::K), mesh);
         let world = placement.world();
         let mut volume = HostVolume {
@@ -50,9 +58,9 @@ impl HostVolume {
             received_intra: vec![0; world],
             one_level: 0,
         };
-        let stages = forward.groups.first().map_or(0, Vec::len);
+        let stages = groups.first().map_or(0, Vec::len);
         for stage in 0..stages {
-            let fetched: Vec<&Ranges> = forward.groups.iter().map(|g| &g[stage]).collect();
+            let fetched: Vec<&Ranges> = groups.iter().map(|g| &g[stage]).collect();
             volume.add_stage(&keys, &fetched, config.hierarchical_comm);
         }
         Ok(volume)

@@ -4,6 +4,7 @@
 //! randomness, integer costs. Every rank derives the needs of all ranks from the placement, so the two ends of every
 //! transfer agree without a message, and equal hashes mean equal plans.
 
+mod assign;
 mod balance;
 mod cells;
 mod chunks;
@@ -12,6 +13,8 @@ mod dice;
 mod draw;
 mod exact;
 mod explain;
+mod grid;
+mod guests;
 mod hash;
 mod heap;
 mod hierarchy;
@@ -21,6 +24,7 @@ mod needs;
 mod order;
 mod pieces;
 mod placement;
+mod price;
 mod reach;
 mod search;
 mod seed;
@@ -35,9 +39,12 @@ mod timeline;
 mod traffic;
 mod transfer;
 mod verify;
+mod volume;
+mod work;
 
 pub use draw::draw_key;
 pub use explain::{Explanation, Origin, explain};
+pub use guests::Guests;
 pub use hosts::HostVolume;
 pub use placement::Placement;
 pub use side::{OwnedRun, SidePlacement};
@@ -45,12 +52,16 @@ pub use stage::{Pass, Stage};
 pub use stats::Stats;
 pub use timeline::{StageStats, StageTimes, Timeline};
 pub use verify::verify;
+pub use volume::Volume;
 
-use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
+use crate::types::{AttnShape, Config, Error, Mask, Result, Side, Status};
+use cost::{Cost, Direction};
+use guests::Schedule;
 use hash::Hasher;
 use needs::Needs;
-use staging::Staging;
+use staging::{Staging, check_degree};
 use std::sync::Arc;
+use work::Work;
 
 /// What one rank does for one mask. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +76,8 @@ pub struct Plan {
     pub forward: Arc<Pass>,
     /// Stages of the backward pass; the same object when both passes have the same degree.
     pub backward: Arc<Pass>,
+    /// The work of all ranks in the forward and in the backward pass, where queries travel.
+    work: [Option<Arc<Work>>; 2],
     /// Equal on two ranks when mask, shape, world, placement and the config fields that shape the plan and its
     /// messages are equal; on any machine.
     pub hash: u64,
@@ -82,7 +95,7 @@ impl Plan {
     /// Plans for `rank` on a placement that may have been made for another mask with the same totals.
     ///
     /// `Status::InvalidArgument` when totals differ, `rank` is not below the placement's world size, a degree is
-    /// outside -1 to 8, or the shape is not valid; with `config.sanity_check`, `Status::Internal` when the plan does
+    /// outside -1 to 8, or the shape is not valid; `Status::NotSupported` for queries that travel over a mesh; with `config.sanity_check`, `Status::Internal` when the plan does
     /// not cover the mask.
     pub fn with_placement(
         mask: &Mask,
@@ -99,22 +112,16 @@ impl Plan {
                 "rank is {rank}; it must be below the world size {world}"
             )));
         }
-        let needs = Needs::new(mask, &placement, Some(rank));
-        let stagings = Staging::both(mask, &placement, &needs.remote, shape, config)?;
-        let [first, second] = &stagings;
-        let forward = Arc::new(Pass::new(&placement, rank, &needs, first, config.mesh));
-        let backward = if second.groups == first.groups && second.degree == first.degree {
-            Arc::clone(&forward)
-        } else {
-            Arc::new(Pass::new(&placement, rank, &needs, second, config.mesh))
-        };
+        let work = travelling(mask, &placement, shape, config)?;
+        let [(first, forward), (second, backward)] = passes(mask, shape, &placement, rank, config, &work)?;
         let plan = Plan {
             rank,
             world,
-            hash: plan_hash(mask, shape, &placement, config, [first.degree, second.degree]),
+            hash: plan_hash(mask, shape, &placement, config, [first, second], &work),
             placement,
             forward,
             backward,
+            work,
         };
         if config.sanity_check {
             verify(&plan, mask)?;
@@ -123,12 +130,77 @@ impl Plan {
     }
 }
 
+/// The work of both passes where queries travel.
+fn travelling(
+    mask: &Mask,
+    placement: &Placement,
+    shape: &AttnShape,
+    config: &Config,
+) -> Result<[Option<Arc<Work>>; 2]> {
+    if config.qo_comm && (config.hierarchical_comm || config.mesh.is_some()) {
+        let message = "config.qo_comm and config.hierarchical_comm are both set; queries travel in one level only: set \
+                       one of them to 0";
+        return Err(Error::new(Status::NotSupported, message));
+    }
+    Ok(Work::both(mask, placement, shape, config))
+}
+
+/// The degrees and stages of both passes of `rank`.
+fn passes(
+    mask: &Mask,
+    shape: &AttnShape,
+    placement: &Placement,
+    rank: usize,
+    config: &Config,
+    work: &[Option<Arc<Work>>; 2],
+) -> Result<[(i32, Arc<Pass>); 2]> {
+    check_degree("degree_forward", config.degree_forward)?;
+    check_degree("degree_backward", config.degree_backward)?;
+    let mut made = [(0, Arc::default()), (0, Arc::default())];
+    if work.iter().any(Option::is_none) {
+        made = key_passes(mask, shape, placement, rank, config)?;
+    }
+    let directions = [
+        (Direction::Forward, config.degree_forward),
+        (Direction::Backward, config.degree_backward),
+    ];
+    for (i, (direction, asked)) in directions.into_iter().enumerate() {
+        if let Some(work) = &work[i] {
+            let schedule = Schedule::of(work, &Cost::new(shape, config, direction), asked);
+            let pass = guests::pass(mask, placement, rank, work, &schedule);
+            made[i] = (schedule.degree, Arc::new(pass));
+        }
+    }
+    Ok(made)
+}
+
+/// The same where only keys travel; one object when both have the same stages.
+fn key_passes(
+    mask: &Mask,
+    shape: &AttnShape,
+    placement: &Placement,
+    rank: usize,
+    config: &Config,
+) -> Result<[(i32, Arc<Pass>); 2]> {
+    let needs = Needs::new(mask, placement, Some(rank));
+    let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
+    let [first, second] = &stagings;
+    let forward = Arc::new(Pass::new(placement, rank, &needs, first, config.mesh));
+    let backward = if second.groups == first.groups && second.degree == first.degree {
+        Arc::clone(&forward)
+    } else {
+        Arc::new(Pass::new(placement, rank, &needs, second, config.mesh))
+    };
+    Ok([(first.degree, forward), (second.degree, backward)])
+}
+
 fn plan_hash(
     mask: &Mask,
     shape: &AttnShape,
     placement: &Placement,
     config: &Config,
     degrees: [i32; 2],
+    work: &[Option<Arc<Work>>; 2],
 ) -> u64 {
     let mut h = Hasher::new();
     h.mask(mask);
@@ -152,5 +224,17 @@ fn plan_hash(
         // Ranks that keep different numbers of keys would prepare at different times.
         config.cache_size as i64,
     ]);
+    if config.qo_comm {
+        h.words([
+            i64::from(config.qo_comm),
+            i64::from(config.forward_high_precision_reduce),
+        ]);
+        for work in work {
+            h.word(i64::from(work.is_some()));
+            if let Some(work) = work {
+                work.hash(&mut h);
+            }
+        }
+    }
     h.finish()
 }

@@ -66,7 +66,7 @@ impl Needs {
 
 /// Adds keys to an unsorted list, into the last range where they touch it: slices and runs come in ascending order
 /// more often than not, and a causal mask then keeps one range a rank.
-fn extend(list: &mut Vec<Range>, keys: Range) {
+pub(super) fn extend(list: &mut Vec<Range>, keys: Range) {
     match list.last_mut() {
         Some(last) if keys.start <= last.end && last.start <= keys.end => {
             *last = Range::new(last.start.min(keys.start), last.end.max(keys.end));
@@ -76,7 +76,7 @@ fn extend(list: &mut Vec<Range>, keys: Range) {
 }
 
 /// Turns indices into all runs into indices into the rank's own.
-fn number(mut parts: Vec<(usize, Slice)>, queries: &SidePlacement) -> Vec<Part> {
+pub(super) fn number(mut parts: Vec<(usize, Slice)>, queries: &SidePlacement) -> Vec<Part> {
     parts.sort_by_key(|p| p.0);
     let (mut run, mut last) = (0, None);
     parts

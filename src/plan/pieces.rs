@@ -73,6 +73,7 @@ impl Pieces {
             part.iter().fold(Load::default(), |sum, p| Load {
                 tokens: sum.tokens + p.load.tokens,
                 area: sum.area + p.load.area,
+                queries: 0,
             })
         })
     }
@@ -94,8 +95,8 @@ impl Pieces {
         }
         let times = cost.pass_times(host, &loads);
         let first = Load {
-            tokens: 0,
             area: host,
+            ..Load::default()
         };
         loads.insert(0, first);
         loads.into_iter().zip(times).collect()
@@ -209,7 +210,10 @@ fn cut_even(keys: &Ranges, count: i64) -> Vec<Piece> {
             let tokens = taken - start;
             Piece {
                 keys,
-                load: Load { tokens, area: 0 },
+                load: Load {
+                    tokens,
+                    ..Load::default()
+                },
             }
         })
         .collect()

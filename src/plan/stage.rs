@@ -1,5 +1,6 @@
 //! What is fetched and computed when.
 
+use super::guests::Guests;
 use super::hierarchy::Routes;
 use super::needs::Needs;
 use super::placement::Placement;
@@ -22,10 +23,17 @@ pub struct Stage {
     pub slices: Vec<StageSlice>,
     /// Visible cells of the slices.
     pub area: i64,
+    /// Queries of other ranks that are computed for here; none unless queries travel.
+    pub guests: Guests,
 }
 
 impl Stage {
-    /// Whether this rank moves nothing for it, neither for itself nor for others.
+    /// Cells that are computed, for this rank's queries and for its guests.
+    pub fn cells(&self) -> i64 {
+        self.area + self.guests.area
+    }
+
+    /// Whether this rank moves no keys for it, neither for itself nor for others.
     pub fn is_idle(&self) -> bool {
         self.two_level
             .as_ref()
@@ -80,7 +88,7 @@ impl Pass {
     }
 }
 
-fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
+pub(super) fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
     let slices = local_slices(&needs.parts, keys, source);
     Stage {
         area: slices.iter().map(|s| s.slice.area()).sum(),
@@ -89,7 +97,7 @@ fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
     }
 }
 
-fn stage_of(needs: &Needs, recv: Ranges) -> Stage {
+pub(super) fn stage_of(needs: &Needs, recv: Ranges) -> Stage {
     let slices = stage(needs, &concatenate(recv.as_slice()), 1);
     Stage { recv, ..slices }
 }

@@ -96,8 +96,8 @@ impl Staging {
                 stage.push(StageStats {
                     area: load.area,
                     received: load.tokens,
-                    sent: 0,
                     times,
+                    ..StageStats::default()
                 });
             }
         }
@@ -106,7 +106,7 @@ impl Staging {
 }
 
 /// The stages' number must fit the schedule; names the config field that does not.
-fn check_degree(name: &str, degree: i32) -> Result<()> {
+pub(super) fn check_degree(name: &str, degree: i32) -> Result<()> {
     if degree == Config::AUTO_DEGREE || (0..=Config::MAX_DEGREE).contains(&degree) {
         return Ok(());
     }

@@ -2,19 +2,27 @@
 
 use super::balance;
 use super::chunks::areas;
+use super::cost::{Cost, Direction};
+use super::guests::Schedule;
 use super::needs::Needs;
 use super::placement::Placement;
+use super::price::Price;
 use super::side::SidePlacement;
 use super::staging::Staging;
-use super::timeline::Timeline;
+use super::timeline::{StageStats, Timeline};
+use super::volume::Volume;
+use super::work::Work;
 use crate::types::{AttnShape, Config, Mask, Ranges, Result, Side};
+use std::sync::Arc;
 
 /// Figures of all ranks for one mask on one placement. Tokens are key tokens of the forward pass: one counts for its
 /// K and V rows together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats {
-    /// Visible cells that each rank computes.
+    /// Visible cells that each rank computes in the forward pass.
     pub area: Vec<i64>,
+    /// The same in the backward pass, where another part of the queries may travel.
+    pub area_backward: Vec<i64>,
     /// Largest area over mean area; 1 when nothing is visible.
     pub balance: f64,
     /// No placement of these chunks in equal counts has a lower balance. The true minimum may be higher.
@@ -27,6 +35,13 @@ pub struct Stats {
     pub sent: Vec<i64>,
     /// Tokens that each rank receives.
     pub received: Vec<i64>,
+    /// Query tokens that each rank sends in the forward pass, counted once for every rank they go to; their outputs come
+    /// back. Zeros where queries do not travel.
+    pub queries_sent: Vec<i64>,
+    /// Query tokens that each rank receives.
+    pub queries_received: Vec<i64>,
+    /// What travels in the forward and in the backward pass, in bytes.
+    pub volume: [Volume; 2],
     /// Remote stages of the forward pass: the config's, or what the planner chose.
     pub degree_forward: i32,
     /// Remote stages of the backward pass, likewise.
@@ -40,11 +55,13 @@ pub struct Stats {
     pub forward: Timeline,
     /// The backward pass, likewise.
     pub backward: Timeline,
-    /// Tokens that all ranks must receive on this placement: what their queries see and they do not own, each
-    /// once. The plan moves exactly these.
+    /// Tokens that all ranks must receive on this placement while queries stay at home: what their queries see and they
+    /// do not own, each once. The plan moves exactly these unless queries travel.
     pub ideal_volume: i64,
     /// Tokens that all ranks would receive if every key went to every other rank.
     pub all_gather_volume: i64,
+    /// The work of the forward pass where queries travel.
+    pub(super) work: Option<Arc<Work>>,
 }
 
 impl Stats {
@@ -55,25 +72,40 @@ impl Stats {
         let (q, k) = (placement.side(Side::Q), placement.side(Side::K));
         let world = placement.world();
         let chunk_areas = areas(mask, q.bounds());
-        let mut area = vec![0; world];
-        for (&a, &owner) in chunk_areas.iter().zip(q.owners()) {
-            area[owner as usize] += a;
-        }
         let needs = Needs::new(mask, placement, None);
         let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
-        let [first, second] = &stagings;
+        let work = Work::both(mask, placement, shape, config);
         let [mut forward, mut backward] = Staging::timelines(&stagings, mask, placement, &needs.remote);
-        fill_sent(&mut forward, first, k);
-        if first.degree == second.degree && first.groups == second.groups {
-            for (to, from) in backward.stages.iter_mut().zip(&forward.stages) {
-                to.iter_mut().zip(from).for_each(|(t, f)| t.sent = f.sent);
-            }
-        } else {
-            fill_sent(&mut backward, second, k);
+        for (staging, timeline) in stagings.iter().zip([&mut forward, &mut backward]) {
+            fill_sent(timeline, &staging.groups, k, |s| &mut s.sent);
         }
+        let mut degrees = stagings.each_ref().map(|s| s.degree);
+        let directions = [Direction::Forward, Direction::Backward];
+        let asked = [config.degree_forward, config.degree_backward];
+        for (i, timeline) in [&mut forward, &mut backward].into_iter().enumerate() {
+            if let Some(work) = &work[i] {
+                let cost = Cost::new(shape, config, directions[i]);
+                let schedule = Schedule::of(work, &cost, asked[i]);
+                *timeline = schedule.timeline(mask, placement, work, &cost);
+                fill_sent(timeline, &schedule.keys, k, |s| &mut s.sent);
+                fill_sent(timeline, &schedule.queries, q, |s| &mut s.queries_sent);
+                degrees[i] = schedule.degree;
+            }
+        }
+        let ideal: Vec<i64> = needs.remote.iter().map(Ranges::tokens).collect();
+        let all: Vec<&Ranges> = needs.remote.iter().collect();
+        let keys_sent = sent(k, &all);
+        let volume = [0, 1].map(|i| {
+            let price = Price::new(shape, config, directions[i]);
+            Volume::new(&price, work[i].as_deref(), &keys_sent, &ideal)
+        });
+        // Every token is fetched, and every cell computed, in one of the stages.
+        let sums = |t: &Timeline, figure: fn(&StageStats) -> i64| -> Vec<i64> {
+            let of_rank = |r: usize| t.stages.iter().map(|s| figure(&s[r])).sum();
+            (0..world).map(of_rank).collect()
+        };
         let ends = |t: &Timeline| (0..world).map(|r| t.end(r)).collect();
-        let received: Vec<i64> = needs.remote.iter().map(Ranges::tokens).collect();
-        let ideal_volume = received.iter().sum();
+        let area = sums(&forward, |s| s.area);
         let over_mean = |most: i64| {
             let total: i64 = area.iter().sum();
             if total == 0 {
@@ -82,36 +114,50 @@ impl Stats {
                 most as f64 * world as f64 / total as f64
             }
         };
+        // Where queries travel, blocks can be more even than chunks.
+        let bound = match &work[0] {
+            Some(_) => 1.0,
+            None => over_mean(balance::bound(&chunk_areas, world)),
+        };
+        let [of_forward, _] = work;
         Ok(Stats {
             balance: over_mean(area.iter().copied().max().unwrap_or(0)),
-            balance_bound: over_mean(balance::bound(&chunk_areas, world)),
+            balance_bound: bound,
             area,
+            area_backward: sums(&backward, |s| s.area),
             tokens_q: (0..world).map(|r| q.tokens(r)).collect(),
             tokens_k: (0..world).map(|r| k.tokens(r)).collect(),
-            // Every token is fetched in one of the stages.
-            sent: (0..world)
-                .map(|r| forward.stages.iter().map(|s| s[r].sent).sum())
-                .collect(),
-            degree_forward: first.degree,
-            degree_backward: second.degree,
+            sent: sums(&forward, |s| s.sent),
+            received: sums(&forward, |s| s.received),
+            queries_sent: sums(&forward, |s| s.queries_sent),
+            queries_received: sums(&forward, |s| s.queries_received),
+            volume,
+            degree_forward: degrees[0],
+            degree_backward: degrees[1],
             forward_ns: ends(&forward),
             backward_ns: ends(&backward),
             forward,
             backward,
-            received,
-            ideal_volume,
+            ideal_volume: ideal.iter().sum(),
             all_gather_volume: k.total() * (world as i64 - 1),
+            work: of_forward,
         })
     }
 }
 
-/// Adds what each rank sends for each remote stage.
-fn fill_sent(timeline: &mut Timeline, staging: &Staging, keys: &SidePlacement) {
-    let host = timeline.stages.len() - staging.groups.first().map_or(0, Vec::len);
+/// Writes, as the figure that `of` names, what each rank sends for each remote stage: `fetched[rank][stage]` of `side`.
+fn fill_sent(
+    timeline: &mut Timeline,
+    fetched: &[Vec<Ranges>],
+    side: &SidePlacement,
+    of: fn(&mut StageStats) -> &mut i64,
+) {
+    let host = timeline.stages.len() - fetched.first().map_or(0, Vec::len);
     for (i, stage) in timeline.stages.iter_mut().skip(host).enumerate() {
-        let fetched: Vec<&Ranges> = staging.groups.iter().map(|g| &g[i]).collect();
-        let sent = sent(keys, &fetched);
-        stage.iter_mut().zip(sent).for_each(|(s, tokens)| s.sent = tokens);
+        let fetched: Vec<&Ranges> = fetched.iter().map(|g| &g[i]).collect();
+        for (stats, tokens) in stage.iter_mut().zip(sent(side, &fetched)) {
+            *of(stats) = tokens;
+        }
     }
 }
 

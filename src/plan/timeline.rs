@@ -5,11 +5,11 @@ use crate::types::Range;
 /// When a stage is worked on: nanoseconds from the start of the pass. Empty where there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageTimes {
-    /// Its keys come in.
+    /// Its keys, and queries of others, come in.
     pub fetch: Range,
     /// Its slices are computed.
     pub compute: Range,
-    /// Backward: the gradients of its keys go back.
+    /// Backward: the gradients of its keys go back. Results for queries of others go home.
     pub reduce: Range,
 }
 
@@ -29,6 +29,10 @@ pub struct StageStats {
     pub received: i64,
     /// Tokens that it sends to others for their stage of the same number, counted once for every rank they go to.
     pub sent: i64,
+    /// Queries of other ranks that it receives before, where queries travel; their results go back.
+    pub queries_received: i64,
+    /// Queries that it sends to others for their stage of the same number, likewise counted.
+    pub queries_sent: i64,
     /// When, by the config's rates.
     pub times: StageTimes,
 }

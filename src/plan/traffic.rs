@@ -3,7 +3,7 @@
 use super::needs::Needs;
 use super::placement::Placement;
 use super::transfer::owned_pieces;
-use crate::types::{Mask, Side};
+use crate::types::{Mask, Ranges, Side};
 
 /// Keys sent between groups of neighbouring ranks in one forward pass; with as many groups as ranks, between ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +18,16 @@ pub(super) struct Traffic {
 impl Traffic {
     /// The traffic of `mask`, whose totals are those of `placement`, between at most `most` groups.
     pub fn new(mask: &Mask, placement: &Placement, most: usize) -> Traffic {
+        Traffic::of(placement, &Needs::new(mask, placement, None).remote, most)
+    }
+
+    /// The traffic of what each rank fetches.
+    pub fn of(placement: &Placement, remote: &[Ranges], most: usize) -> Traffic {
         let (world, keys) = (placement.world(), placement.side(Side::K));
         let groups = world.min(most);
         let group = |rank: usize| rank * groups / world;
         let mut tokens = vec![0; groups * groups];
-        for (to, remote) in Needs::new(mask, placement, None).remote.iter().enumerate() {
+        for (to, remote) in remote.iter().enumerate() {
             for range in remote.iter() {
                 for (from, part) in owned_pieces(keys, *range) {
                     tokens[group(from as usize) * groups + group(to)] += part.len();

@@ -1,14 +1,16 @@
-//! calc_attn backward: keys travel again, partial gradients travel back to their owners.
+//! calc_attn backward: keys and queries travel again, partial gradients travel back to their owners.
 
 use super::attn_args::{Backward, scale};
 use super::check;
 use super::context::Session;
 use super::forward::extents;
 use super::gather::{Purpose, gather};
+use super::group::ReduceOp;
 use super::key::Key;
 use super::reduction::Reduction;
 use super::scratch::Scratch;
-use super::stages::{self, Keys};
+use super::stages::{self, Keys, Queries};
+use super::travel::{Homeward, sendable};
 use super::workspace::{BackwardSpace, KeyPair};
 use crate::backend::BackwardArgs;
 use crate::device::{Carver, Stream, fault};
@@ -63,14 +65,21 @@ fn gradients(
         recv: &space.recv,
         gateway: &space.gateway,
     };
+    let stages = &key.plan().backward.stages;
+    let queries = Queries {
+        local: sendable(session, stages, &[a.q, a.dout, a.lse, space.delta], &space.guests)?,
+        buffers: &space.guests.buffers,
+    };
+    let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Sum, &[dq.running], stream);
     stages::run(
         session,
-        &key.plan().backward.stages,
+        stages,
         &keys,
+        &queries,
         stream,
-        |stage, k, v| {
+        |stage, [k, v], guests| {
             let partial = reduction.partial(stage)?;
-            backend.attn_backward(&BackwardArgs {
+            let mine = BackwardArgs {
                 q: a.q,
                 k,
                 v,
@@ -84,10 +93,25 @@ fn gradients(
                 dq: dq.running,
                 dk: [Some(local.k), partial.map(|p| p.k)],
                 dv: [Some(local.v), partial.map(|p| p.v)],
-            })?;
+            };
+            backend.attn_backward(&mine)?;
+            if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
+                backend.fill_zero(*dq)?;
+                backend.attn_backward(&BackwardArgs {
+                    q: *q,
+                    dout: *dout,
+                    lse: *lse,
+                    delta: *delta,
+                    slices: &stage.guests.slices,
+                    dq: *dq,
+                    ..mine
+                })?;
+            }
+            homeward.start(stage)?;
             reduction.start(stage)
         },
     )?;
+    homeward.finish()?;
     reduction.finish()?;
     for accumulator in [dq, dk, dv] {
         accumulator.store(session)?;

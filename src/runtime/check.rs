@@ -33,10 +33,10 @@ pub(super) fn place(named: Named<'_>) -> Result<()> {
     place_on(named, Device::Cpu)
 }
 
-fn device_name(device: Device) -> String {
+fn place_name(device: Device) -> String {
     match device {
-        Device::Cpu => "host memory".to_owned(),
-        Device::Cuda(ordinal) => format!("CUDA device {ordinal}"),
+        Device::Cpu => "in host memory".to_owned(),
+        Device::Cuda(ordinal) => format!("on CUDA device {ordinal}"),
     }
 }
 
@@ -44,9 +44,9 @@ fn device_name(device: Device) -> String {
 pub(super) fn place_on((name, t): Named<'_>, device: Device) -> Result<()> {
     if t.device() != device {
         let message = format!(
-            "{name} lies in {}; this call works on {}",
-            device_name(t.device()),
-            device_name(device)
+            "{name} lies {}; this call works {}",
+            place_name(t.device()),
+            place_name(device)
         );
         return Err(Error::new(Status::DeviceMismatch, message));
     }

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::backend::cuda::attention::Attention;
 use crate::backend::cuda::forward::{self, ForwardTiles};
 use crate::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
 use crate::backend::cuda::pieces;
+use crate::backend::cuda::textbook::Textbook;
+use crate::backend::cuda::textbook_params::tile_shape;
+use crate::backend::cuda::tile_lists::DeviceTiles;
 use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
-use crate::plan::tiles::{StageRows, query_tiles};
-use crate::types::{AttnShape, Error, Mask, Result, StageSlice, Status, TileShape};
+use crate::plan::tiles::{StageRows, key_tiles, query_tiles};
+use crate::types::{AttnShape, DType, Error, Mask, Result, Slice, StageSlice, Status, TileShape};
 
 /// What tiles were made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +25,43 @@ struct Purpose {
     asked: ForwardChoice,
 }
 
+/// Query and key tiles for the textbook kernels of a device.
+#[derive(Debug)]
+struct TextbookTiles {
+    ordinal: i32,
+    shape: TileShape,
+    queries: Arc<DeviceTiles>,
+    keys: Arc<DeviceTiles>,
+}
+
 /// Tiles of one mask on devices, made at the first use and kept.
 #[derive(Debug, Default)]
 pub struct DeviceMask {
     made: Mutex<Vec<(Purpose, Arc<ForwardTiles>)>>,
+    textbook: Mutex<Vec<TextbookTiles>>,
+}
+
+/// Fails while `on` is being captured: what is missing cannot be made then.
+fn expect_prepared(gpu: &Gpu, on: Stream) -> Result<()> {
+    if !stream::is_capturing(gpu, on)? {
+        return Ok(());
+    }
+    let message = "the stream is being captured and this mask is not prepared for the call; call \
+                   magi_flex_flash_attn_forward_prepare or _backward_prepare with the same arguments before";
+    Err(Error::new(Status::NotSupported, message))
+}
+
+/// The mask as one stage, and its rows.
+fn stage(mask: &Mask) -> (Vec<StageSlice>, StageRows) {
+    let local = |slice: &Slice| StageSlice {
+        slice: *slice,
+        source: 0,
+    };
+    let rows = StageRows {
+        q: mask.total_q(),
+        k: [mask.total_k(), 0],
+    };
+    (mask.slices().iter().map(local).collect(), rows)
 }
 
 impl DeviceMask {
@@ -47,14 +84,35 @@ impl DeviceMask {
         if let Some((_, tiles)) = made.iter().find(|(p, _)| *p == purpose) {
             return Ok(tiles.clone());
         }
-        if stream::is_capturing(gpu, on)? {
-            let message = "the stream is being captured and this mask is not prepared for the call; call \
-                           magi_flex_flash_attn_forward_prepare with the same arguments before";
-            return Err(Error::new(Status::NotSupported, message));
-        }
+        expect_prepared(gpu, on)?;
         let tiles = Arc::new(make_forward(mask, gpu, shape, asked)?);
         made.push((purpose, tiles.clone()));
         Ok(tiles)
+    }
+
+    /// What the textbook kernels walk, and those kernels. The first call for a device and tile shape plans and uploads, as
+    /// `forward` does.
+    pub fn textbook(&self, mask: &Mask, gpu: &Arc<Gpu>, dtype: DType, on: Stream) -> Result<Attention> {
+        let shape = tile_shape(dtype);
+        let mut made = self.textbook.lock();
+        let here = |t: &&TextbookTiles| t.ordinal == gpu.ordinal() && t.shape == shape;
+        if made.iter().find(here).is_none() {
+            expect_prepared(gpu, on)?;
+            let (slices, rows) = stage(mask);
+            made.push(TextbookTiles {
+                ordinal: gpu.ordinal(),
+                shape,
+                queries: Arc::new(DeviceTiles::upload(gpu, &query_tiles(&slices, &rows, &shape)?)?),
+                keys: Arc::new(DeviceTiles::upload(gpu, &key_tiles(&slices, &rows, &shape)?)?),
+            });
+        }
+        let found = made.iter().find(here);
+        let found = found.ok_or_else(|| Error::internal("tiles that were just made are not there"))?;
+        Ok(Attention {
+            textbook: Textbook::load(gpu)?,
+            queries: found.queries.clone(),
+            keys: found.keys.clone(),
+        })
     }
 }
 
@@ -66,18 +124,7 @@ fn make_forward(
     shape: &AttnShape,
     asked: ForwardChoice,
 ) -> Result<ForwardTiles> {
-    let slices: Vec<StageSlice> = mask
-        .slices()
-        .iter()
-        .map(|slice| StageSlice {
-            slice: *slice,
-            source: 0,
-        })
-        .collect();
-    let rows = StageRows {
-        q: mask.total_q(),
-        k: [mask.total_k(), 0],
-    };
+    let (slices, rows) = stage(mask);
     let mut kernel = ForwardKernel::load(gpu, asked)?;
     let pack = forward::pack(shape, mask.total_q(), i64::from(kernel.block_q));
     let processors = i64::from(gpu.properties().multiprocessors);

@@ -1,12 +1,14 @@
-//! calc_attn forward: stage by stage, the next stage's keys on their way while one is computed.
+//! calc_attn forward: stage by stage, the next stage's keys and queries on their way while one is computed.
 
 use super::attn_args::{Forward, scale};
 use super::check::{self, Extents};
 use super::context::Session;
 use super::gather::{Purpose, gather};
+use super::group::ReduceOp;
 use super::key::Key;
 use super::scratch::Scratch;
-use super::stages::{self, Keys};
+use super::stages::{self, Keys, Queries};
+use super::travel::{Homeward, sendable};
 use super::workspace::{ForwardSpace, KeyPair};
 use crate::backend::ForwardArgs;
 use crate::device::{Carver, Stream, fault};
@@ -53,13 +55,20 @@ fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, s
         recv: &space.recv,
         gateway: &space.gateway,
     };
+    let stages = &key.plan().forward.stages;
+    let queries = Queries {
+        local: sendable(session, stages, &[a.q], &space.guests)?,
+        buffers: &space.guests.buffers,
+    };
+    let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
     stages::run(
         session,
-        &key.plan().forward.stages,
+        stages,
         &keys,
+        &queries,
         stream,
-        |stage, k, v| {
-            backend.attn_forward(&ForwardArgs {
+        |stage, [k, v], guests| {
+            let mine = ForwardArgs {
                 q: a.q,
                 k,
                 v,
@@ -70,9 +79,23 @@ fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, s
                 out,
                 lse,
                 max_logits: a.max_logits,
-            })
+            };
+            backend.attn_forward(&mine)?;
+            if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
+                // Their sinks count at home.
+                backend.attn_init(*out, *lse, None, None)?;
+                backend.attn_forward(&ForwardArgs {
+                    q: *q,
+                    slices: &stage.guests.slices,
+                    out: *out,
+                    lse: *lse,
+                    ..mine
+                })?;
+            }
+            homeward.start(stage)
         },
     )?;
+    homeward.finish()?;
     if let Some(max_logits) = &a.max_logits {
         reduce_max(session, max_logits, stream)?;
     }

@@ -20,6 +20,7 @@ pub mod roll;
 mod scratch;
 pub mod single;
 mod stages;
+mod travel;
 mod two_level;
 mod workspace;
 

@@ -6,6 +6,7 @@ use super::attn_args::{Forward, scale};
 use super::check::{self, Extents};
 use super::device_mask::DeviceMask;
 use super::single::{Choice, Options};
+use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::forward::{self, ForwardCall, ForwardTiles};
 use crate::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
 use crate::backend::cuda::forward_maps;
@@ -45,18 +46,49 @@ pub fn reasons(shape: &AttnShape, softmax_scale: f64, gpu: &Gpu) -> Vec<String> 
     reasons
 }
 
-/// What a forward call asks of the fast kernels. `Status::NotSupported` with every reason when they cannot.
-fn choice(a: &Forward, e: &Extents, options: &Options, gpu: &Gpu) -> Result<ForwardChoice> {
-    let mut why = reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu);
+/// The device of a call.
+pub(super) fn gpu_of(e: &Extents) -> Result<Arc<Gpu>> {
+    match e.device {
+        Device::Cuda(ordinal) => Gpu::open(ordinal),
+        Device::Cpu => Err(Error::internal("a call on host memory was sent to a CUDA device")),
+    }
+}
+
+/// What a forward call asks of the fast kernels; `None` for the textbook kernels, where the caller asks for them or, with
+/// the default, where the fast ones cannot. `Status::NotSupported` with every reason when only the fast ones will do.
+pub(super) fn choice(
+    a: &Forward,
+    e: &Extents,
+    options: &Options,
+    gpu: &Gpu,
+) -> Result<Option<ForwardChoice>> {
     if options.backend == Choice::Sdpa {
-        why.push("options.backend sdpa: this build has textbook attention on the CPU only".to_owned());
+        return Ok(None);
+    }
+    let why = reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu);
+    if !why.is_empty() {
+        return match options.backend {
+            Choice::Ffa => {
+                let message = format!("options.backend ffa: {}", why.join("; "));
+                Err(Error::new(Status::NotSupported, message))
+            }
+            _ => Ok(None),
+        };
     }
     let general = a.out.dtype() != e.shape.dtype || options.accumulate || a.sink.is_some();
-    let found = ForwardChoice::new(&e.shape, a.softcap > 0.0, a.max_logits.is_some(), general);
-    match found {
-        Some(choice) if why.is_empty() => Ok(choice),
-        _ => Err(Error::new(Status::NotSupported, why.join("; "))),
-    }
+    Ok(ForwardChoice::new(
+        &e.shape,
+        a.softcap > 0.0,
+        a.max_logits.is_some(),
+        general,
+    ))
+}
+
+/// The textbook kernels over a mask.
+pub(super) fn textbook(mask: &Mask, kept: &DeviceMask, e: &Extents, on: Stream) -> Result<CudaBackend> {
+    let gpu = gpu_of(e)?;
+    let attention = kept.textbook(mask, &gpu, e.shape.dtype, on)?;
+    Ok(CudaBackend::new(&gpu, on)?.with_attention(attention))
 }
 
 /// Strides and addresses that the kernels can copy by.
@@ -72,59 +104,33 @@ fn check_layout(a: &Forward) -> Result<()> {
     Ok(())
 }
 
-/// The device of a call that was found good, and the kernel that it asks for.
-struct Call {
-    gpu: Arc<Gpu>,
-    shape: AttnShape,
-    choice: ForwardChoice,
-}
-
-impl Call {
-    fn new(a: &Forward, e: Extents, options: &Options, on: Stream) -> Result<Call> {
-        let Device::Cuda(ordinal) = e.device else {
-            return Err(Error::internal("a call on host memory was sent to a CUDA device"));
-        };
-        let gpu = Gpu::open(ordinal)?;
-        check::forward(a, &e, on)?;
-        let choice = choice(a, &e, options, &gpu)?;
-        check_layout(a)?;
-        stream::expect_on(&gpu, on)?;
-        Ok(Call {
-            gpu,
-            shape: e.shape,
-            choice,
-        })
-    }
-
-    fn tiles(&self, mask: &Mask, kept: &DeviceMask, on: Stream) -> Result<Arc<ForwardTiles>> {
-        kept.forward(mask, &self.gpu, &self.shape, self.choice, on)
-    }
-}
-
-/// Makes everything that the call needs beside its tensors. Errors as `forward`.
+/// Makes what a call of the fast kernels needs beside its tensors; errors as `forward`.
 pub(super) fn prepare(
     mask: &Mask,
     kept: &DeviceMask,
     a: &Forward,
-    e: Extents,
-    options: &Options,
+    e: &Extents,
+    asked: ForwardChoice,
     on: Stream,
-) -> Result<()> {
-    let call = Call::new(a, e, options, on)?;
-    call.tiles(mask, kept, on).map(|_| ())
+) -> Result<Arc<ForwardTiles>> {
+    let gpu = gpu_of(e)?;
+    check::forward(a, e, on)?;
+    check_layout(a)?;
+    stream::expect_on(&gpu, on)?;
+    kept.forward(mask, &gpu, &e.shape, asked, on)
 }
 
-/// Enqueues the call. Errors as the C function documents.
+/// Enqueues a call of the fast kernels. Errors as the C function documents.
 pub(super) fn forward(
     mask: &Mask,
     kept: &DeviceMask,
     a: &Forward,
-    e: Extents,
+    e: &Extents,
+    asked: ForwardChoice,
     options: &Options,
     on: Stream,
 ) -> Result<()> {
-    let call = Call::new(a, e, options, on)?;
-    let tiles = call.tiles(mask, kept, on)?;
+    let tiles = prepare(mask, kept, a, e, asked, on)?;
     let needed = tiles.workspace_bytes();
     if options.workspace_bytes < needed {
         let message = format!(
@@ -188,13 +194,9 @@ fn check_workspace(a: &Forward, options: &Options, needed: usize, device: Device
     check::written(&[("options.workspace", &used)], &others)
 }
 
-/// Bytes of workspace that no mask makes a call exceed.
-pub(super) fn forward_workspace(a: &Forward, e: &Extents, options: &Options) -> Result<usize> {
-    let Device::Cuda(ordinal) = e.device else {
-        return Err(Error::internal("a call on host memory was sent to a CUDA device"));
-    };
-    let gpu = Gpu::open(ordinal)?;
-    let asked = choice(a, e, options, &gpu)?;
+/// Bytes of workspace that no mask makes a call of the fast kernels exceed.
+pub(super) fn forward_workspace(a: &Forward, e: &Extents, asked: ForwardChoice) -> Result<usize> {
+    let gpu = gpu_of(e)?;
     let general = ForwardChoice {
         general: true,
         ..asked

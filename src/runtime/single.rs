@@ -5,8 +5,8 @@ use super::check::{self, Extents};
 use super::device_mask::DeviceMask;
 use super::on_gpu;
 use super::scratch::Scratch;
+use crate::backend::cuda::forward_kernel::ForwardChoice;
 use crate::backend::{Backend, BackwardArgs, CpuBackend, ForwardArgs};
-use crate::device::cuda::Gpu;
 use crate::device::{Carver, Stream};
 use crate::types::{
     AttnShape, DType, Device, Error, Mask, MaskType, Range, Result, Slice, StageSlice, Status, Tensor,
@@ -83,7 +83,7 @@ fn shape_of(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<AttnShape> {
 }
 
 /// The CPU backend, unless something was asked for that needs a GPU.
-fn backend_for(options: &Options) -> Result<CpuBackend> {
+fn cpu(options: &Options) -> Result<CpuBackend> {
     if options.backend == Choice::Ffa {
         let message = "options.backend ffa: the fast kernels need a CUDA device, and the tensors lie in host memory; \
                        use the default or sdpa";
@@ -99,11 +99,13 @@ fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Ex
         Source::Mask(m, _) => (m.total_q(), m.total_k()),
         Source::Ranges(_) => (q.tokens(), k.tokens()),
     };
+    // Where they lie apart, the checks that follow name the first that is not in host memory.
+    let together = [k, v].iter().all(|t| t.device() == q.device());
     Ok(Extents {
         tokens_q,
         tokens_k,
         shape,
-        device: q.device(),
+        device: if together { q.device() } else { Device::Cpu },
     })
 }
 
@@ -156,7 +158,12 @@ struct Space {
 
 impl Space {
     /// `others` are the tensors of the call, with which the workspace may share no memory.
-    fn over(options: &Options, needed: usize, others: &[Option<(&str, &Tensor)>]) -> Result<Space> {
+    fn over(
+        options: &Options,
+        needed: usize,
+        device: Device,
+        others: &[Option<(&str, &Tensor)>],
+    ) -> Result<Space> {
         if options.workspace_bytes < needed {
             let message = format!(
                 "options.workspace_size is {}; this call needs {needed} bytes",
@@ -173,13 +180,13 @@ impl Space {
         let carver =
             Carver::over(base, bytes).map_err(|e| Error::new(e.status, format!("options.{}", e.message)))?;
         // SAFETY: the caller's workspace, of which only the address is looked at here.
-        let used = unsafe { Tensor::dense(base, DType::U8, Device::Cpu, &[needed as i64]) };
+        let used = unsafe { Tensor::dense(base, DType::U8, device, &[needed as i64]) };
         let others: Vec<_> = others.iter().flatten().copied().collect();
         check::written(&[("options.workspace", &used)], &others)?;
         Ok(Space { carver })
     }
 
-    fn like(carver: &mut Carver, dtype: DType, shape: &[i64]) -> Result<Tensor> {
+    fn like(carver: &mut Carver, dtype: DType, device: Device, shape: &[i64]) -> Result<Tensor> {
         let bytes = shape
             .iter()
             .try_fold(dtype.size(), |b, &n| b.checked_mul(n as usize))
@@ -187,7 +194,7 @@ impl Space {
         let data = carver.take(bytes)?;
         // SAFETY: the carver gave `bytes` bytes of the caller's workspace to this tensor alone, for this call; while
         // measuring the pointer is null and the tensor is dropped unused.
-        Ok(unsafe { Tensor::dense(data, dtype, Device::Cpu, shape) })
+        Ok(unsafe { Tensor::dense(data, dtype, device, shape) })
     }
 }
 
@@ -198,28 +205,30 @@ fn carve_forward(a: &Forward, s: &AttnShape, carver: &mut Carver) -> Result<(Ten
     let out = if a.out.dtype() == acc {
         a.out
     } else {
-        Space::like(carver, acc, &[tokens, s.heads_q, s.head_dim_v])?
+        Space::like(carver, acc, a.q.device(), &[tokens, s.heads_q, s.head_dim_v])?
     };
-    let lse = a
-        .lse
-        .map_or_else(|| Space::like(carver, acc, &[tokens, s.heads_q]), Ok)?;
+    let lse = a.lse.map_or_else(
+        || Space::like(carver, acc, a.q.device(), &[tokens, s.heads_q]),
+        Ok,
+    )?;
     Ok((out, lse))
 }
 
 /// What backward works in: delta, running dq, dk and dv, and dsink when it is added to.
 fn carve_backward(a: &Backward, s: &AttnShape, carver: &mut Carver) -> Result<[Tensor; 5]> {
     let acc = s.dtype.accumulator();
-    let delta = Space::like(carver, acc, &[a.q.tokens(), s.heads_q])?;
+    let on = a.q.device();
+    let delta = Space::like(carver, acc, on, &[a.q.tokens(), s.heads_q])?;
     let mut running = |t: &Tensor| {
         if t.dtype() == acc {
             Ok(*t)
         } else {
-            Space::like(carver, acc, t.shape())
+            Space::like(carver, acc, on, t.shape())
         }
     };
     let (dq, dk, dv) = (running(&a.dq)?, running(&a.dk)?, running(&a.dv)?);
     let dsink = match a.dsink {
-        Some(t) if a.accumulate_dsink => Space::like(carver, acc, t.shape())?,
+        Some(t) if a.accumulate_dsink => Space::like(carver, acc, on, t.shape())?,
         Some(t) => t,
         None => delta,
     };
@@ -237,40 +246,118 @@ fn on_device<'a>(source: &Source<'a>) -> Result<(&'a Mask, &'a DeviceMask)> {
     }
 }
 
-/// Makes everything that `forward` needs beside its tensors, so that it only enqueues. Nothing to do on the CPU.
-pub fn forward_prepare(source: Source<'_>, a: &Forward, options: &Options, stream: Stream) -> Result<()> {
-    let e = extents(&source, &a.q, &a.k, &a.v)?;
+/// What computes a forward call.
+enum Engine<'a> {
+    /// The fast kernels of a CUDA device.
+    Fast(&'a Mask, &'a DeviceMask, ForwardChoice),
+    /// The CPU, or textbook kernels.
+    Steps(Box<dyn Backend>),
+}
+
+/// Decides it, once the call was found good. Loads kernels and makes tiles where they are missing.
+fn forward_engine<'a>(
+    source: &Source<'a>,
+    a: &Forward,
+    e: &Extents,
+    options: &Options,
+    stream: Stream,
+) -> Result<Engine<'a>> {
     if options.accumulate {
         check_accumulate(a, &e.shape)?;
     }
-    if e.device != Device::Cpu {
-        let (mask, kept) = on_device(&source)?;
-        return on_gpu::prepare(mask, kept, a, e, options, stream);
+    if e.device == Device::Cpu {
+        check::forward(a, e, stream)?;
+        return Ok(Engine::Steps(Box::new(cpu(options)?)));
     }
-    check::forward(a, &e, stream)?;
-    backend_for(options).map(|_| ())
+    let gpu = on_gpu::gpu_of(e)?;
+    let (mask, kept) = on_device(source)?;
+    if let Some(asked) = on_gpu::choice(a, e, options, &gpu)? {
+        return Ok(Engine::Fast(mask, kept, asked));
+    }
+    check::forward(a, e, stream)?;
+    Ok(Engine::Steps(Box::new(on_gpu::textbook(mask, kept, e, stream)?)))
 }
 
-/// Bytes of workspace that `forward` needs.
-pub fn forward_workspace(a: &Forward, options: &Options) -> Result<usize> {
-    if a.q.device() != Device::Cpu {
-        let e = Extents {
-            tokens_q: a.q.tokens(),
-            tokens_k: a.k.tokens(),
-            shape: shape_of(&a.q, &a.k, &a.v)?,
-            device: a.q.device(),
-        };
-        return on_gpu::forward_workspace(a, &e, options);
+/// What computes a backward call: the CPU, or textbook kernels.
+fn backward_engine(
+    source: &Source<'_>,
+    a: &Backward,
+    e: &Extents,
+    options: &Options,
+    stream: Stream,
+) -> Result<Box<dyn Backend>> {
+    if options.accumulate {
+        return Err(Error::argument(
+            "options.accumulate is for forward; backward takes MAGI_ACCUMULATE_* in args.flags",
+        ));
     }
-    backend_for(options)?;
+    if e.device == Device::Cpu {
+        check::backward(a, e, stream)?;
+        return Ok(Box::new(cpu(options)?));
+    }
+    on_gpu::gpu_of(e)?;
+    if options.backend == Choice::Ffa {
+        let message = "options.backend ffa: this build has no fast backward kernel; use the default or sdpa";
+        return Err(Error::new(Status::NotSupported, message));
+    }
+    let (mask, kept) = on_device(source)?;
+    check::backward(a, e, stream)?;
+    Ok(Box::new(on_gpu::textbook(mask, kept, e, stream)?))
+}
+
+/// Slices for a backend that walks them; those on devices have tiles.
+fn slices_for(source: &Source<'_>, e: &Extents) -> Result<Vec<StageSlice>> {
+    match e.device {
+        Device::Cpu => slices(source, e),
+        Device::Cuda(_) => Ok(Vec::new()),
+    }
+}
+
+/// Makes everything that `forward` needs beside its tensors, so that it only enqueues.
+pub fn forward_prepare(source: Source<'_>, a: &Forward, options: &Options, stream: Stream) -> Result<()> {
+    let e = extents(&source, &a.q, &a.k, &a.v)?;
+    match forward_engine(&source, a, &e, options, stream)? {
+        Engine::Fast(mask, kept, asked) => on_gpu::prepare(mask, kept, a, &e, asked, stream).map(|_| ()),
+        Engine::Steps(_) => Ok(()),
+    }
+}
+
+/// The same for `backward`.
+pub fn backward_prepare(source: Source<'_>, a: &Backward, options: &Options, stream: Stream) -> Result<()> {
+    let e = extents(&source, &a.q, &a.k, &a.v)?;
+    backward_engine(&source, a, &e, options, stream).map(|_| ())
+}
+
+/// Bytes of workspace of the calls that go step by step.
+fn forward_steps_workspace(a: &Forward) -> Result<usize> {
     let mut carver = Carver::measure();
     carve_forward(a, &shape_of(&a.q, &a.k, &a.v)?, &mut carver)?;
     Ok(carver.used())
 }
 
+/// Bytes of workspace that `forward` needs.
+pub fn forward_workspace(a: &Forward, options: &Options) -> Result<usize> {
+    if a.q.device() == Device::Cpu {
+        cpu(options)?;
+        return forward_steps_workspace(a);
+    }
+    let e = Extents {
+        tokens_q: a.q.tokens(),
+        tokens_k: a.k.tokens(),
+        shape: shape_of(&a.q, &a.k, &a.v)?,
+        device: a.q.device(),
+    };
+    match on_gpu::choice(a, &e, options, &*on_gpu::gpu_of(&e)?)? {
+        Some(asked) => on_gpu::forward_workspace(a, &e, asked),
+        None => forward_steps_workspace(a),
+    }
+}
+
 /// Bytes of workspace that `backward` needs.
 pub fn backward_workspace(a: &Backward, options: &Options) -> Result<usize> {
-    backend_for(options)?;
+    if a.q.device() == Device::Cpu {
+        cpu(options)?;
+    }
     let mut carver = Carver::measure();
     carve_backward(a, &shape_of(&a.q, &a.k, &a.v)?, &mut carver)?;
     Ok(carver.used())
@@ -279,16 +366,13 @@ pub fn backward_workspace(a: &Backward, options: &Options) -> Result<usize> {
 /// Attention on one device. Errors as the C function documents.
 pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
-    if options.accumulate {
-        check_accumulate(a, &e.shape)?;
-    }
-    if e.device != Device::Cpu {
-        let (mask, kept) = on_device(&source)?;
-        return on_gpu::forward(mask, kept, a, e, options, stream);
-    }
-    check::forward(a, &e, stream)?;
-    let backend = backend_for(options)?;
-    let slices = slices(&source, &e)?;
+    let backend = match forward_engine(&source, a, &e, options, stream)? {
+        Engine::Fast(mask, kept, asked) => {
+            return on_gpu::forward(mask, kept, a, &e, asked, options, stream);
+        }
+        Engine::Steps(backend) => backend,
+    };
+    let slices = slices_for(&source, &e)?;
     let tensors = [
         Some(("args.q", &a.q)),
         Some(("args.k", &a.k)),
@@ -298,7 +382,7 @@ pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Strea
         a.lse.as_ref().map(|t| ("args.lse", t)),
         a.max_logits.as_ref().map(|t| ("args.max_logits", t)),
     ];
-    let mut space = Space::over(options, forward_workspace(a, options)?, &tensors)?;
+    let mut space = Space::over(options, forward_steps_workspace(a)?, e.device, &tensors)?;
     let (out, lse) = carve_forward(a, &e.shape, &mut space.carver)?;
     if !options.accumulate {
         backend.attn_init(out, lse, a.max_logits, a.sink)?;
@@ -342,21 +426,8 @@ fn check_accumulate(a: &Forward, s: &AttnShape) -> Result<()> {
 /// Gradients on one device. Errors as the C function documents.
 pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
-    if let Device::Cuda(ordinal) = e.device {
-        let name = Gpu::open(ordinal)?.properties().name.clone();
-        let message = format!(
-            "args.q lies on CUDA device {ordinal} ({name}), for which this build has no backward kernel"
-        );
-        return Err(Error::new(Status::NotSupported, message));
-    }
-    check::backward(a, &e, stream)?;
-    let backend = backend_for(options)?;
-    if options.accumulate {
-        return Err(Error::argument(
-            "options.accumulate is for forward; backward takes MAGI_ACCUMULATE_* in args.flags",
-        ));
-    }
-    let slices = slices(&source, &e)?;
+    let backend = backward_engine(&source, a, &e, options, stream)?;
+    let slices = slices_for(&source, &e)?;
     let tensors = [
         Some(("args.q", &a.q)),
         Some(("args.k", &a.k)),
@@ -370,7 +441,7 @@ pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Str
         Some(("args.dv", &a.dv)),
         a.dsink.as_ref().map(|t| ("args.dsink", t)),
     ];
-    let mut space = Space::over(options, backward_workspace(a, options)?, &tensors)?;
+    let mut space = Space::over(options, backward_workspace(a, options)?, e.device, &tensors)?;
     let [delta, dq, dk, dv, own_dsink] = carve_backward(a, &e.shape, &mut space.carver)?;
     backend.attn_delta(a.out, a.dout, delta)?;
     if let (Some(sink), Some(dsink)) = (a.sink, a.dsink) {

@@ -1,14 +1,14 @@
-//! The stages of a pass, the next one's keys on their way while one is computed.
+//! The stages of a pass, the next one's keys and queries on their way while one is computed.
 
 use super::context::Session;
-use super::group::group_cast;
+use super::group::{Lane, group_cast, start};
 use super::two_level::{self, PendingCast};
-use super::workspace::KeyPair;
+use super::workspace::{GuestBuffers, KeyPair};
 use crate::backend::Backend;
 use crate::comm::{Communicator, Ticket};
 use crate::device::Stream;
 use crate::plan::Stage;
-use crate::types::{Range, Result, Tensor};
+use crate::types::{Piece, Range, Result, Tensor};
 
 /// Where a pass finds keys and values.
 pub(super) struct Keys<'a> {
@@ -44,14 +44,23 @@ impl Keys<'_> {
     }
 }
 
+/// Where a pass finds what travels of queries; no tensors unless queries travel.
+pub(super) struct Queries<'a> {
+    /// Dense tensors of this rank's queries.
+    pub local: Vec<Tensor>,
+    /// Stages receive into these in turn.
+    pub buffers: &'a [GuestBuffers],
+}
+
 /// Operands of one stage by source: local tensor, receive buffer.
 pub(super) type Sources = [Option<Tensor>; 2];
 
-/// Buffers of one stage.
-#[derive(Clone, Copy)]
+/// Buffers of one stage; none for what does not move in it.
+#[derive(Clone)]
 struct Buffers {
-    recv: KeyPair,
-    gateway: KeyPair,
+    /// Received keys, and those taken in for other ranks of the host.
+    keys: Option<(KeyPair, KeyPair)>,
+    guests: Vec<Tensor>,
 }
 
 /// A fetch under way.
@@ -64,16 +73,31 @@ impl<'a> Fetch<'a> {
     fn start(
         comm: &dyn Communicator,
         stage: &'a Stage,
-        local: &KeyPair,
+        (local, queries): (&KeyPair, &[Tensor]),
         buffers: &Buffers,
         stream: Stream,
-    ) -> Result<Fetch<'a>> {
-        if let Some(plan) = &stage.two_level {
-            let cast = two_level::cast(comm, plan, local, &buffers.gateway, &buffers.recv, stream)?;
-            return Ok(Fetch::TwoLevel(Box::new(cast)));
+    ) -> Result<Option<Fetch<'a>>> {
+        let Buffers { keys, guests } = buffers;
+        if let (Some(plan), Some((recv, gateway))) = (&stage.two_level, keys) {
+            let cast = two_level::cast(comm, plan, local, gateway, recv, stream)?;
+            return Ok(Some(Fetch::TwoLevel(Box::new(cast))));
         }
-        let received = [buffers.recv.k, buffers.recv.v];
-        group_cast(comm, &stage.transfer, &[local.k, local.v], &received, stream).map(Fetch::OneLevel)
+        let pair = [local.k, local.v];
+        let received: Vec<Tensor> = keys.iter().flat_map(|(recv, _)| [recv.k, recv.v]).collect();
+        if guests.is_empty() {
+            if keys.is_none() {
+                return Ok(None);
+            }
+            let ticket = group_cast(comm, &stage.transfer, &pair, &received, stream)?;
+            return Ok(Some(Fetch::OneLevel(ticket)));
+        }
+        // Keys and queries in one exchange.
+        let (of_keys, of_queries) = (&stage.transfer, &stage.guests.transfer);
+        let mut sends = lanes(&pair, &of_keys.sends);
+        sends.extend(lanes(queries, &of_queries.sends));
+        let mut recvs = lanes(&received, &of_keys.recvs);
+        recvs.extend(lanes(guests, &of_queries.recvs));
+        start(comm, &sends, &recvs, stream).map(|ticket| Some(Fetch::OneLevel(ticket)))
     }
 
     fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
@@ -84,41 +108,56 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// The buffers of every stage: two that take turns, over the stages that move anything.
-fn buffers(stages: &[Stage], keys: &Keys<'_>) -> Vec<Option<Buffers>> {
-    let mut turn = 0;
+fn lanes<'a>(tensors: &[Tensor], pieces: &'a [Piece]) -> Vec<Lane<'a>> {
+    let lane = |&tensor: &Tensor| Lane { tensor, pieces };
+    tensors.iter().map(lane).collect()
+}
+
+/// The buffers of every stage: two that take turns, over the stages that move any keys, and two over those that move any
+/// queries.
+fn buffers(stages: &[Stage], keys: &Keys<'_>, queries: &Queries<'_>) -> Vec<Buffers> {
+    let (mut turn, mut guest_turn) = (0, 0);
     let of = |stage: &Stage| {
-        if stage.is_idle() {
-            return None;
-        }
-        let i = turn % keys.recv.len();
-        turn += 1;
-        let (b, rows) = (&keys.recv[i], stage.transfer.recv_rows);
-        let recv = KeyPair {
-            k: b.k.rows(0, rows),
-            v: b.v.rows(0, rows),
+        let mut made = Buffers {
+            keys: None,
+            guests: Vec::new(),
         };
-        Some(Buffers {
-            recv,
-            gateway: keys.gateway[i],
-        })
+        if !stage.is_idle() {
+            let i = turn % keys.recv.len();
+            turn += 1;
+            let (b, rows) = (&keys.recv[i], stage.transfer.recv_rows);
+            let recv = KeyPair {
+                k: b.k.rows(0, rows),
+                v: b.v.rows(0, rows),
+            };
+            made.keys = Some((recv, keys.gateway[i]));
+        }
+        if !stage.guests.transfer.is_empty() {
+            let b = &queries.buffers[guest_turn % queries.buffers.len()];
+            guest_turn += 1;
+            let rows = stage.guests.transfer.recv_rows;
+            made.guests = b.recv.iter().map(|t| t.rows(0, rows)).collect();
+        }
+        made
     };
     stages.iter().map(of).collect()
 }
 
-/// Runs `compute` for every stage in turn, with the next stage's keys being fetched meanwhile.
+/// Runs `compute` for every stage in turn, with the next stage's keys and queries being fetched meanwhile. It is given the
+/// stage, k and v by source, and what came of the stage's guests.
 pub(super) fn run<'a>(
     session: &Session<'_>,
     stages: &'a [Stage],
     keys: &Keys<'_>,
+    queries: &Queries<'_>,
     stream: Stream,
-    mut compute: impl FnMut(&'a Stage, Sources, Sources) -> Result<()>,
+    mut compute: impl FnMut(&'a Stage, [Sources; 2], &[Tensor]) -> Result<()>,
 ) -> Result<()> {
     let (comm, backend) = (session.context().comm(), session.context().backend());
     let local = keys.sendable(session, stages)?;
-    let buffers = buffers(stages, keys);
+    let buffers = buffers(stages, keys, queries);
     let fetch = |i: usize| match (stages.get(i), buffers.get(i)) {
-        (Some(stage), Some(Some(b))) => Fetch::start(comm, stage, &local, b, stream).map(Some),
+        (Some(stage), Some(b)) => Fetch::start(comm, stage, (&local, &queries.local), b, stream),
         _ => Ok(None),
     };
     let mut pending = fetch(0)?;
@@ -128,8 +167,10 @@ pub(super) fn run<'a>(
             fetch.finish(comm, backend, stream)?;
         }
         pending = next;
-        let (k, v) = (buffers[i].map(|b| b.recv.k), buffers[i].map(|b| b.recv.v));
-        compute(stage, [Some(keys.local.k), k], [Some(keys.local.v), v])?;
+        let recv = buffers[i].keys.map(|(recv, _)| recv);
+        let k = [Some(keys.local.k), recv.map(|r| r.k)];
+        let v = [Some(keys.local.v), recv.map(|r| r.v)];
+        compute(stage, [k, v], &buffers[i].guests)?;
     }
     Ok(())
 }

@@ -12,8 +12,10 @@ pub(super) struct Dims {
     /// Local key tokens.
     pub tokens_k: i64,
     pub shape: AttnShape,
-    /// Type in which partial dk and dv travel.
+    /// Type in which partial dk and dv travel, and dq of queries that travelled.
     pub wire: DType,
+    /// Type in which partial outputs of queries that travelled go home.
+    pub output_wire: DType,
     pub forward: PassDims,
     pub backward: PassDims,
 }
@@ -31,6 +33,12 @@ pub(super) struct PassDims {
     pub forward_rows: i64,
     /// Receive buffers that are alive at once: 2 when a stage is fetched while another is computed.
     pub buffers: usize,
+    /// Most queries of other ranks in a stage.
+    pub guest_rows: i64,
+    /// Most queries that one stage sends, counted once for every rank they go to.
+    pub guest_send_rows: i64,
+    /// As `buffers`, for queries.
+    pub guest_buffers: usize,
 }
 
 impl PassDims {
@@ -45,12 +53,16 @@ impl PassDims {
             }
         });
         let busy = pass.stages.iter().filter(|s| !s.is_idle()).count();
+        let hosting = pass.stages.iter().filter(|s| !s.guests.transfer.is_empty());
         PassDims {
             recv_rows: most(&|s| s.transfer.recv_rows),
             send_rows: flat.max(mesh(|t| piece_rows(&t.sends))),
             gateway_rows: mesh(|t| t.gateway_rows),
             forward_rows: mesh(|t| piece_rows(&t.forwards)),
             buffers: busy.min(2),
+            guest_rows: most(&|s| s.guests.transfer.recv_rows),
+            guest_send_rows: most(&|s| s.guests.transfer.send_rows()),
+            guest_buffers: hosting.count().min(2),
         }
     }
 }
@@ -59,16 +71,19 @@ impl Dims {
     /// The sizes of `plan` for its rank.
     pub fn new(plan: &Plan, shape: &AttnShape, config: &Config) -> Dims {
         let (placement, rank) = (&plan.placement, plan.rank);
-        let wire = if config.backward_high_precision_reduce {
-            shape.dtype.accumulator()
-        } else {
-            shape.dtype
+        let wire = |high: bool| {
+            if high {
+                shape.dtype.accumulator()
+            } else {
+                shape.dtype
+            }
         };
         Dims {
             tokens_q: placement.side(Side::Q).tokens(rank),
             tokens_k: placement.side(Side::K).tokens(rank),
             shape: *shape,
-            wire,
+            wire: wire(config.backward_high_precision_reduce),
+            output_wire: wire(config.forward_high_precision_reduce),
             forward: PassDims::new(&plan.forward),
             backward: PassDims::new(&plan.backward),
         }
@@ -80,6 +95,26 @@ impl Dims {
 pub(super) struct KeyPair {
     pub k: Tensor,
     pub v: Tensor,
+}
+
+/// What a stage's guests need.
+pub(super) struct GuestBuffers {
+    /// What was received of them.
+    pub recv: Vec<Tensor>,
+    /// What is computed for them, in the accumulator type.
+    pub partial: Vec<Tensor>,
+    /// The same as it travels; the partial results themselves where the type is the same.
+    pub wire: Vec<Tensor>,
+    /// What comes home for this rank's own queries.
+    pub staging: Vec<Tensor>,
+}
+
+/// What queries that travel need.
+pub(super) struct GuestSpace {
+    /// Dense copies of strided tensors of this rank's queries.
+    pub packed: Vec<Tensor>,
+    /// Stages take them in turn.
+    pub buffers: Vec<GuestBuffers>,
 }
 
 /// What forward works in.
@@ -94,6 +129,8 @@ pub(super) struct ForwardSpace {
     pub recv: Vec<KeyPair>,
     /// What stages take in for other ranks of the host, likewise.
     pub gateway: Vec<KeyPair>,
+    /// Of queries q travels, out and lse come back.
+    pub guests: GuestSpace,
 }
 
 /// What backward works in.
@@ -117,7 +154,12 @@ pub(super) struct BackwardSpace {
     pub gateway_sum: KeyPair,
     pub gateway_wire: KeyPair,
     pub gateway_staging: KeyPair,
+    /// Of queries q, dout, lse and delta travel, dq comes back.
+    pub guests: GuestSpace,
 }
+
+/// A query-side tensor: its type and the shape of a row.
+type Rows<'a> = (DType, &'a [i64]);
 
 /// Hands out dense tensors.
 struct Layout<'a> {
@@ -147,6 +189,47 @@ impl Layout<'_> {
     }
 }
 
+impl Layout<'_> {
+    fn rows(&mut self, of: &[Rows<'_>], rows: i64) -> Result<Vec<Tensor>> {
+        let tensor = |&(dtype, row): &Rows<'_>| self.tensor(dtype, &[&[rows], row].concat());
+        of.iter().map(tensor).collect()
+    }
+
+    /// Space for the guests of a pass: `sent` is what travels of a query, `results` what comes back, in the type it travels
+    /// in.
+    fn guests(
+        &mut self,
+        dims: &Dims,
+        pass: &PassDims,
+        sent: &[Rows<'_>],
+        results: &[Rows<'_>],
+    ) -> Result<GuestSpace> {
+        let packed_rows = if pass.guest_send_rows > 0 {
+            dims.tokens_q
+        } else {
+            0
+        };
+        let packed = self.rows(sent, packed_rows)?;
+        let mut buffers = Vec::new();
+        for _ in 0..pass.guest_buffers {
+            let acc = dims.shape.dtype.accumulator();
+            let as_computed: Vec<Rows<'_>> = results.iter().map(|r| (acc, r.1)).collect();
+            let partial = self.rows(&as_computed, pass.guest_rows)?;
+            let mut wire = partial.clone();
+            for (wire, result) in wire.iter_mut().zip(results).filter(|(_, r)| r.0 != acc) {
+                *wire = self.tensor(result.0, &[&[pass.guest_rows], result.1].concat())?;
+            }
+            buffers.push(GuestBuffers {
+                recv: self.rows(sent, pass.guest_rows)?,
+                partial,
+                wire,
+                staging: self.rows(results, pass.guest_send_rows)?,
+            });
+        }
+        Ok(GuestSpace { packed, buffers })
+    }
+}
+
 impl ForwardSpace {
     /// Cuts forward's workspace.
     pub fn carve(dims: &Dims, carver: &mut Carver) -> Result<ForwardSpace> {
@@ -159,6 +242,15 @@ impl ForwardSpace {
             packed: layout.pair(s.dtype, packed_rows, s)?,
             recv: layout.pairs(pass.buffers, s.dtype, pass.recv_rows, s)?,
             gateway: layout.pairs(pass.buffers, s.dtype, pass.gateway_rows, s)?,
+            guests: layout.guests(
+                dims,
+                pass,
+                &[(s.dtype, &[s.heads_q, s.head_dim])],
+                &[
+                    (dims.output_wire, &[s.heads_q, s.head_dim_v]),
+                    (acc, &[s.heads_q]),
+                ],
+            )?,
         })
     }
 }
@@ -191,6 +283,17 @@ impl BackwardSpace {
             gateway_sum,
             gateway_wire,
             gateway_staging: layout.pair(dims.wire, pass.forward_rows, s)?,
+            guests: layout.guests(
+                dims,
+                pass,
+                &[
+                    (s.dtype, &[s.heads_q, s.head_dim]),
+                    (s.dtype, &[s.heads_q, s.head_dim_v]),
+                    (acc, &[s.heads_q]),
+                    (acc, &[s.heads_q]),
+                ],
+                &[(dims.wire, &[s.heads_q, s.head_dim])],
+            )?,
         })
     }
 }

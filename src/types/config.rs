@@ -119,6 +119,10 @@ pub struct Config {
     pub rates: Rates,
     /// Partial dk and dv travel in the accumulator type instead of the input dtype.
     pub backward_high_precision_reduce: bool,
+    /// Partial outputs of queries that travel go home in the accumulator type instead of the input dtype.
+    pub forward_high_precision_reduce: bool,
+    /// Queries may travel to keys where that moves less than keys to queries. Not with `hierarchical_comm`.
+    pub qo_comm: bool,
     /// Group collectives cross hosts once a token, then fan out inside. Needs a communicator whose mesh is known.
     pub hierarchical_comm: bool,
     /// The communicator's mesh; set when the key is made with `hierarchical_comm`.
@@ -146,6 +150,8 @@ impl Default for Config {
             degree_backward: 1,
             rates: Rates::default(),
             backward_high_precision_reduce: false,
+            forward_high_precision_reduce: false,
+            qo_comm: false,
             hierarchical_comm: false,
             mesh: None,
             dsink_reduce: DsinkReduce::None,

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn nothing_set_gives_the_defaults() {
-        let settings = parse([("PATH", "/bin"), ("MAGI_ATTENTION_QO_COMM", "perhaps")]).unwrap();
+        let settings = parse([("PATH", "/bin"), ("MAGI_ATTENTION_CATGQA", "perhaps")]).unwrap();
         assert_eq!(settings, Settings::default());
     }
 
@@ -190,10 +190,13 @@ mod tests {
             ("MAGI_ATTENTION_DIST_ATTN_RUNTIME_DICT_SIZE", "0"),
             ("MAGI_ATTENTION_SANITY_CHECK", "yes"),
             ("MAGI_ATTENTION_MIN_CHUNKS_PER_RANK", "3"),
+            ("MAGI_ATTENTION_QO_COMM", "1"),
+            ("MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE", "on"),
         ])
         .unwrap()
         .config;
         assert!(config.backward_high_precision_reduce && config.sanity_check);
+        assert!(config.forward_high_precision_reduce && config.qo_comm);
         assert_eq!(config.dsink_reduce, DsinkReduce::Avg);
         assert_eq!((config.cache_size, config.min_chunks_per_rank), (0, 3));
         assert_eq!(config.validate(), Ok(()));

@@ -145,7 +145,7 @@ pub const TABLE: &[Variable] = &[
         "MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE",
         Kind::Boolean,
         "0",
-        "Partial dk and dv travel in the accumulator type (f64 for f64, else f32) instead of the input dtype. They are added in it either way. Field backward_high_precision_reduce of magi_config.",
+        "Partial dk and dv (and dq, where queries travel) travel in the accumulator type (f64 for f64, else f32) instead of the input dtype. They are added in it either way. Field backward_high_precision_reduce of magi_config.",
         |config, text| {
             config.backward_high_precision_reduce = boolean(text)?;
             Some(())
@@ -178,6 +178,26 @@ pub const TABLE: &[Variable] = &[
         "Two-level group collectives: each token crosses to a host once and fans out there; needs magi_comm_set_mesh. Field hierarchical_comm of magi_config.",
         |config, text| {
             config.hierarchical_comm = boolean(text)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_QO_COMM",
+        Kind::Boolean,
+        "0",
+        "Queries may travel to keys, and their outputs back, where that moves fewer bytes than keys to queries. Not together with MAGI_ATTENTION_HIERARCHICAL_COMM. Field qo_comm of magi_config.",
+        |config, text| {
+            config.qo_comm = boolean(text)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE",
+        Kind::Boolean,
+        "0",
+        "Where queries travel, partial outputs go home in the accumulator type instead of the input dtype. Field forward_high_precision_reduce of magi_config.",
+        |config, text| {
+            config.forward_high_precision_reduce = boolean(text)?;
             Some(())
         },
     ),
@@ -262,14 +282,6 @@ pub const TABLE: &[Variable] = &[
         "Other kernels compiled at a time ahead of time; unset: nine tenths of the processors.",
     ),
     idle(
-        "MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE",
-        Kind::Boolean,
-        "0",
-        Acts::Run,
-        "Partial outputs travel in f32 instead of the input dtype, where queries travel.",
-        "queries never travel in this build, so there are no partial outputs",
-    ),
-    idle(
         "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
         Kind::Whole(0, 1024),
         "",
@@ -292,14 +304,6 @@ pub const TABLE: &[Variable] = &[
         Acts::Run,
         "Hardware queues of a device; with 1, stages are fetched one at a time, in launch order.",
         "this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_QO_COMM",
-        Kind::Boolean,
-        "0",
-        Acts::Key,
-        "Queries and outputs may travel too.",
-        "only keys and values travel in this build",
     ),
     idle(
         "MAGI_ATTENTION_NATIVE_GRPCOLL",

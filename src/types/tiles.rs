@@ -167,7 +167,9 @@ impl TileList {
         }
         if item.limits != Item::NO_LIMITS {
             let limits = self.limits[(item.limits + row) as usize];
-            return Range::new(limits.lo.into(), limits.hi.into());
+            // Limits reach beyond an item that is part of a longer one.
+            let lo = limits.lo.max(item.run0);
+            return Range::new(lo.into(), limits.hi.min(item.run1).max(lo).into());
         }
         let slice = self.band_of(tile, item);
         let row = i64::from(tile.row0 + row);

@@ -2,7 +2,7 @@
 
 use crate::bytes::Bytes;
 use crate::masks::request;
-use magi_attn::plan::{Plan, Stats, verify};
+use magi_attn::plan::{Plan, Stage, Stats, verify};
 use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, Mask, PlacementKind, Status};
 
 /// Most chunks that are planned: what verifying them takes grows with their square.
@@ -68,6 +68,8 @@ fn config(b: &mut Bytes) -> Config {
         backward_high_precision_reduce: flags & 2 != 0,
         dsink_reduce: [DsinkReduce::None, DsinkReduce::Sum, DsinkReduce::Avg][usize::from(flags >> 2) % 3],
         sanity_check: flags & 32 != 0,
+        qo_comm: flags & 64 != 0,
+        forward_high_precision_reduce: flags & 128 != 0,
         ..Config::default()
     }
 }
@@ -88,11 +90,24 @@ fn check(plan: &Plan, mask: &Mask, shape: &AttnShape, config: &Config) {
     assert_eq!(stats.area.iter().sum::<i64>(), mask.area());
     assert_eq!(stats.tokens_q.iter().sum::<i64>(), mask.total_q());
     assert_eq!(stats.tokens_k.iter().sum::<i64>(), mask.total_k());
-    assert_eq!(stats.sent.iter().sum::<i64>(), stats.ideal_volume);
-    assert_eq!(stats.received.iter().sum::<i64>(), stats.ideal_volume);
+    assert_eq!(stats.area_backward.iter().sum::<i64>(), mask.area());
+    for volume in &stats.volume {
+        assert!(volume.bytes() <= volume.keys_only_bytes, "{volume:?}");
+        assert!(volume.most_bytes() <= volume.keys_only_most_bytes, "{volume:?}");
+        assert_eq!(volume.received.iter().sum::<i64>(), volume.bytes());
+        assert_eq!(volume.sent.iter().sum::<i64>(), volume.bytes());
+    }
+    if stats.volume[0].queries == 0 {
+        assert_eq!(stats.volume[0].keys, stats.ideal_volume);
+    }
+    assert_eq!(stats.sent.iter().sum::<i64>(), stats.volume[0].keys);
+    assert_eq!(stats.received.iter().sum::<i64>(), stats.volume[0].keys);
     assert!(stats.balance_bound <= stats.balance * (1.0 + 1e-12), "{stats:?}");
     let received: i64 = plan.forward.stages.iter().map(|s| s.transfer.recv_rows).sum();
     assert_eq!(received, stats.received[plan.rank]);
+    let guests = |s: &Stage| s.guests.transfer.recv_rows;
+    let guests: i64 = plan.forward.stages.iter().map(guests).sum();
+    assert_eq!(guests, stats.queries_received[plan.rank]);
     let other = Plan::new(mask, shape, plan.world, plan.world - 1, config).unwrap();
     assert_eq!((plan.hash, &plan.placement), (other.hash, &other.placement));
 }

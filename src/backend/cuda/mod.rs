@@ -24,7 +24,7 @@ pub mod tile_lists;
 pub mod variant;
 pub mod walk;
 
-mod attention;
+pub mod attention;
 mod check;
 mod elementwise;
 mod running;
@@ -35,6 +35,7 @@ use super::{Backend, BackwardArgs, ForwardArgs};
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch, stream};
 use crate::types::{Error, Range, Result, Status, Tensor};
+use attention::Attention;
 use kernels::Kernels;
 
 /// Threads of a block of the helper kernels.
@@ -57,6 +58,7 @@ pub struct CudaBackend {
     gpu: Arc<Gpu>,
     stream: Stream,
     helpers: Helpers,
+    attention: Option<Attention>,
 }
 
 impl CudaBackend {
@@ -86,6 +88,7 @@ impl CudaBackend {
             gpu: gpu.clone(),
             stream,
             helpers,
+            attention: None,
         })
     }
 

@@ -34,7 +34,10 @@ const LABELLED: usize = 32;
 /// of keys received, stage upon stage, for every rank, and the predicted times of two ranks; as SVG of at most some hundred
 /// kilobytes. `stats` are those of `mask` on `placement`.
 pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
-    let traffic = Traffic::new(mask, placement, GROUPS);
+    let traffic = match &stats.work {
+        Some(work) => Traffic::of(placement, &work.keys, GROUPS),
+        None => Traffic::new(mask, placement, GROUPS),
+    };
     let passes = [(&stats.forward, false), (&stats.backward, true)].map(|(timeline, backward)| Lanes {
         timeline,
         backward,
@@ -54,15 +57,23 @@ pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
             if world == 1 { "rank" } else { "ranks" }
         ),
     );
-    let share = 100.0 * stats.ideal_volume as f64 / stats.all_gather_volume.max(1) as f64;
-    let summary = format!(
+    let volume = &stats.volume[0];
+    let share = 100.0 * volume.keys as f64 / stats.all_gather_volume.max(1) as f64;
+    let mut summary = format!(
         "balance {:.4} (no placement of these chunks below {:.4}); {} keys travel, {share:.1}% of an all-gather",
         stats.balance,
         stats.balance_bound,
-        thousands(stats.ideal_volume)
+        thousands(volume.keys)
     );
+    if volume.queries > 0 {
+        let bytes = 100.0 * volume.bytes() as f64 / volume.keys_only_bytes.max(1) as f64;
+        summary += &format!(
+            "; {} queries travel too: {bytes:.1}% of the bytes of keys alone",
+            thousands(volume.queries)
+        );
+    }
     svg.text(24.0, 49.0, Anchor::Start, "dim", &summary);
-    parts(&mut svg, placement, mask);
+    parts(&mut svg, placement, mask, stats);
     areas(&mut svg, stats);
     matrix(&mut svg, &traffic);
     received(&mut svg, stats);
@@ -75,12 +86,27 @@ pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
 }
 
 /// The mask, each part in the colour of its rank.
-fn parts(svg: &mut Svg, placement: &Placement, mask: &Mask) {
+fn parts(svg: &mut Svg, placement: &Placement, mask: &Mask, stats: &Stats) {
     let queries = placement.side(Side::Q);
     let plot = Plot::new(LEFT, TOP, SIZE, mask.total_q(), mask.total_k());
     plot.frame(svg);
     let colours: Vec<String> = (0..placement.world()).map(rank_colour).collect();
     let mut pieces: Vec<(Slice, usize)> = Vec::new();
+    if let Some(work) = &stats.work {
+        work.for_each(mask, placement, |rank, _, slice| pieces.push((slice, rank)));
+        if pieces.len() <= MOST_PIECES {
+            plot.pieces(svg, &pieces, &colours);
+            return;
+        }
+        svg.text(
+            LEFT,
+            TOP - 7.0,
+            Anchor::Start,
+            "dim",
+            "coloured by the owner of the query",
+        );
+        pieces.clear();
+    }
     'all: for slice in mask.slices() {
         let rows = slice.visible_rows();
         let first = queries.first_run_after(rows.start);

@@ -86,8 +86,12 @@ fn percent(part: i64, whole: i64) -> f64 {
 
 /// "1 key", "2 keys".
 fn count(n: i64, noun: &str) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{} {noun}{plural}", thousands(n))
+    several(n, noun, &format!("{noun}s"))
+}
+
+/// "1 query", "2 queries".
+fn several(n: i64, one: &str, more: &str) -> String {
+    format!("{} {}", thousands(n), if n == 1 { one } else { more })
 }
 
 /// Where tokens lie, and why there.
@@ -192,6 +196,26 @@ fn balance(lines: &mut Vec<String>, stats: &Stats) {
 }
 
 fn travel(lines: &mut Vec<String>, stats: &Stats) {
+    if stats.volume.iter().any(|v| v.queries > 0) {
+        lines.push(
+            "travel: queries travel to keys where that moves fewer bytes, and their outputs or gradients come back"
+                .to_owned(),
+        );
+        for (name, v) in ["forward", "backward"].into_iter().zip(&stats.volume) {
+            lines.push(format!(
+                "  {name}: {} and {}, each counted once for every rank it goes to; {} bytes with what comes back, {:.1}% of \
+                 {} if only keys travelled; no rank sends or receives more than {} ({} if only keys travelled)",
+                count(v.keys, "key"),
+                several(v.queries, "query", "queries"),
+                thousands(v.bytes()),
+                percent(v.bytes(), v.keys_only_bytes),
+                thousands(v.keys_only_bytes),
+                thousands(v.most_bytes()),
+                thousands(v.keys_only_most_bytes)
+            ));
+        }
+        return;
+    }
     lines.push(format!(
         "travel: {} in a forward pass, each counted once for every rank it goes to: exactly what queries see and their \
          rank does not hold; {:.1}% of what all-gather moves ({})",

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::{count, microseconds, percent};
+use super::{count, microseconds, percent, several};
 use crate::plan::{Pass, Stage, Timeline};
 use crate::types::draw::thousands;
-use crate::types::{TwoLevel, piece_rows};
+use crate::types::{Transfer, TwoLevel, piece_rows};
 
 /// What each stage of `rank` waits for and computes, and when.
 pub(super) fn describe(lines: &mut Vec<String>, name: &str, pass: &Pass, timeline: &Timeline, rank: usize) {
-    let total: i64 = pass.stages.iter().map(|s| s.area).sum();
+    let total: i64 = pass.stages.iter().map(Stage::cells).sum();
     lines.push(format!(
         "{name} pass of this rank: {}, {} in all",
         count(pass.stages.len() as i64, "stage"),
@@ -27,16 +27,29 @@ pub(super) fn describe(lines: &mut Vec<String>, name: &str, pass: &Pass, timelin
         let mut line = format!(
             "  stage {i}: {}; computes {} in {} ({:.1}%)",
             needs(stage),
-            count(stage.area, "cell"),
-            count(stage.slices.len() as i64, "local slice"),
-            percent(stage.area, total)
+            count(stage.cells(), "cell"),
+            count(
+                (stage.slices.len() + stage.guests.slices.len()) as i64,
+                "local slice"
+            ),
+            percent(stage.cells(), total)
         );
-        if pass.stages.get(i + 1).is_some_and(|s| !s.recv.is_empty()) {
+        let fetches = |s: &Stage| !s.recv.is_empty() || !s.guests.recv.is_empty();
+        if pass.stages.get(i + 1).is_some_and(fetches) {
             // Writing to a String cannot fail.
             let _ = write!(line, " while stage {} travels", i + 1);
         }
         if name == "backward" && !stage.recv.is_empty() {
             line.push_str("; then the gradients of its keys go back");
+        }
+        if !stage.guests.recv.is_empty() {
+            let what = if name == "backward" {
+                "gradients"
+            } else {
+                "outputs"
+            };
+            // Writing to a String cannot fail.
+            let _ = write!(line, "; then the {what} of its queries go home");
         }
         lines.push(line);
         if let Some(plan) = stage.two_level.as_ref().filter(|t| !t.is_empty()) {
@@ -46,21 +59,34 @@ pub(super) fn describe(lines: &mut Vec<String>, name: &str, pass: &Pass, timelin
     }
 }
 
-/// The keys that a stage cannot start without.
+/// The keys and queries that a stage cannot start without.
 fn needs(stage: &Stage) -> String {
-    let mut from: BTreeMap<u32, i64> = BTreeMap::new();
-    for piece in &stage.transfer.recvs {
-        *from.entry(piece.peer).or_default() += piece.rows.len();
-    }
-    if from.is_empty() {
+    let (keys, queries) = (&stage.transfer, &stage.guests.transfer);
+    let parts = [
+        (keys, count(keys.recv_rows, "key")),
+        (queries, several(queries.recv_rows, "query", "queries")),
+    ];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(transfer, _)| transfer.recv_rows > 0)
+        .map(|(transfer, rows)| format!("{rows}: {}", origins(transfer)))
+        .collect();
+    if parts.is_empty() {
         return "waits for nothing".to_owned();
     }
-    let list: Vec<String> = from
+    format!("waits for {}", parts.join(", and for "))
+}
+
+/// "12 from rank 3, 4 from rank 5": where the rows of a transfer come from.
+fn origins(transfer: &Transfer) -> String {
+    let mut from: BTreeMap<u32, i64> = BTreeMap::new();
+    for piece in &transfer.recvs {
+        *from.entry(piece.peer).or_default() += piece.rows.len();
+    }
+    let list = from
         .iter()
-        .map(|(peer, n)| format!("{} from rank {peer}", thousands(*n)))
-        .collect();
-    let keys = count(stage.transfer.recv_rows, "key");
-    format!("waits for {keys}: {}", list.join(", "))
+        .map(|(peer, n)| format!("{} from rank {peer}", thousands(*n)));
+    list.collect::<Vec<String>>().join(", ")
 }
 
 /// What this rank does between hosts and inside its own.
@@ -80,10 +106,17 @@ fn levels(plan: &TwoLevel) -> String {
 /// When a stage is worked on, and what it waited for.
 fn when(timeline: &Timeline, rank: usize, stage: usize) -> String {
     let times = timeline.stages[stage][rank].times;
+    let guests = |s: usize| timeline.stages[s][rank].queries_received > 0;
+    let what = if guests(stage) {
+        "its keys and queries"
+    } else {
+        "its keys"
+    };
+    let back = |s: usize| if guests(s) { "results" } else { "gradients" };
     let mut line = String::from("    predicted: ");
     if !times.fetch.is_empty() {
         // Writing to a String cannot fail.
-        let _ = write!(line, "its keys are there at {}, ", microseconds(times.fetch.end));
+        let _ = write!(line, "{what} are there at {}, ", microseconds(times.fetch.end));
     }
     let (start, end) = (microseconds(times.compute.start), microseconds(times.compute.end));
     // Writing to a String cannot fail.
@@ -92,14 +125,20 @@ fn when(timeline: &Timeline, rank: usize, stage: usize) -> String {
     if wait > 0 {
         // A stage starts when its keys are there and gradients of the stage before the last are back.
         let reason = if times.fetch.end == times.compute.start {
-            "its keys".to_owned()
+            what.to_owned()
         } else {
-            format!("the gradients of stage {}", stage.saturating_sub(2))
+            let before = stage.saturating_sub(2);
+            format!("the {} of stage {before}", back(before))
         };
         let _ = write!(line, " after a wait of {} for {reason}", microseconds(wait));
     }
     if !times.reduce.is_empty() {
-        let _ = write!(line, ", gradients back at {}", microseconds(times.reduce.end));
+        let _ = write!(
+            line,
+            ", {} back at {}",
+            back(stage),
+            microseconds(times.reduce.end)
+        );
     }
     line
 }

@@ -1,0 +1,72 @@
+//! What travels in a pass, in tokens and bytes.
+
+use super::price::Price;
+use super::work::Work;
+use crate::types::Ranges;
+
+/// What all ranks move in one pass. Bytes count what a rank receives, results that come home included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Key tokens fetched, each counted once for every rank it goes to.
+    pub keys: i64,
+    /// Query tokens fetched, likewise; 0 where queries do not travel.
+    pub queries: i64,
+    /// Bytes of k and v and, backward, of their gradients on the way home.
+    pub key_bytes: i64,
+    /// Bytes of q and, backward, of dout, lse and delta.
+    pub query_bytes: i64,
+    /// Bytes that go home for queries that travelled: out and lse, backward dq.
+    pub output_bytes: i64,
+    /// Bytes that would move on the same placement if only keys travelled; `bytes()` is never more.
+    pub keys_only_bytes: i64,
+    /// The most that a rank sends or receives if only keys travel; `most_bytes()` is never more.
+    pub keys_only_most_bytes: i64,
+    /// Bytes that each rank sends.
+    pub sent: Vec<i64>,
+    /// Bytes that each rank receives.
+    pub received: Vec<i64>,
+}
+
+impl Volume {
+    /// The volume of `work`, or of keys alone without; `sent` and `received` are key tokens of each rank when only keys
+    /// travel.
+    pub(super) fn new(price: &Price, work: Option<&Work>, sent: &[i64], received: &[i64]) -> Volume {
+        let sum = |a: i64, b: i64| a * price.key_out + b * price.key_back;
+        let bytes =
+            |a: &[i64], b: &[i64]| -> Vec<i64> { a.iter().zip(b).map(|(a, b)| sum(*a, *b)).collect() };
+        let (out, into) = (bytes(sent, received), bytes(received, sent));
+        let keys_only: i64 = into.iter().sum();
+        let most = out.iter().chain(&into).copied().max().unwrap_or(0);
+        let tokens = |sets: &[Ranges]| sets.iter().map(Ranges::tokens).sum();
+        let (keys, queries, sent, received) = match work {
+            None => (received.iter().sum(), 0, out, into),
+            Some(w) => (
+                tokens(&w.keys),
+                tokens(&w.queries),
+                w.sent.clone(),
+                w.received.clone(),
+            ),
+        };
+        Volume {
+            keys,
+            queries,
+            key_bytes: sum(keys, keys),
+            query_bytes: queries * price.query_out,
+            output_bytes: queries * price.query_back,
+            keys_only_bytes: keys_only,
+            keys_only_most_bytes: most,
+            sent,
+            received,
+        }
+    }
+
+    /// Bytes that all ranks receive.
+    pub fn bytes(&self) -> i64 {
+        self.key_bytes + self.query_bytes + self.output_bytes
+    }
+
+    /// The most that a rank sends or receives.
+    pub fn most_bytes(&self) -> i64 {
+        self.sent.iter().chain(&self.received).copied().max().unwrap_or(0)
+    }
+}

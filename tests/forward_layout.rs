@@ -1,0 +1,100 @@
+//! kernels/params.h and src/backend/cuda/forward_params.rs describe the same bytes: a C compiler asserts it.
+
+use std::fmt::Write as _;
+use std::mem::offset_of;
+use std::path::Path;
+use std::process::Command;
+
+use magi_attn::backend::cuda::forward_params::ForwardParams;
+
+macro_rules! offsets {
+    ($($member:ident),+) => {
+        [$((stringify!($member), offset_of!(ForwardParams, $member))),+]
+    };
+}
+
+#[test]
+fn host_and_device_agree() {
+    let members = offsets!(
+        tiles,
+        items,
+        limits,
+        counters,
+        maxima,
+        out,
+        lse,
+        max_logits,
+        sink,
+        piece_out,
+        piece_lse,
+        piece_done,
+        out_token,
+        out_head,
+        lse_token,
+        lse_head,
+        sink_token,
+        sink_row,
+        sink_head,
+        tile_count,
+        units,
+        group,
+        section,
+        pack,
+        pack_inverse,
+        tokens_k,
+        head_dim_v,
+        sinks,
+        q_bytes,
+        flags,
+        copies_k,
+        copies_v,
+        scale_log2,
+        softcap_scale
+    );
+    // No member is missing between two of these, nor behind the last: every gap is a pointer, a stride or an integer.
+    for pair in members.windows(2) {
+        assert!(
+            pair[1].1 - pair[0].1 <= 8,
+            "a member is missing behind {}",
+            pair[0].0
+        );
+    }
+    assert_eq!(size_of::<ForwardParams>() - members[members.len() - 1].1, 4);
+    let name = "magi_attn_forward_params";
+    let mut text = "#include \"params.h\"\n#include <stddef.h>\n".to_owned();
+    for (member, at) in members {
+        writeln!(
+            text,
+            "_Static_assert(offsetof({name}, {member}) == {at}, \"{member}\");"
+        )
+        .unwrap();
+    }
+    writeln!(
+        text,
+        "_Static_assert(sizeof({name}) == {}, \"size\");",
+        size_of::<ForwardParams>()
+    )
+    .unwrap();
+    for (flag, value) in [
+        ("MAGI_FORWARD_OUT_F32", ForwardParams::OUT_F32),
+        ("MAGI_FORWARD_ACCUMULATE", ForwardParams::ACCUMULATE),
+    ] {
+        writeln!(text, "_Static_assert({flag} == {value}, \"{flag}\");").unwrap();
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join("forward_layout.c");
+    std::fs::write(&file, text).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "-I"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"))
+        .arg(&file)
+        .arg("-o")
+        .arg(folder.join("forward_layout.o"))
+        .output()
+        .expect("a C compiler is on PATH");
+    assert!(
+        compiled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&compiled.stderr)
+    );
+}
