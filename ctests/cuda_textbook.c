@@ -245,20 +245,30 @@ static magi_backward_args backward_args(const run *r, int on_device) {
     return a;
 }
 
-// Both calls with workspace of exactly the size that they ask for.
+// Workspace of exactly the size that a call asks for, where its tensors lie.
+static void take_workspace(magi_flex_options *o, int on_device) {
+    // In host memory a multiple of the alignment is taken, as aligned_alloc wants it.
+    o->workspace = on_device ? cuda_memory(o->workspace_size) : aligned_alloc(256, (o->workspace_size | 255) + 1);
+    CHECK(o->workspace != NULL || o->workspace_size == 0);
+}
+
+static void give_workspace(magi_flex_options *o, int on_device) {
+    if (on_device) {
+        cuda_free(o->workspace);
+    } else {
+        free(o->workspace);
+    }
+}
+
 static void forward(const run *r, int on_device) {
     const magi_forward_args a = forward_args(r, on_device);
     magi_flex_options o = MAGI_FLEX_OPTIONS_INIT;
     o.backend = MAGI_BACKEND_SDPA;
     CHECK_OK(magi_flex_flash_attn_forward_workspace_size(&a, &o, &o.workspace_size));
-    if (on_device) {
-        o.workspace = cuda_memory(o.workspace_size);
-        CHECK_OK(magi_flex_flash_attn_forward(r->mask, &a, &o, r->stream));
-        cuda_stream_wait(r->stream);
-        cuda_free(o.workspace);
-    } else {
-        CHECK_OK(magi_flex_flash_attn_forward(r->mask, &a, NULL, NULL));
-    }
+    take_workspace(&o, on_device);
+    CHECK_OK(magi_flex_flash_attn_forward(r->mask, &a, &o, on_device ? r->stream : NULL));
+    cuda_stream_wait(r->stream);
+    give_workspace(&o, on_device);
 }
 
 static void backward(const run *r, int on_device) {
@@ -266,14 +276,10 @@ static void backward(const run *r, int on_device) {
     magi_flex_options o = MAGI_FLEX_OPTIONS_INIT;
     o.backend = MAGI_BACKEND_SDPA;
     CHECK_OK(magi_flex_flash_attn_backward_workspace_size(&a, &o, &o.workspace_size));
-    if (on_device) {
-        o.workspace = cuda_memory(o.workspace_size);
-        CHECK_OK(magi_flex_flash_attn_backward(r->mask, &a, &o, r->stream));
-        cuda_stream_wait(r->stream);
-        cuda_free(o.workspace);
-    } else {
-        CHECK_OK(magi_flex_flash_attn_backward(r->mask, &a, NULL, NULL));
-    }
+    take_workspace(&o, on_device);
+    CHECK_OK(magi_flex_flash_attn_backward(r->mask, &a, &o, on_device ? r->stream : NULL));
+    cuda_stream_wait(r->stream);
+    give_workspace(&o, on_device);
 }
 
 // --------------------------------------------------------------------------------------------------------- comparison

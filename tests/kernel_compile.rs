@@ -80,12 +80,14 @@ fn helpers_compile_for_older_and_newer_devices() {
     let Some(nvrtc) = nvrtc() else {
         return;
     };
-    let variant = embedded::listed("elementwise").unwrap();
-    for (major, minor) in [(8, 0), (10, 0)] {
-        let options = compile::options(variant, Arch { major, minor }, &KernelBuild::default());
-        nvrtc
-            .compile(&variant.name, &embedded::text(variant).unwrap(), &options)
-            .unwrap();
+    for name in ["elementwise", "textbook_forward"] {
+        let variant = embedded::listed(name).unwrap();
+        for (major, minor) in [(8, 0), (10, 0)] {
+            let options = compile::options(variant, Arch { major, minor }, &KernelBuild::default());
+            nvrtc
+                .compile(&variant.name, &embedded::text(variant).unwrap(), &options)
+                .unwrap();
+        }
     }
 }
 
