@@ -22,8 +22,10 @@ constexpr float UNSEEN = 3e38f;
 struct Consumer {
     float o[DV / 2];
     float ref[2], l[2]; // of row h: the reference; this thread's share of the sum
+    float ref_before[2], l_before[2]; // the same before this block: of the finished tile, when this block is a first one
+    float scale[2];                   // what a new reference makes of O
 #if MAX_LOGITS
-    float most[2];
+    float most[2], most_before[2];
 #endif
     u32 p[2][BN / 16][4]; // P of this block and of the one before
     int q_stage;
@@ -52,7 +54,7 @@ template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
     wgmma_commit();
 }
 
-// One block of the stream; true at its end.
+// One block of the stream. True when O needs more: it belongs to a finished tile, or its references have changed.
 template <int I>
 DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int group, int lane, int row) {
     if (!c.known) {
@@ -92,30 +94,34 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
         }
     }
 
-    float sum[2], ref[2] = {c.ref[0], c.ref[1]}, l[2] = {c.l[0], c.l[1]}, scale[2] = {1, 1};
+    // One instance of the exponentials serves both ways: what runs seldom must not push the step out of the
+    // instruction cache.
+    float sum[2], ref[2] = {c.ref[0], c.ref[1]}, l[2] = {c.l[0], c.l[1]};
     bool exact = flags & (FIRST | STOP | EXACT);
 #if MAX_LOGITS
     const float most[2] = {thread_max(x, 0), thread_max(x, 1)};
 #endif
-    if (!exact) {
+    for (;;) {
+        if (exact) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float old = flags & FIRST || ref[h] == UNSEEN ? NEG_INFINITY : ref[h];
+                const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
+                const float finite = m == NEG_INFINITY ? 0.0f : m;
+                c.scale[h] = exp2_approx(old - finite);
+                l[h] = flags & FIRST ? 0.0f : l[h] * c.scale[h];
+                ref[h] = m == NEG_INFINITY ? UNSEEN : m;
+            }
+        }
         exponentials(x, c.p[I], p.scale_log2, ref, sum);
-        exact = __any_sync(~0u, !(sum[0] + sum[1] < LIMIT));
+        if (exact || !__any_sync(~0u, !(sum[0] + sum[1] < LIMIT))) {
+            break;
+        }
+        exact = true;
     }
     c.known = mbar_test(AT(k_full) + 8 * (I ^ 1), next_phase);
     if (c.known) {
         c.flags = __shfl_sync(~0u, s.block[I ^ 1].flags, 0);
-    }
-    if (exact) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const float old = flags & FIRST || ref[h] == UNSEEN ? NEG_INFINITY : ref[h];
-            const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
-            const float finite = m == NEG_INFINITY ? 0.0f : m;
-            scale[h] = exp2_approx(old - finite);
-            l[h] = flags & FIRST ? 0.0f : l[h] * scale[h];
-            ref[h] = m == NEG_INFINITY ? UNSEEN : m;
-        }
-        exponentials(x, c.p[I], p.scale_log2, ref, sum);
     }
 
     pin(x);
@@ -123,32 +129,35 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     pin(c.o);
     __syncwarp();
     mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
-    if (flags & (FIRST | STOP)) {
-        store_tile<OUT_COLUMNS>(c.o, c.ref, c.l, p, s.place[c.tile], row, lane);
-#if MAX_LOGITS
-        store_maxima(c.most, p, s.place[c.tile], row, lane);
-        c.most[0] = c.most[1] = NEG_INFINITY;
-#endif
-        if (flags & STOP) {
-            return true;
-        }
-        c.tile = (c.tile + 1) & (PLACES - 1);
-    } else if (exact) {
-#pragma unroll
-        for (int i = 0; i < DV / 2; i++) {
-            c.o[i] *= scale[i / 2 % 2];
-        }
-    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+        c.ref_before[h] = c.ref[h], c.l_before[h] = c.l[h];
         c.ref[h] = ref[h];
         c.l[h] = l[h] + sum[h];
 #if MAX_LOGITS
-        c.most[h] = fmaxf(c.most[h], most[h]);
+        c.most_before[h] = c.most[h];
+        c.most[h] = fmaxf(flags & FIRST ? NEG_INFINITY : c.most[h], most[h]);
 #endif
     }
     c.before = flags;
     c.phase = next_phase;
+    return exact;
+}
+
+// What a step leaves to be done with O; true at the end of the stream.
+DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int lane, int row) {
+    if (c.before & (FIRST | STOP)) {
+        store_tile<OUT_COLUMNS>(c.o, c.ref_before, c.l_before, p, s.place[c.tile], row, lane);
+#if MAX_LOGITS
+        store_maxima(c.most_before, p, s.place[c.tile], row, lane);
+#endif
+        c.tile = (c.tile + 1) & (PLACES - 1);
+        return c.before & STOP;
+    }
+#pragma unroll
+    for (int i = 0; i < DV / 2; i++) {
+        c.o[i] *= c.scale[i / 2 % 2];
+    }
     return false;
 }
 
@@ -160,6 +169,20 @@ DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, 
 #if MAX_LOGITS
     c.most[0] = c.most[1] = NEG_INFINITY;
 #endif
-    while (!step<0>(c, p, s, group, lane, row) && !step<1>(c, p, s, group, lane, row)) {
+    // The two steps follow each other directly; only now and then the way leads through the one instance of what is
+    // between steps.
+    for (bool odd = false;;) {
+        do {
+            if (!odd) {
+                odd = true;
+                if (step<0>(c, p, s, group, lane, row)) {
+                    break;
+                }
+            }
+            odd = false;
+        } while (!step<1>(c, p, s, group, lane, row));
+        if (between_steps(c, p, s, lane, row)) {
+            return;
+        }
     }
 }
