@@ -62,9 +62,20 @@ struct alignas(16) TilePlace {
     int row0, unit, rows, slot, pieces;
 };
 
-// A warp asks for the place of a tile while the first block of the next one is at hand; the producer may then describe
-// two blocks more, which may be two tiles.
-constexpr int PLACES = 4;
+// A warp asks for the place of a tile while the first block of the next one is at hand. The producer may then be two
+// blocks further, which may be two tiles, and the scheduling warp one tile more.
+constexpr int PLACES = 8;
+
+// An item of a tile, as the scheduling warp lays it out for the producer: sides of the band for the tile's first row,
+// `full_last` the last key at which a block may begin that needs no limits, `exact` the first key at which a block
+// begins in which no row can see its first key.
+struct alignas(16) Brief {
+    int flags; // FIRST and LAST of its tile; what blocks that are not full need; STOP: there is no more work
+    int unit, tile_row0, kv_head;
+    int start, run1, full0, full_last;
+    int exact, source, run0, limits;
+    int lo, hi, row0, row1;
+};
 
 // Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
 constexpr int DIRTY = 4;
@@ -74,8 +85,10 @@ struct alignas(1024) Shared {
     u8 o[CONSUMER_WARPS][16 * OUT_COLUMNS * 2 + (OUT_COLUMNS == 0)];
     Block block[STAGES];
     TilePlace place[PLACES];
+    Brief brief[2];
     int dirty[DIRTY][2]; // {stage of V, first row that nothing sees}; stage -1: no more
     u64 q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], dirty_full[DIRTY];
+    u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 
