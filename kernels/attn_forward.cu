@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         } else if (threadIdx.x / 32 == 1) {
             clean(s, threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
-            Scheduler{p, s}.run();
+            Scheduler{maps, p, s}.run();
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();

@@ -27,7 +27,7 @@ struct Producer {
     const ForwardMaps &maps;
     const magi_attn_forward_params &p;
     Shared &s;
-    int n = 0, tiles = 0, dirty = 0; // blocks, tiles and dirty blocks so far
+    int n = 0, dirty = 0; // blocks and dirty blocks so far
     Values values = {-1, 0, 0, BN};
 
     // Values of the block before, into the stage of block n. Where rows of it are seen by nothing they may hold
@@ -99,17 +99,6 @@ struct Producer {
         n++;
     }
 
-    MEMBER void load_queries(int row0, int unit) {
-        const int q = Q_STAGES == 2 ? tiles & 1 : 0, round = Q_STAGES == 2 ? tiles >> 1 : tiles;
-        mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
-        mbar_expect(AT(q_full) + 8 * q, p.q_bytes);
-#pragma unroll
-        for (int c = 0; c < D_CHUNKS; c++) {
-            tma_load_4d(AT(q) + q * Q_BYTES + c * BM * 128, &maps.q, AT(q_full) + 8 * q, 64 * c, 0, row0, unit);
-        }
-        tiles++;
-    }
-
     // All the work that this thread block gets.
     MEMBER void run() {
         for (int i = 0;; i++) {
@@ -118,9 +107,6 @@ struct Producer {
             const int flags = it.flags;
             if (flags & STOP) {
                 break;
-            }
-            if (flags & FIRST) {
-                load_queries(it.tile_row0, it.unit);
             }
             if (it.start == it.run1) {
                 empty_block();
@@ -141,9 +127,11 @@ struct Producer {
     }
 };
 
-// The scheduling warp, of which one thread works: takes tiles from the counter and reads lists, so that the producer
-// never waits for memory. It is one item ahead; further ahead, blocks would hold work that others are free for.
+// The scheduling warp, of which one thread works: takes tiles from the counter, reads lists and fetches Q, so that the
+// producer never waits for memory other than shared memory. It is one item ahead; further ahead, a thread block would
+// hold work that others are free for.
 struct Scheduler {
+    const ForwardMaps &maps;
     const magi_attn_forward_params &p;
     Shared &s;
     int n = 0, tiles = 0; // items and tiles so far
@@ -165,9 +153,19 @@ struct Scheduler {
         return max(max(it.start + 1, band), limits);
     }
 
+    MEMBER void load_queries(int row0, int unit) {
+        const int q = Q_STAGES == 2 ? tiles & 1 : 0, round = Q_STAGES == 2 ? tiles >> 1 : tiles;
+        mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
+        mbar_expect(AT(q_full) + 8 * q, p.q_bytes);
+#pragma unroll
+        for (int c = 0; c < D_CHUNKS; c++) {
+            tma_load_4d(AT(q) + q * Q_BYTES + c * BM * 128, &maps.q, AT(q_full) + 8 * q, 64 * c, 0, row0, unit);
+        }
+    }
+
     MEMBER void fill(Brief &b, const magi_tile &t, const magi_item &it, int unit, int flags) {
         b.flags = flags | (it.limits < 0 ? MASKED : MASKED | LIMITS);
-        b.unit = unit, b.tile_row0 = t.row0, b.kv_head = unit / p.group;
+        b.kv_head = unit / p.group;
         b.start = it.start, b.run1 = it.run1, b.full0 = it.full0, b.full_last = it.full1 - BN;
         b.exact = exact_end(it, t), b.source = it.source, b.run0 = it.run0, b.limits = it.limits;
         b.lo = it.lo + t.row0, b.hi = it.hi + t.row0, b.row0 = it.row0, b.row1 = it.row1;
@@ -179,15 +177,15 @@ struct Scheduler {
         const int unit = section * p.section + in % p.section;
         const magi_tile t = p.tiles[in / p.section];
         s.place[tiles & (PLACES - 1)] = {t.row0, unit, t.rows, t.slot, t.pieces};
+        const magi_item first = t.items > 0 ? p.items[t.item0] : magi_item{};
+        fill(*b, t, first, unit, t.items > 1 ? FIRST : FIRST | LAST);
+        send();
+        load_queries(t.row0, unit);
         tiles++;
-        if (t.items == 0) {
-            fill(*b, t, {}, unit, FIRST | LAST);
-            send();
-        }
 #pragma unroll 1
-        for (int i = 0; i < t.items; i++) {
+        for (int i = 1; i < t.items; i++) {
             const magi_item it = p.items[t.item0 + i];
-            fill(i == 0 ? *b : next_brief(), t, it, unit, (i == 0 ? FIRST : 0) | (i + 1 == t.items ? LAST : 0));
+            fill(next_brief(), t, it, unit, i + 1 == t.items ? LAST : 0);
             send();
         }
     }

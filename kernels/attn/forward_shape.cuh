@@ -71,10 +71,9 @@ constexpr int PLACES = 8;
 // begins in which no row can see its first key.
 struct alignas(16) Brief {
     int flags; // FIRST and LAST of its tile; what blocks that are not full need; STOP: there is no more work
-    int unit, tile_row0, kv_head;
-    int start, run1, full0, full_last;
-    int exact, source, run0, limits;
-    int lo, hi, row0, row1;
+    int kv_head, source;
+    int start, run1, full0, full_last, exact;
+    int run0, lo, hi, row0, row1, limits;
 };
 
 // Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
