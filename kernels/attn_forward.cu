@@ -16,9 +16,8 @@ DEV void set_up(const ForwardMaps &maps, Shared &s) {
         tma_prefetch(&maps.v[i]);
         mbar_init(AT(q_full) + 8 * i, 1);
         mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(k_full) + 8 * i, 1);
+        mbar_init(AT(full) + 8 * i, 2);
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(v_full) + 8 * i, 1);
         mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);

@@ -58,14 +58,13 @@ template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
 template <int I>
 DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int group, int lane, int row) {
     if (!c.known) {
-        mbar_wait(AT(k_full) + 8 * I, c.phase);
+        mbar_wait(AT(full) + 8 * I, c.phase);
         c.flags = __shfl_sync(~0u, s.block[I].flags, 0);
     }
     const int flags = c.flags;
     if (flags & FIRST) {
         mbar_wait(AT(q_full) + 8 * c.q_stage, c.q_phase);
     }
-    mbar_wait(AT(v_full) + 8 * I, c.phase);
     float x[BN / 2];
     products<I>(c, x, group);
     const u32 next_phase = c.phase ^ I;
@@ -119,7 +118,7 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
         }
         exact = true;
     }
-    c.known = mbar_test(AT(k_full) + 8 * (I ^ 1), next_phase);
+    c.known = mbar_test(AT(full) + 8 * (I ^ 1), next_phase);
     if (c.known) {
         c.flags = __shfl_sync(~0u, s.block[I ^ 1].flags, 0);
     }

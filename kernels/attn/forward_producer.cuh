@@ -30,16 +30,17 @@ struct Producer {
     int n = 0, dirty = 0; // blocks and dirty blocks so far
     Values values = {-1, 0, 0, BN};
 
-    // Values of the block before, into the stage of block n. Where rows of it are seen by nothing they may hold
-    // anything, and 0 * NaN is NaN: the cleaning warp zeroes them before consumers hear of the copy.
+    // Values of the block before, into the stage of block n: the second of the two arrivals at its barrier. Where rows
+    // of it are seen by nothing they may hold anything, and 0 * NaN is NaN: the cleaning warp zeroes them before
+    // consumers hear of the copy.
     MEMBER void load_values() {
         const int i = n & 1;
         if (values.key < 0) {
-            mbar_arrive(AT(v_full) + 8 * i);
+            mbar_arrive(AT(full) + 8 * i);
             return;
         }
         mbar_wait(AT(v_empty) + 8 * i, (n >> 1 & 1) ^ 1);
-        u32 bar = AT(v_full) + 8 * i;
+        u32 bar = AT(full) + 8 * i;
         if (values.seen < BN) {
             s.dirty[dirty & (DIRTY - 1)][0] = i;
             s.dirty[dirty & (DIRTY - 1)][1] = values.seen;
@@ -79,8 +80,8 @@ struct Producer {
             }
             b.flags = flags;
             const int i = n & 1;
-            mbar_expect(AT(k_full) + 8 * i, K_BYTES);
-            load_rows<BN * 128>(AT(k) + i * K_BYTES, k, AT(k_full) + 8 * i, key, kv_head, p.copies_k);
+            mbar_expect(AT(full) + 8 * i, K_BYTES);
+            load_rows<BN * 128>(AT(k) + i * K_BYTES, k, AT(full) + 8 * i, key, kv_head, p.copies_k);
             load_values();
             // Behind the end of the tensor the copy engine writes zeros.
             values = {key, kv_head, source, behind > run1 && run1 < p.tokens_k[source] ? run1 - key : BN};
@@ -93,7 +94,7 @@ struct Producer {
         Block &b = next_block();
         b.left = b.right = b.lo = b.hi = b.item_row0 = b.item_row1 = 0;
         b.flags = FIRST | LAST | MASKED;
-        mbar_arrive(AT(k_full) + 8 * (n & 1));
+        mbar_arrive(AT(full) + 8 * (n & 1));
         load_values();
         values.key = -1;
         n++;
@@ -120,7 +121,7 @@ struct Producer {
 
     MEMBER void finish() {
         next_block().flags = STOP;
-        mbar_arrive(AT(k_full) + 8 * (n & 1));
+        mbar_arrive(AT(full) + 8 * (n & 1));
         load_values();
         s.dirty[dirty & (DIRTY - 1)][0] = -1;
         mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
@@ -219,6 +220,6 @@ DEV void clean(Shared &s, int lane) {
         }
         fence_proxy_async();
         __syncwarp();
-        mbar_arrive_if(AT(v_full) + 8 * stage, lane == 0);
+        mbar_arrive_if(AT(full) + 8 * stage, lane == 0);
     }
 }

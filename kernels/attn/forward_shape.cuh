@@ -25,7 +25,8 @@ constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
 
-// K and V have two stages, so that a step knows its own when it is compiled.
+// K and V have two stages, so that a step knows its own when it is compiled. A step takes K of its block and V of the
+// one before, which share a barrier.
 constexpr int STAGES = 2;
 constexpr u32 Q_BYTES = D_CHUNKS * BM * 128, K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128;
 constexpr u32 SHARED_MOST = 232448;
@@ -86,7 +87,7 @@ struct alignas(1024) Shared {
     TilePlace place[PLACES];
     Brief brief[2];
     int dirty[DIRTY][2]; // {stage of V, first row that nothing sees}; stage -1: no more
-    u64 q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], dirty_full[DIRTY];
+    u64 q_full[2], q_empty[2], full[STAGES], k_empty[STAGES], v_empty[STAGES], dirty_full[DIRTY];
     u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
