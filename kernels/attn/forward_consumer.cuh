@@ -54,6 +54,17 @@ template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
     wgmma_commit();
 }
 
+// Keeps what belongs to O of the tile before, should this block begin another one.
+DEV void keep_sums(Consumer &c) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        c.ref_before[h] = c.ref[h], c.l_before[h] = c.l[h];
+#if MAX_LOGITS
+        c.most_before[h] = c.most[h];
+#endif
+    }
+}
+
 // One block of the stream. True when O needs more: it belongs to a finished tile, or its references have changed.
 template <int I>
 DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int group, int lane, int row) {
@@ -95,24 +106,30 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
 
     // One instance of the exponentials serves both ways: what runs seldom must not push the step out of the
     // instruction cache.
-    float sum[2], ref[2] = {c.ref[0], c.ref[1]}, l[2] = {c.l[0], c.l[1]};
+    float sum[2] = {0, 0};
     bool exact = flags & (FIRST | STOP | EXACT);
 #if MAX_LOGITS
     const float most[2] = {thread_max(x, 0), thread_max(x, 1)};
 #endif
     for (;;) {
         if (exact) {
+            keep_sums(c);
+            if (flags & STOP) {
+                break;
+            }
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const float old = flags & FIRST || ref[h] == UNSEEN ? NEG_INFINITY : ref[h];
+                const float old = flags & FIRST || c.ref[h] == UNSEEN ? NEG_INFINITY : c.ref[h];
                 const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
-                const float finite = m == NEG_INFINITY ? 0.0f : m;
-                c.scale[h] = exp2_approx(old - finite);
-                l[h] = flags & FIRST ? 0.0f : l[h] * c.scale[h];
-                ref[h] = m == NEG_INFINITY ? UNSEEN : m;
+                c.scale[h] = exp2_approx(old - (m == NEG_INFINITY ? 0.0f : m));
+                c.l[h] = flags & FIRST ? 0.0f : c.l[h] * c.scale[h];
+                c.ref[h] = m == NEG_INFINITY ? UNSEEN : m;
+#if MAX_LOGITS
+                c.most[h] = flags & FIRST ? NEG_INFINITY : c.most[h];
+#endif
             }
         }
-        exponentials(x, c.p[I], p.scale_log2, ref, sum);
+        exponentials(x, c.p[I], p.scale_log2, c.ref, sum);
         if (exact || !__any_sync(~0u, !(sum[0] + sum[1] < LIMIT))) {
             break;
         }
@@ -130,12 +147,9 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        c.ref_before[h] = c.ref[h], c.l_before[h] = c.l[h];
-        c.ref[h] = ref[h];
-        c.l[h] = l[h] + sum[h];
+        c.l[h] += sum[h];
 #if MAX_LOGITS
-        c.most_before[h] = c.most[h];
-        c.most[h] = fmaxf(flags & FIRST ? NEG_INFINITY : c.most[h], most[h]);
+        c.most[h] = fmaxf(c.most[h], most[h]);
 #endif
     }
     c.before = flags;
@@ -170,18 +184,22 @@ DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, 
 #endif
     // The two steps follow each other directly; only now and then the way leads through the one instance of what is
     // between steps.
-    for (bool odd = false;;) {
-        do {
-            if (!odd) {
+    bool odd = false;
+    for (;;) {
+        for (;;) {
+            if (step<0>(c, p, s, group, lane, row)) {
                 odd = true;
-                if (step<0>(c, p, s, group, lane, row)) {
-                    break;
-                }
+                break;
             }
-            odd = false;
-        } while (!step<1>(c, p, s, group, lane, row));
+        second:
+            if (step<1>(c, p, s, group, lane, row)) {
+                odd = false;
+                break;
+            }
+        }
         if (between_steps(c, p, s, lane, row)) {
             return;
         }
+        if (odd) goto second;
     }
 }
