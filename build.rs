@@ -8,7 +8,7 @@ mod digest;
 #[allow(dead_code)]
 #[path = "src/types/kernel_build.rs"]
 mod kernel_build;
-#[path = "build/nvcc.rs"]
+#[path = "src/backend/cuda/nvcc.rs"]
 mod nvcc;
 #[path = "src/backend/cuda/source.rs"]
 mod source;
@@ -39,10 +39,10 @@ struct Places {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=kernels");
     for shared in [
         "backend/cuda/digest",
+        "backend/cuda/nvcc",
         "backend/cuda/source",
         "backend/cuda/variant",
         "types/kernel_build",
@@ -144,11 +144,15 @@ fn compile_ahead(
     if variants.is_empty() {
         return Vec::new();
     }
-    let nvcc = match nvcc::find(&places.root) {
+    let probed = nvcc::find(&places.root).and_then(|nvcc| {
+        nvcc.probe(&places.out, &nvcc::flags(&[], settings.debug, settings.threads))
+            .map(|()| nvcc)
+    });
+    let nvcc = match probed {
         Ok(nvcc) => nvcc,
         Err(why) => {
             if settings.verbose {
-                println!("cargo:warning={why}");
+                why.lines().for_each(|line| println!("cargo:warning={line}"));
             }
             eprintln!("{why}: kernels will be compiled at run time, by NVRTC");
             return Vec::new();

@@ -25,6 +25,12 @@ static void sides(one_rank *o) {
         CHECK_REFUSED(magi_undispatch_backward(o->key, side, x, 0, y, NULL), MAGI_STATUS_INVALID_ENUM, part);
         CHECK_REFUSED(magi_dispatch_sharded(o->key, side, x, y, NULL), MAGI_STATUS_INVALID_ENUM, part);
         CHECK_REFUSED(magi_undispatch_sharded(o->key, side, x, y, NULL), MAGI_STATUS_INVALID_ENUM, part);
+        magi_stage_stats stage;
+        stage.size = sizeof stage;
+        stage.area = -5;
+        snprintf(part, sizeof part, "pass is %d;", (int)side);
+        CHECK_REFUSED(magi_key_get_stage_stats(o->key, side, 0, 0, &stage), MAGI_STATUS_INVALID_ENUM, part);
+        CHECK_INT(stage.area, -5);
         CHECK_INT(tokens, -5);
         CHECK_INT(count, 77);
         one_check_untouched(o);

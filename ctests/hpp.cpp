@@ -56,7 +56,15 @@ void spans() {
 }
 
 void masks() {
+    CHECK_INT(magi::compute_pad_size(19, 4, 3), 5);
+    CHECK_INT(magi::mask::from_dense({0xf1, 0xf3, 0xf7}, 1, 3, 4).area(), 6);
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "too few", [] { magi::mask::from_dense({1, 2}, 1, 3, 4); });
+    CHECK_INT(magi::mask::from_prefix_tree({-1, 0, 0}, {4, 2, 3}).area(), 10 + (8 + 3) + (12 + 6));
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "lengths has 1", [] { magi::mask::from_prefix_tree({-1, 0}, {4}); });
+    CHECK_INT(magi::mask::from_share_question(4, {2, 3}).area(), 10 + (8 + 3) + (12 + 6));
+    CHECK_INT(magi::mask::from_video(4, 5, 1, true, false).area(), (2 + 3 + 4 + 3) * 25);
     magi::mask m = causal(), empty;
+    CHECK(m.draw().find("40 queries") != std::string::npos);
     CHECK(m && !empty && empty.get() == nullptr);
     CHECK_INT(m.total_q(), tokens);
     CHECK_INT(m.total_k(), tokens);
@@ -164,6 +172,32 @@ struct problem {
     }
 };
 
+void joint(magi::comm_ref comm, const magi_attn_shape &shape) {
+    std::vector<magi::mask> masks;
+    masks.push_back(causal());
+    masks.push_back(magi::mask::from_sliding_window(tokens, tokens, 5, 0));
+    const std::vector<magi::key> keys = magi::key::create_joint(comm, masks, {1, 3}, shape);
+    const std::vector<magi::key> alike = magi::key::create_joint(comm, masks, {}, shape);
+    CHECK(keys.size() == 2 && alike.size() == 2 && keys[0].hash() != keys[1].hash());
+    CHECK(keys[0].position_ids(MAGI_SIDE_Q) == keys[1].position_ids(MAGI_SIDE_Q));
+    // The other ways to a key, on the same placement.
+    CHECK(magi::key::last(comm).hash() == alike[1].hash());
+    CHECK(keys[0].create_for_new_mask(masks[1]).hash() == keys[1].hash());
+    const std::vector<std::int32_t> owners{2, 0, 1, 1, 2, 0, 1};
+    const magi::key placed = magi::key::create_with_placement(comm, masks[0], shape, 6, owners);
+    const std::vector<std::int64_t> ids = placed.position_ids(MAGI_SIDE_K);
+    CHECK_INT(ids[0], comm.rank() == 0 ? 6 : comm.rank() == 1 ? 12 : 0);
+    std::vector<std::int64_t> rolled(ids.size());
+    const std::int64_t n = placed.local_tokens(MAGI_SIDE_K);
+    magi::roll(placed, MAGI_SIDE_K, magi::tensor(ids.data(), {n}), 1, magi::tensor(rolled.data(), {n}));
+    for (std::size_t i = 0; i < ids.size(); i++) {
+        CHECK_INT(rolled[i], (ids[i] + tokens - 1) % tokens);
+    }
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "1 weights for 2 masks",
+           [&] { magi::key::create_joint(comm, masks, {1}, shape); });
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "n is 0", [&] { magi::key::create_joint(comm, {}, {}, shape); });
+}
+
 void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     CHECK_INT(comm.rank(), rank);
     CHECK_INT(comm.size(), 3);
@@ -180,6 +214,16 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     CHECK_INT(key.stats().area, m.area());
     const std::int64_t n = key.local_tokens(MAGI_SIDE_Q);
     CHECK_INT(key.rank_stats(rank).tokens_q, n);
+    const magi_stage_stats stage = key.stage_stats(MAGI_PASS_BACKWARD, rank, 0);
+    CHECK(stage.size == sizeof stage &&
+          stage.area + key.stage_stats(MAGI_PASS_BACKWARD, rank, 1).area == key.rank_stats(rank).area);
+    const std::string words = key.explain();
+    CHECK_HAS(words.c_str(), "forward pass of this rank");
+    CHECK(words.back() == '\n' && key.draw().find("</svg>") != std::string::npos);
+    CHECK_INT(key.stats().tokens_inter_host, -1);
+    comm.set_mesh(1, 3);
+    CHECK_INT(key.stats().tokens_inter_host, 0);
+    joint(comm, shape);
     const std::vector<std::int64_t> ids = key.position_ids(MAGI_SIDE_Q);
     CHECK_INT(ids.size(), n);
 

@@ -133,8 +133,11 @@ static void lifetimes(void) {
     uint64_t hash = 0;
     magi_key_stats stats;
     magi_rank_stats rank_stats;
+    magi_stage_stats stage_stats;
     stats.size = sizeof stats;
     rank_stats.size = sizeof rank_stats;
+    stage_stats.size = sizeof stage_stats;
+    CHECK_REFUSED(magi_key_get_stage_stats(key, MAGI_PASS_FORWARD, 0, 0, &stage_stats), status, part);
     CHECK_REFUSED(magi_key_prepare(key, NULL), status, part);
     CHECK_REFUSED(magi_key_local_tokens(key, MAGI_SIDE_Q, &tokens), status, part);
     CHECK_REFUSED(magi_key_position_ids(key, MAGI_SIDE_Q, NULL, &size), status, part);

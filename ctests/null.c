@@ -10,8 +10,10 @@ static void handles(void) {
     uint64_t hash = 0;
     magi_key_stats stats;
     magi_rank_stats rank_stats;
+    magi_stage_stats stage_stats;
     stats.size = sizeof stats;
     rank_stats.size = sizeof rank_stats;
+    stage_stats.size = sizeof stage_stats;
     REFUSES_NULL(magi_comm_rank(NULL, &word), "comm");
     REFUSES_NULL(magi_comm_size(NULL, &word), "comm");
     REFUSES_NULL(magi_comm_set_timeout(NULL, 1), "comm");
@@ -26,6 +28,7 @@ static void handles(void) {
     REFUSES_NULL(magi_key_position_ids(NULL, MAGI_SIDE_Q, NULL, &size), "key");
     REFUSES_NULL(magi_key_get_stats(NULL, &stats), "key");
     REFUSES_NULL(magi_key_get_rank_stats(NULL, 0, &rank_stats), "key");
+    REFUSES_NULL(magi_key_get_stage_stats(NULL, MAGI_PASS_FORWARD, 0, 0, &stage_stats), "key");
     REFUSES_NULL(magi_key_workspace_size(NULL, &size), "key");
     REFUSES_NULL(magi_key_hash(NULL, &hash), "key");
     magi_comm_destroy(NULL);
@@ -51,6 +54,7 @@ static void plain_outputs(const one_rank *o) {
     REFUSES_NULL(magi_key_position_ids(o->key, MAGI_SIDE_Q, NULL, NULL), "count");
     REFUSES_NULL(magi_key_get_stats(o->key, NULL), "stats");
     REFUSES_NULL(magi_key_get_rank_stats(o->key, 0, NULL), "stats");
+    REFUSES_NULL(magi_key_get_stage_stats(o->key, MAGI_PASS_FORWARD, 0, 0, NULL), "stats");
     REFUSES_NULL(magi_key_workspace_size(o->key, NULL), "bytes");
     REFUSES_NULL(magi_key_hash(o->key, NULL), "hash");
 }
@@ -73,6 +77,12 @@ static void creators(const one_rank *o) {
     REFUSES_NULL(magi_key_create(o->comm, NULL, &shape, NULL, &key), "mask");
     REFUSES_NULL(magi_key_create(o->comm, o->mask, NULL, NULL, &key), "shape");
     REFUSES_NULL(magi_key_create(o->comm, o->mask, &shape, NULL, NULL), "key");
+    const magi_mask *const masks[1] = {o->mask}, *const none[1] = {NULL};
+    REFUSES_NULL(magi_key_create_joint(NULL, masks, NULL, 1, &shape, NULL, &key), "comm");
+    REFUSES_NULL(magi_key_create_joint(o->comm, NULL, NULL, 1, &shape, NULL, &key), "masks");
+    REFUSES_NULL(magi_key_create_joint(o->comm, none, NULL, 1, &shape, NULL, &key), "masks[0]");
+    REFUSES_NULL(magi_key_create_joint(o->comm, masks, NULL, 1, NULL, NULL, &key), "shape");
+    REFUSES_NULL(magi_key_create_joint(o->comm, masks, NULL, 1, &shape, NULL, NULL), "keys");
     CHECK(mask == NULL && key == NULL);
 }
 

@@ -1,7 +1,7 @@
 // Ranks that do not mean the same plan all learn it before anything moves, and can go on with one that matches.
 #include "ranks.h"
 
-enum { WORLD = 3 };
+enum { MOST_RANKS = 8 };
 
 typedef struct {
     int64_t tokens;
@@ -24,18 +24,24 @@ static magi_key *requested(const magi_comm *comm, const request *r) {
     return key;
 }
 
-static void check_mismatch(const magi_key *key, int32_t rank, int32_t odd) {
+// The message names this rank's hash, the odd rank, and all others together.
+static void check_mismatch(const magi_key *key, int32_t odd, int32_t size) {
     uint64_t hash = 0;
-    char part[64];
+    char part[96], *end = part;
     CHECK_OK(magi_key_hash(key, &hash));
     CHECK_REFUSED(magi_key_prepare(key, NULL), MAGI_STATUS_PLAN_MISMATCH, "ranks disagree on the plan");
     snprintf(part, sizeof part, "rank %d compared plan 0x", (int)odd);
     CHECK_HAS(magi_last_error_message(), part);
     snprintf(part, sizeof part, "%016llx", (unsigned long long)hash);
     CHECK_HAS(magi_last_error_message(), part);
-    snprintf(part, sizeof part, "ranks %d, %d compared plan 0x", odd == 0 ? 1 : 0, odd == 2 ? 1 : 2);
+    end += snprintf(end, sizeof part, size == 2 ? "rank" : "ranks");
+    for (int32_t r = 0, listed = 0; r < size; r++) {
+        if (r != odd) {
+            end += snprintf(end, sizeof part - (size_t)(end - part), listed++ == 0 ? " %d" : ", %d", (int)r);
+        }
+    }
+    snprintf(end, sizeof part - (size_t)(end - part), " compared plan 0x");
     CHECK_HAS(magi_last_error_message(), part);
-    (void)rank;
 }
 
 static void plans(magi_comm *comm, int32_t rank, int32_t size, void *data) {
@@ -44,7 +50,7 @@ static void plans(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     for (size_t i = 1; i < sizeof requests / sizeof *requests; i++) {
         const int32_t odd = (int32_t)i % size;
         magi_key *key = requested(comm, &requests[rank == odd ? i : 0]);
-        check_mismatch(key, rank, odd);
+        check_mismatch(key, odd, size);
         CHECK_OK(magi_comm_async_error(comm));
         magi_key_destroy(key);
     }
@@ -66,7 +72,6 @@ static void plans(magi_comm *comm, int32_t rank, int32_t size, void *data) {
 
 // The same keys in another order are another plan at the same call; the communicator stays good.
 static void orders(magi_comm *comm, int32_t rank, int32_t size, void *data) {
-    (void)size;
     (void)data;
     magi_key *a = requested(comm, &requests[0]), *b = requested(comm, &requests[1]);
     CHECK_REFUSED(magi_key_prepare(rank == 0 ? a : b, NULL), MAGI_STATUS_PLAN_MISMATCH, "order of calls");
@@ -75,10 +80,35 @@ static void orders(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     CHECK_OK(magi_key_prepare(b, NULL));
     magi_key_destroy(a);
     magi_key_destroy(b);
+    // Calls of two kinds, on keys that nobody prepared: neither writes anything.
+    a = requested(comm, &requests[2]), b = requested(comm, &requests[4]);
+    int64_t x[40], local[40];
+    memset(x, 0x5a, sizeof x);
+    memset(local, 0x5a, sizeof local);
+    const int gathers = rank == size - 1;
+    const magi_key *key = gathers ? a : b;
+    magi_tensor tx = tensor_of(x, MAGI_DTYPE_I64, 1, 40, 0, 0);
+    magi_tensor tl = tensor_of(local, MAGI_DTYPE_I64, 1, tokens_of(key, MAGI_SIDE_Q), 0, 0);
+    magi_tensor ty = tensor_of(x, MAGI_DTYPE_I64, 1, tokens_of(key, MAGI_SIDE_Q), 0, 0);
+    const magi_status mismatch = MAGI_STATUS_PLAN_MISMATCH;
+    if (gathers) {
+        CHECK_REFUSED(magi_undispatch(a, MAGI_SIDE_Q, &tl, &tx, NULL), mismatch, "order of calls");
+    } else {
+        CHECK_REFUSED(magi_roll(b, MAGI_SIDE_Q, &tl, 1, &ty, NULL), mismatch, "order of calls");
+    }
+    for (int i = 0; i < 40; i++) {
+        CHECK_INT(x[i], 0x5a5a5a5a5a5a5a5a);
+    }
+    CHECK_OK(magi_comm_async_error(comm));
+    CHECK_OK(magi_key_prepare(b, NULL));
+    magi_key_destroy(a);
+    magi_key_destroy(b);
 }
 
 int main(void) {
-    run_ranks(WORLD, plans, NULL);
-    run_ranks(WORLD, orders, NULL);
+    for (int32_t size = 2; size <= MOST_RANKS; size++) {
+        run_ranks(size, plans, NULL);
+        run_ranks(size, orders, NULL);
+    }
     return 0;
 }

@@ -37,6 +37,15 @@ static void inputs(one_rank *o) {
     config.known.size = sizeof(magi_config);
     CHECK_SIZES(shape, magi_key_create(o->comm, o->mask, &shape.known, &config.known, &key), "shape", 0);
     magi_key_destroy(key);
+    key = NULL;
+    const magi_mask *const masks[1] = {o->mask};
+    shape.known.size = sizeof(magi_attn_shape);
+    CHECK_SIZES(config, magi_key_create_joint(o->comm, masks, NULL, 1, &shape.known, &config.known, &key), "config", 0);
+    magi_key_destroy(key);
+    key = NULL;
+    config.known.size = sizeof(magi_config);
+    CHECK_SIZES(shape, magi_key_create_joint(o->comm, masks, NULL, 1, &shape.known, &config.known, &key), "shape", 0);
+    magi_key_destroy(key);
     CHECK_REFUSED(magi_config_init(&config.known, sizeof(magi_config) - 1), MAGI_STATUS_STRUCT_SIZE, "size is ");
     CHECK_REFUSED(magi_config_init(&config.known, sizeof(magi_config) + 8), MAGI_STATUS_STRUCT_SIZE, "size is ");
 }
@@ -72,6 +81,8 @@ static void attention(one_rank *o) {
 static void outputs(const one_rank *o) {
     LATER(magi_key_stats) stats;
     LATER(magi_rank_stats) rank;
+    LATER(magi_stage_stats) stage;
+    memset(&stage, 0x5a, sizeof stage);
     memset(&stats, 0x5a, sizeof stats);
     memset(&rank, 0x5a, sizeof rank);
     CHECK_SIZES(stats, magi_key_get_stats(o->key, &stats.known), "stats", 0);
@@ -80,6 +91,9 @@ static void outputs(const one_rank *o) {
     CHECK_SIZES(rank, magi_key_get_rank_stats(o->key, 0, &rank.known), "stats", 0);
     CHECK_INT(rank.known.area, 21);
     CHECK_INT(rank.known.size, sizeof rank);
+    CHECK_SIZES(stage, magi_key_get_stage_stats(o->key, MAGI_PASS_BACKWARD, 0, 0, &stage.known), "stats", 0);
+    CHECK_INT(stage.known.area, 21);
+    CHECK_INT(stage.known.size, sizeof stage);
 }
 
 int main(void) {

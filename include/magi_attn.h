@@ -532,6 +532,31 @@ typedef int32_t magi_log_level;
 #endif // __cplusplus
 
 /**
+ * Forward or backward.
+ */
+enum magi_pass
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * From q, k and v to out.
+     */
+    MAGI_PASS_FORWARD = 0,
+    /**
+     * From out and its gradient to those of q, k and v.
+     */
+    MAGI_PASS_BACKWARD = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_pass magi_pass;
+#else
+typedef int32_t magi_pass;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * One rank of a communicator. One call at a time; abort and async_error may come from any thread at any time.
  */
 typedef struct magi_comm magi_comm;
@@ -869,6 +894,32 @@ typedef struct magi_key_stats {
      * Tokens of a chunk.
      */
     int64_t chunk_size;
+    /**
+     * Stages of the forward pass, the host stage included.
+     */
+    int64_t stages_forward;
+    /**
+     * Stages of the backward pass, likewise.
+     */
+    int64_t stages_backward;
+    /**
+     * Predicted time of the forward pass on the slowest rank, in nanoseconds, by the config's rates.
+     */
+    int64_t forward_ns;
+    /**
+     * The same of the backward pass.
+     */
+    int64_t backward_ns;
+    /**
+     * Keys that cross from host to host in a forward pass: each counted once for every rank that it goes to, or with
+     * hierarchical_comm once for every host. -1 while no mesh says which ranks share a host (magi_comm_set_mesh).
+     */
+    int64_t tokens_inter_host;
+    /**
+     * Keys that go from rank to rank inside hosts, with hierarchical_comm those too that came from another host before.
+     * -1 likewise.
+     */
+    int64_t tokens_intra_host;
 } magi_key_stats;
 
 /**
@@ -899,7 +950,90 @@ typedef struct magi_rank_stats {
      * Keys that it receives.
      */
     int64_t tokens_received;
+    /**
+     * Predicted time of its forward pass, in nanoseconds, by the config's rates.
+     */
+    int64_t forward_ns;
+    /**
+     * The same of its backward pass.
+     */
+    int64_t backward_ns;
+    /**
+     * How much of forward_ns it computes nothing.
+     */
+    int64_t forward_wait_ns;
+    /**
+     * How much of backward_ns it computes nothing.
+     */
+    int64_t backward_wait_ns;
+    /**
+     * Keys that it sends to ranks of other hosts; -1 while no mesh says which those are (magi_comm_set_mesh).
+     */
+    int64_t tokens_sent_inter_host;
+    /**
+     * Keys that it sends to ranks of its host, with hierarchical_comm those too that it passes on; -1 likewise.
+     */
+    int64_t tokens_sent_intra_host;
+    /**
+     * Keys that it receives from other hosts, with hierarchical_comm on behalf of its host; -1 likewise.
+     */
+    int64_t tokens_received_inter_host;
+    /**
+     * Keys that it receives from ranks of its host; -1 likewise.
+     */
+    int64_t tokens_received_intra_host;
 } magi_rank_stats;
+
+/**
+ * One stage of one rank. Token counts are of keys; times are predicted by the config's rates, in nanoseconds from the
+ * start of the pass, and end where they start when there is nothing to do.
+ */
+typedef struct magi_stage_stats {
+    /**
+     * sizeof(magi_stage_stats), set by the caller.
+     */
+    size_t size;
+    /**
+     * Cells that the rank computes in the stage.
+     */
+    int64_t area;
+    /**
+     * Keys that it receives for it.
+     */
+    int64_t tokens_received;
+    /**
+     * Keys that it sends for the same stage of others, each counted once for every rank that it goes to.
+     */
+    int64_t tokens_sent;
+    /**
+     * Its keys start to come in.
+     */
+    int64_t fetch_start_ns;
+    /**
+     * They are there.
+     */
+    int64_t fetch_end_ns;
+    /**
+     * Its cells start to be computed.
+     */
+    int64_t compute_start_ns;
+    /**
+     * They are computed.
+     */
+    int64_t compute_end_ns;
+    /**
+     * Backward: the gradients of its keys start to go back.
+     */
+    int64_t reduce_start_ns;
+    /**
+     * They are back.
+     */
+    int64_t reduce_end_ns;
+    /**
+     * How long the rank computes nothing before the stage.
+     */
+    int64_t wait_ns;
+} magi_stage_stats;
 
 /**
  * Arguments of magi_calc_attn_forward. Start from MAGI_FORWARD_ARGS_INIT. "acc" is the accumulator type: f64 for f64
@@ -1520,6 +1654,22 @@ magi_status magi_key_hash(const struct magi_key *key, uint64_t *hash);
 void magi_key_destroy(struct magi_key *key);
 
 /**
+ * Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Stage 0
+ * is the host stage, which fetches nothing, unless the degree is 0: then it is the only one. magi_key_get_stats tells how many
+ * stages there are.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `stats` must point to a magi_stage_stats.
+ */
+magi_status magi_key_get_stage_stats(const struct magi_key *key,
+                                     int32_t pass,
+                                     int32_t rank,
+                                     int32_t stage,
+                                     struct magi_stage_stats *stats);
+
+/**
  * Plans another mask with the same totals for tokens that lie as `key` placed them: dispatched tensors of one key fit
  * the other. For models whose layers have different masks.
  *
@@ -1575,8 +1725,9 @@ magi_status magi_comm_last_key(const struct magi_comm *comm,
                                struct magi_key **key);
 
 /**
- * Says in words why tokens lie where they do, how evenly work is spread, what travels, and what each stage of this rank
- * waits for. Meant for people; the wording may change.
+ * Says in words who placed tokens and what other placements would come to, how evenly work is spread, what travels (also
+ * between hosts and inside them, where magi_comm_set_mesh said which ranks share one), and what each stage of this rank waits
+ * for, and for how long as predicted. Meant for people; the wording may change. Plans three other placements to compare with.
  *
  * `text`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
  * Errors: NULL_POINTER, BUFFER_TOO_SMALL, COMM_DESTROYED, POISONED. Any thread.
@@ -1590,8 +1741,9 @@ magi_status magi_key_explain(const struct magi_key *key,
 
 /**
  * Draws the plan of all ranks as SVG: the mask coloured by the rank that computes each part, the cells of each rank, the
- * keys that go from rank to rank, and those received in each stage. At most some hundred kilobytes; follows the viewer's
- * light or dark scheme.
+ * keys that go from rank to rank, those received in each stage, and the predicted times of the slowest rank and of the one
+ * nearest to the mean: lanes of computing, fetching and, backward, reducing, waits hatched. At most some hundred kilobytes;
+ * follows the viewer's light or dark scheme.
  *
  * `svg`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
  * Errors: NULL_POINTER, BUFFER_TOO_SMALL, COMM_DESTROYED, POISONED. Any thread.
@@ -1602,6 +1754,29 @@ magi_status magi_key_explain(const struct magi_key *key,
 magi_status magi_key_draw(const struct magi_key *key,
                           char *svg,
                           size_t *size);
+
+/**
+ * Plans several masks with the same totals on one placement that is balanced for all of them together: dispatched tensors of
+ * one key fit all others. For models whose layers have different masks, say full and windowed ones. Each key is in all
+ * other ways as magi_key_create makes it; equal arguments give the plans that the communicator has in its cache.
+ *
+ * `masks`: `[n]`, 1 to 4,096. `weights`: `[n]`, each at least 1, how often a mask's area and keys count (the number of layers
+ * that have it); NULL for 1 each. `config`: as magi_key_create. `keys`: `[n]`, key i for mask i; on failure none is made.
+ * Errors: as magi_key_create, and INVALID_ARGUMENT (n, totals that differ, a weight below 1, weighted areas above 2^62
+ * cells). One call at a time on `comm`; not collective, but every rank has to make its keys in the same order. Destroy each
+ * with magi_key_destroy.
+ *
+ * # Safety
+ * `masks` must point to `n` masks, `weights` to `n` integers or be NULL, `shape` to a magi_attn_shape, `config` to a
+ * magi_config or be NULL, `keys` to `n` pointers.
+ */
+magi_status magi_key_create_joint(const struct magi_comm *comm,
+                                  const struct magi_mask *const *masks,
+                                  const int64_t *weights,
+                                  size_t n,
+                                  const struct magi_attn_shape *shape,
+                                  const struct magi_config *config,
+                                  struct magi_key **keys);
 
 /**
  * Picks this rank's tokens: `local_x[i] = x[position i]`. No communication.

@@ -163,6 +163,16 @@ template <class T, class F> T out(F &&call) {
     return value;
 }
 
+// The text that a function fills into a buffer.
+template <class F> std::string text(F &&call) {
+    std::size_t size = 0;
+    check(call(nullptr, &size));
+    std::string filled(size, '\0'); // with the zero byte that ends it
+    check(call(&filled[0], &size));
+    filled.pop_back();
+    return filled;
+}
+
 } // namespace detail
 
 // One rank of a communicator. `comm` owns it; functions take a `comm_ref`, which `comm` and `magi_comm *` turn into.
@@ -197,6 +207,9 @@ class comm_ref {
         return detail::out<std::int32_t>([&](auto *p) { return magi_comm_size(comm_, p); });
     }
     void set_timeout(std::int64_t milliseconds) const { check(magi_comm_set_timeout(comm_, milliseconds)); }
+    void set_mesh(std::int32_t inter_size, std::int32_t intra_size) const {
+        check(magi_comm_set_mesh(comm_, inter_size, intra_size));
+    }
     // MAGI_STATUS_OK while the communicator is good.
     magi_status async_error() const noexcept { return magi_comm_async_error(comm_); }
     void abort(const char *reason = nullptr) const { check(magi_comm_abort(comm_, reason)); }
@@ -278,7 +291,42 @@ class mask : public detail::handle<magi_mask, magi_mask_destroy> {
             return magi_mask_create_from_block_causal(cu_seqlens.data(), cu_seqlens.size(), block, p);
         }));
     }
+    static mask from_dense(span<const std::uint8_t> bits, std::size_t row_bytes, std::int64_t total_q,
+                           std::int64_t total_k) {
+        const std::int64_t rows = std::max<std::int64_t>(total_q, 0);
+        if (row_bytes != 0 && bits.size() / row_bytes < static_cast<std::size_t>(rows)) {
+            throw error(MAGI_STATUS_INVALID_ARGUMENT,
+                        "magi::mask::from_dense: bits has " + std::to_string(bits.size()) + " bytes, too few for " +
+                            std::to_string(rows) + " rows of " + std::to_string(row_bytes));
+        }
+        return mask(detail::out<magi_mask *>(
+            [&](auto *p) { return magi_mask_create_from_dense(bits.data(), row_bytes, total_q, total_k, p); }));
+    }
+    static mask from_prefix_tree(span<const std::int64_t> parents, span<const std::int64_t> lengths) {
+        if (parents.size() != lengths.size()) {
+            throw error(MAGI_STATUS_INVALID_ARGUMENT, "magi::mask::from_prefix_tree: lengths has " +
+                                                          std::to_string(lengths.size()) + " elements; it must have " +
+                                                          std::to_string(parents.size()));
+        }
+        return mask(detail::out<magi_mask *>([&](auto *p) {
+            return magi_mask_create_from_prefix_tree(parents.data(), lengths.data(), parents.size(), p);
+        }));
+    }
+    static mask from_share_question(std::int64_t prefix, span<const std::int64_t> answers) {
+        return mask(detail::out<magi_mask *>(
+            [&](auto *p) { return magi_mask_create_from_share_question(prefix, answers.data(), answers.size(), p); }));
+    }
+    static mask from_video(std::int64_t frames, std::int64_t tokens_per_frame, std::int64_t window, bool first_frame,
+                           bool causal) {
+        return mask(detail::out<magi_mask *>([&](auto *p) {
+            return magi_mask_create_from_video(frames, tokens_per_frame, window, first_frame, causal, p);
+        }));
+    }
 
+    // The picture, as SVG.
+    std::string draw() const {
+        return detail::text([&](char *svg, std::size_t *size) { return magi_mask_draw(get(), svg, size); });
+    }
     std::int64_t total_q() const {
         return detail::out<std::int64_t>([&](auto *p) { return magi_mask_totals(get(), p, nullptr); });
     }
@@ -308,6 +356,48 @@ class key : public detail::handle<magi_key, magi_key_destroy> {
     key(comm_ref comm, const mask &mask, const magi_attn_shape &shape, const magi_config &config)
         : key(comm, mask, shape, &config) {}
 
+    // The key that was made last on `comm`.
+    static key last(comm_ref comm) {
+        return key(detail::out<magi_key *>([&](auto *p) { return magi_comm_last_key(comm.get(), p); }));
+    }
+    // Tokens placed by the caller, chunk by chunk. Without owners_k keys lie with the queries, or in equal shares.
+    static key create_with_placement(comm_ref comm, const mask &mask, const magi_attn_shape &shape,
+                                     std::int64_t chunk_size, span<const std::int32_t> owners_q,
+                                     span<const std::int32_t> owners_k = {}, const magi_config *config = nullptr) {
+        return key(detail::out<magi_key *>([&](auto *p) {
+            return magi_key_create_with_placement(comm.get(), mask.get(), &shape, config, chunk_size, owners_q.data(),
+                                                  owners_q.size(), owners_k.data(), owners_k.size(), p);
+        }));
+    }
+    // Another mask on the placement of this key. Without shape or config: those of this key.
+    key create_for_new_mask(const mask &mask, const magi_attn_shape *shape = nullptr,
+                            const magi_config *config = nullptr) const {
+        return key(detail::out<magi_key *>(
+            [&](auto *p) { return magi_key_create_for_new_mask(get(), mask.get(), shape, config, p); }));
+    }
+    // One key for each mask, all on one placement. Without weights every mask counts once.
+    static std::vector<key> create_joint(comm_ref comm, span<const mask> masks, span<const std::int64_t> weights,
+                                         const magi_attn_shape &shape, const magi_config *config = nullptr) {
+        if (!weights.empty() && weights.size() != masks.size()) {
+            throw error(MAGI_STATUS_INVALID_ARGUMENT, "magi::key::create_joint: there are " +
+                                                          std::to_string(weights.size()) + " weights for " +
+                                                          std::to_string(masks.size()) + " masks");
+        }
+        std::vector<const magi_mask *> handles;
+        for (const mask &m : masks) {
+            handles.push_back(m.get());
+        }
+        std::vector<magi_key *> made(masks.size() + 1); // so that there is memory to point to
+        std::vector<key> keys;
+        keys.reserve(masks.size()); // so that nothing can be thrown while handles have no owner
+        check(magi_key_create_joint(comm.get(), handles.data(), weights.data(), masks.size(), &shape, config,
+                                    made.data()));
+        for (std::size_t i = 0; i < masks.size(); i++) {
+            keys.emplace_back(made[i]);
+        }
+        return keys;
+    }
+
     void prepare(magi_stream stream = nullptr) const { check(magi_key_prepare(get(), stream)); }
     std::int64_t local_tokens(magi_side side) const {
         return detail::out<std::int64_t>([&](auto *p) { return magi_key_local_tokens(get(), side, p); });
@@ -330,6 +420,20 @@ class key : public detail::handle<magi_key, magi_key_destroy> {
         s.size = sizeof s;
         check(magi_key_get_rank_stats(get(), rank, &s));
         return s;
+    }
+    magi_stage_stats stage_stats(magi_pass pass, std::int32_t rank, std::int32_t stage) const {
+        magi_stage_stats s{};
+        s.size = sizeof s;
+        check(magi_key_get_stage_stats(get(), pass, rank, stage, &s));
+        return s;
+    }
+    // The plan in words.
+    std::string explain() const {
+        return detail::text([&](char *words, std::size_t *size) { return magi_key_explain(get(), words, size); });
+    }
+    // The picture of the plan, as SVG.
+    std::string draw() const {
+        return detail::text([&](char *svg, std::size_t *size) { return magi_key_draw(get(), svg, size); });
     }
     std::size_t workspace_size() const {
         return detail::out<std::size_t>([&](auto *p) { return magi_key_workspace_size(get(), p); });
@@ -364,6 +468,13 @@ inline void dispatch_sharded(const key &key, magi_side side, const magi_tensor &
 inline void undispatch_sharded(const key &key, magi_side side, const magi_tensor &local_x, const magi_tensor &share,
                                magi_stream stream = nullptr) {
     check(magi_undispatch_sharded(key.get(), side, &local_x, &share, stream));
+}
+inline void roll(const key &key, magi_side side, const magi_tensor &local_x, std::int64_t shift,
+                 const magi_tensor &local_y, magi_stream stream = nullptr) {
+    check(magi_roll(key.get(), side, &local_x, shift, &local_y, stream));
+}
+inline std::int64_t compute_pad_size(std::int64_t total, std::int64_t chunk_size, std::int32_t world_size) {
+    return detail::out<std::int64_t>([&](auto *p) { return magi_compute_pad_size(total, chunk_size, world_size, p); });
 }
 
 // Attention over the ranks of a key.

@@ -6,8 +6,8 @@
 #include "attn/forward_consumer.cuh"
 #include "attn/forward_producer.cuh"
 
-// For the host: dynamic shared memory of a launch.
-__device__ int magi_attn_forward_shared_bytes = sizeof(Shared);
+// For the host: rows of a tile, keys of a step, threads of a block, bytes of dynamic shared memory.
+__device__ int magi_attn_forward_sizes[4] = {BM, BN, THREADS, sizeof(Shared)};
 
 DEV void set_up(const ForwardMaps &maps, Shared &s) {
     tma_prefetch(&maps.q);

@@ -11,7 +11,7 @@
 /* ---------------------------------------------------------------- tile lists: src/types/tiles.rs, docs/kernels.md */
 
 /* Changes whenever a tile list made by an older host would be misread. */
-#define MAGI_TILES_VERSION 1
+#define MAGI_TILES_VERSION 2
 
 /* Sides of a band that bound nothing. A token can be added to them, or taken away, without overflow. */
 #define MAGI_TILES_NO_LO (-1073741824)

@@ -106,6 +106,72 @@ fn names_are_unique_and_known() {
     );
 }
 
+/// What is promised to users of other implementations: names with their defaults, "" for unset. Leaving one out of the
+/// table would break their scripts.
+const PROMISED: [(&str, &str); 37] = [
+    ("MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE", "0"),
+    ("MAGI_ATTENTION_BACKWARD_HIGH_PRECISION_REDUCE", "0"),
+    ("MAGI_ATTENTION_DSINK_ALL_REDUCE_OP", "none"),
+    ("MAGI_ATTENTION_HIERARCHICAL_COMM", "0"),
+    ("MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN", ""),
+    ("MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN", ""),
+    ("CUDA_DEVICE_MAX_CONNECTIONS", "8"),
+    ("MAGI_ATTENTION_QO_COMM", "0"),
+    ("MAGI_ATTENTION_NATIVE_GRPCOLL", "0"),
+    ("MAGI_ATTENTION_DIST_ATTN_RUNTIME_DICT_SIZE", "100"),
+    ("MAGI_ATTENTION_SANITY_CHECK", "0"),
+    ("MAGI_ATTENTION_SDPA_BACKEND", "0"),
+    ("MAGI_ATTENTION_DETERMINISTIC_MODE", "0"),
+    ("MAGI_ATTENTION_PROFILE_MODE", "0"),
+    ("MAGI_ATTENTION_WORKSPACE_BASE", ""),
+    ("MAGI_ATTENTION_BUILD_VERBOSE", "0"),
+    ("MAGI_ATTENTION_BUILD_DEBUG", "0"),
+    ("MAGI_ATTENTION_NO_BUILD_CACHE", "0"),
+    ("MAGI_ATTENTION_FORCE_JIT_BUILD", "0"),
+    ("NVCC_THREADS", "4"),
+    ("MAGI_ATTENTION_PREBUILD_FFA", "1"),
+    ("MAGI_ATTENTION_PREBUILD_FFA_JOBS", ""),
+    ("MAX_JOBS", ""),
+    ("MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD", "0"),
+    ("MAGI_ATTENTION_SKIP_MAGI_ATTN_EXT_BUILD", "0"),
+    ("MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD", "0"),
+    ("NVSHMEM_DIR", ""),
+    ("MAGI_ATTENTION_MIN_CHUNKS_PER_RANK", "8"),
+    ("RANK", ""),
+    ("WORLD_SIZE", ""),
+    ("LOCAL_RANK", ""),
+    ("MASTER_ADDR", ""),
+    ("MASTER_PORT", ""),
+    ("OMPI_COMM_WORLD_RANK", ""),
+    ("PMI_RANK", ""),
+    ("SLURM_PROCID", ""),
+    ("SLURM_LOCALID", ""),
+];
+
+/// Variables of later versions, whose defaults nobody promised.
+const LATER: [&str; 9] = [
+    "MAGI_ATTENTION_KERNEL_BACKEND",
+    "MAGI_ATTENTION_PRECISION",
+    "MAGI_ATTENTION_LOG_LEVEL",
+    "MAGI_ATTENTION_BWD_HIDE_TAIL_REDUCE",
+    "MAGI_ATTENTION_AUTO_RANGE_MERGE",
+    "MAGI_ATTENTION_CATGQA",
+    "MAGI_ATTENTION_FLATTEN_HEAD_GROUPS",
+    "MAGI_ATTENTION_CPP_BACKEND",
+    "MAGI_ATTENTION_BUILD_COMPUTE_CAPABILITY",
+];
+
+#[test]
+fn every_promised_name_is_listed() {
+    for (name, default) in PROMISED {
+        let variable = TABLE.iter().find(|v| v.name == name);
+        assert_eq!(variable.map(|v| v.default), Some(default), "{name}");
+    }
+    for name in LATER {
+        assert!(TABLE.iter().any(|v| v.name == name), "{name}");
+    }
+}
+
 #[test]
 fn defaults_are_those_of_the_config_and_bad_values_are_refused() {
     for v in TABLE {

@@ -112,3 +112,94 @@ fn the_last_key_is_the_one_made_or_found_last() {
     })
     .unwrap();
 }
+
+#[test]
+fn several_masks_share_a_placement_that_balances_them_together() {
+    let masks = |weights: [i64; 3]| {
+        let list = [
+            causal(600),
+            Arc::new(Mask::from_sliding_window(600, 600, (40, 0), 0).unwrap()),
+            Arc::new(Mask::from_cu_seqlens(&[0, 350, 600], &[0, 350, 600], true, (-1, -1), 0).unwrap()),
+        ];
+        list.into_iter().zip(weights).collect::<Vec<_>>()
+    };
+    local::run(4, |_, comm| {
+        let context = Context::new(comm);
+        let keys = Key::create_joint(&context, masks([2, 30, 1]), SHAPE, config())?;
+        assert_eq!(keys.len(), 3);
+        assert!(Key::last(&context)?.shares_plan(&keys[2]));
+        let list = masks([2, 30, 1]);
+        let pairs: Vec<(&Mask, i64)> = list.iter().map(|(m, w)| (m.as_ref(), *w)).collect();
+        let want = Placement::new_joint(&pairs, 4, &config())?;
+        for (key, (mask, _)) in keys.iter().zip(&list) {
+            assert_eq!(*key.plan().placement, want);
+            // In all other ways as a key made by itself on that placement.
+            let alone = Key::create_with_placement(&context, mask, SHAPE, config(), want.clone())?;
+            assert_eq!(key.plan(), alone.plan());
+            assert!(key.explain()?.contains("this mask and others together"));
+            key.prepare(magi_attn::device::Stream::NULL)?;
+        }
+        let again = Key::create_joint(&context, masks([2, 30, 1]), SHAPE, config())?;
+        assert!(keys.iter().zip(&again).all(|(a, b)| a.shares_plan(b)));
+        let others = Key::create_joint(&context, masks([2, 3, 1]), SHAPE, config())?;
+        assert!(keys.iter().zip(&others).all(|(a, b)| !a.shares_plan(b)));
+        // One mask alone is placed as by itself; a mask that is named twice is planned once.
+        let one = Key::create_joint(&context, vec![(causal(600), 1)], SHAPE, config())?;
+        assert_eq!(
+            one[0].hash()?,
+            Key::create(&context, &causal(600), SHAPE, config())?.hash()?
+        );
+        let twice = Key::create_joint(
+            &context,
+            vec![(causal(601), 1), (causal(601), 1)],
+            SHAPE,
+            config(),
+        )?;
+        assert!(twice[0].shares_plan(&twice[1]));
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn masks_that_cannot_share_a_placement_make_no_key() {
+    local::run(2, |_, comm| {
+        let context = Context::new(comm);
+        for (masks, word) in [
+            (vec![], "no masks"),
+            (vec![(causal(40), 1), (causal(41), 1)], "masks[1]"),
+            (vec![(causal(40), 1), (causal(40), 0)], "weight of masks[1]"),
+            (vec![(causal(1 << 20), i64::MAX)], "2^62"),
+        ] {
+            let e = Key::create_joint(&context, masks, SHAPE, Config::default())
+                .err()
+                .unwrap();
+            assert_eq!(e.status, Status::InvalidArgument);
+            assert!(e.message.contains(word), "{}", e.message);
+        }
+        assert!(Key::last(&context).is_err());
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// A flat key tells what crosses hosts as soon as somebody says which ranks share one.
+#[test]
+fn volumes_follow_the_mesh() {
+    local::run(4, |_, comm| {
+        let context = Context::new(comm);
+        let key = Key::create(&context, &causal(96), SHAPE, config())?;
+        assert!(key.host_volume()?.is_none());
+        context.set_mesh(2, 2)?;
+        let volume = key.host_volume()?.unwrap();
+        let moved = key.stats()?.ideal_volume;
+        assert_eq!(volume.inter() + volume.intra(), moved);
+        assert!(volume.inter() > 0 && volume.intra() > 0);
+        assert!(Arc::ptr_eq(&volume, &key.host_volume()?.unwrap()));
+        context.set_mesh(1, 4)?;
+        let volume = key.host_volume()?.unwrap();
+        assert_eq!((volume.inter(), volume.intra()), (0, moved));
+        Ok(())
+    })
+    .unwrap();
+}

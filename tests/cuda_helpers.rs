@@ -1,14 +1,18 @@
-//! Helper kernels against the CPU backend, on the first CUDA device; skipped where there is none.
+//! Helper kernels against the CPU backend: on the first CUDA device where there is one, and everywhere on the processor,
+//! through a driver for tests (tests/host_driver) that runs the same launches.
 
 mod common_backend;
 mod common_reference;
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use common_backend::*;
+use magi_attn::backend::cuda::{embedded, source};
 use magi_attn::backend::{Backend, CpuBackend, CudaBackend};
 use magi_attn::device::Stream;
-use magi_attn::device::cuda::{DeviceMemory, Gpu, pointer, stream};
+use magi_attn::device::cuda::{DeviceMemory, Event, Gpu, StreamMemory, pointer, stream};
 use magi_attn::types::{DType, Device, Range, Status, Tensor};
 
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::Bf16, DType::F16];
@@ -472,4 +476,116 @@ fn the_callers_context_and_memory_are_told() {
         Status::InvalidArgument
     );
     assert_eq!(current(), before);
+}
+
+#[test]
+fn events_and_memory_in_the_order_of_a_stream() {
+    let Some(gpu) = gpu() else {
+        return;
+    };
+    let event = Event::new(&gpu).unwrap();
+    let memory = StreamMemory::new(&gpu, 4096, Stream::NULL).unwrap();
+    assert!((memory.as_ptr() as usize).is_multiple_of(256) && memory.bytes() == 4096);
+    // SAFETY: as many bytes as were taken.
+    let bytes = unsafe { Tensor::dense(memory.as_ptr(), DType::U8, Device::Cuda(0), &[4096]) };
+    let backend = CudaBackend::new(&gpu, Stream::NULL).unwrap();
+    backend.fill_zero(bytes).unwrap();
+    event.record(Stream::NULL).unwrap();
+    event.wait(Stream::NULL).unwrap();
+    event.synchronize().unwrap();
+    assert!(event.is_done().unwrap());
+    drop(memory);
+    let none = DeviceMemory::new(&gpu, 0).unwrap();
+    assert!(none.as_ptr().is_null());
+    none.write(0, &[]).unwrap();
+    let some = DeviceMemory::upload(&gpu, &[1, 2, 3]).unwrap();
+    assert_eq!(some.write(2, &[1, 2]).unwrap_err().status, Status::Internal);
+    some.write(1, &[7]).unwrap();
+    let mut got = [0; 3];
+    some.read(0, &mut got).unwrap();
+    assert_eq!(got, [1, 7, 3]);
+    assert_eq!(Gpu::open(-1).unwrap_err().status, Status::NoDevice);
+}
+
+/// Set for the process that runs the tests above with the driver for tests.
+const ON_HOST: &str = "CUDA_HELPERS_ON_HOST";
+
+/// The helper kernels as one text for the processor, and their names.
+fn kernels_for_the_processor() -> (String, String) {
+    let convert =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/convert.cuh"));
+    let convert = convert.unwrap();
+    let all = "#include \"elementwise.cu\"\n#include \"ranges.cu\"\n#undef MINUS_INFINITY\n#include \"running.cu\"\n";
+    let read = |name: &str| match name {
+        "all" => Some(all),
+        "ptx/convert.cuh" => Some(convert.as_str()),
+        name => embedded::SOURCES
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, text)| *text),
+    };
+    let text = source::flatten("all", &read).unwrap();
+    let helpers = ["elementwise", "ranges", "running"].map(|name| embedded::listed(name).unwrap());
+    let names = helpers.iter().flat_map(|v| &v.entries);
+    (text, names.map(|name| format!("ENTRY({name})\n")).collect())
+}
+
+/// Builds the driver for tests and gives its folder; `None` (said aloud) without a C++ compiler.
+fn host_driver() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host_driver");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (text, names) = kernels_for_the_processor();
+    let (kernels, entries) = (folder.join("kernels.inc"), folder.join("entries.inc"));
+    std::fs::write(&kernels, text).unwrap();
+    std::fs::write(&entries, names).unwrap();
+    let define = |name: &str, path: &Path| format!("-D{name}=\"{}\"", path.display());
+    let output = Command::new("c++")
+        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"])
+        .args([define("KERNELS", &kernels), define("ENTRIES", &entries)])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/driver.cpp"))
+        .arg("-o")
+        .arg(folder.join("libcuda.so"))
+        .output();
+    match output {
+        Ok(output) => {
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            Some(folder)
+        }
+        Err(e) => {
+            println!("skipped: no C++ compiler ({e})");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_same_launches_give_the_same_on_the_processor() {
+    if std::env::var_os(ON_HOST).is_some() {
+        assert_eq!(gpu().unwrap().properties().name, "the processor");
+        return;
+    }
+    if embedded::CUBINS.is_empty() {
+        println!("skipped: the library was built without nvcc, and the driver for tests compiles nothing");
+        return;
+    }
+    let Some(folder) = host_driver() else {
+        return;
+    };
+    let output = Command::new(std::env::current_exe().unwrap())
+        // The driver for tests knows one thread.
+        .args(["--test-threads", "1", "--nocapture"])
+        .env(ON_HOST, "1")
+        .env("LD_LIBRARY_PATH", folder)
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{out}{err}");
+    assert!(!out.contains("skipped") && out.contains("11 passed"), "{out}");
 }

@@ -87,7 +87,7 @@ fn check(list: &TileList, rows: [i64; 2], tokens: [i64; 2]) -> [[Cells; 2]; 2] {
         let left = rows[source] - next_row[source];
         assert_eq!(i64::from(tile.rows), left.min(list.shape.rows.into()));
         next_row[source] += i64::from(tile.rows);
-        assert_eq!((tile.item0, tile.reserved), (next_item, [0; 2]));
+        assert_eq!((tile.item0, tile.slot, tile.pieces), (next_item, 0, 0));
         next_item += tile.items;
         let (mut steps, mut area) = (0, 0);
         let items = list.items_of(i);

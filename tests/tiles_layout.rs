@@ -18,7 +18,7 @@ macro_rules! layout {
 fn layouts() -> Vec<Layout> {
     vec![
         layout!(Tile, "magi_tile", "row0" => row0, "rows" => rows, "item0" => item0, "items" => items,
-            "steps" => steps, "source" => source, "reserved0" => reserved),
+            "steps" => steps, "source" => source, "slot" => slot, "pieces" => pieces),
         layout!(Item, "magi_item", "run0" => run0, "run1" => run1, "start" => start, "full0" => full0,
             "full1" => full1, "row0" => row0, "row1" => row1, "lo" => lo, "hi" => hi, "source" => source,
             "limits" => limits, "reserved0" => reserved),

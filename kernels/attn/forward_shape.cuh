@@ -1,5 +1,4 @@
-// What one forward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, BLOCK_Q (rows of a tile: 64 for each
-// consumer warpgroup) and BLOCK_K (keys of a step), DTYPE_F16 or not, and these switches:
+// What one forward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, DTYPE_F16 or not, and these switches:
 //   SOFTCAP      logits pass through a tanh
 //   MAX_LOGITS   the maximum logit of each head is kept
 //   GENERAL      f32 outputs, merging into an earlier result, and tiles cut into pieces
@@ -21,6 +20,14 @@
 #define GENERAL 0
 #endif
 
+// Rows of a tile, 64 for each consumer warpgroup, and keys of a step.
+#ifndef BLOCK_Q
+#define BLOCK_Q 128
+#endif
+#ifndef BLOCK_K
+#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : 64)
+#endif
+
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
@@ -33,7 +40,7 @@ constexpr u32 SHARED_MOST = 232448;
 
 // Columns of the output that a warp turns at once in shared memory of its own; 0: it turns them in registers, because
 // there is no room.
-constexpr int outColumns(int q_stages) {
+DEV constexpr int outColumns(int q_stages) {
     const u32 used = q_stages * Q_BYTES + STAGES * (K_BYTES + V_BYTES) + 1024;
     for (int columns = 128; columns >= 32; columns /= 2) {
         if (DV % columns == 0 && used + CONSUMER_WARPS * 16 * columns * 2 <= SHARED_MOST) {

@@ -1,6 +1,6 @@
 /*
- * Structs that the launchers of the helper kernels fill (src/backend/cuda/walk.rs). A test compares sizes and offsets.
- * Plain C11 that NVRTC takes as it is.
+ * Structs that the launchers of the helper kernels fill (src/backend/cuda/walk.rs, ranges.rs). tests/cuda_helpers.rs
+ * runs kernels on what they fill. Plain C11 that NVRTC takes as it is.
  *
  * SPDX-License-Identifier: Apache-2.0
  */

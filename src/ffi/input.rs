@@ -214,6 +214,12 @@ pub(super) fn side(value: i32) -> Result<Side> {
     }
 }
 
+/// A number below `count`, which is at least 1.
+pub(super) fn index(param: &str, value: i32, count: usize) -> Result<usize> {
+    let index = usize::try_from(value).ok().filter(|&i| i < count);
+    index.ok_or_else(|| Error::argument(format!("{param} is {value}; it must be 0 to {}", count - 1)))
+}
+
 /// A flag: 0 or 1.
 pub(super) fn flag(param: &str, value: i32) -> Result<bool> {
     match value {

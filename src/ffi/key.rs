@@ -10,6 +10,7 @@ use super::input;
 use super::mask::magi_mask;
 use super::plain::{magi_attn_shape, magi_stream, read_shape};
 use crate::device::Stream;
+use crate::plan::HostVolume;
 use crate::runtime::Key;
 use crate::types::{Error, Result, Status};
 
@@ -53,6 +54,20 @@ pub struct magi_key_stats {
     pub tokens_sent_max: i64,
     /// Tokens of a chunk.
     pub chunk_size: i64,
+    /// Stages of the forward pass, the host stage included.
+    pub stages_forward: i64,
+    /// Stages of the backward pass, likewise.
+    pub stages_backward: i64,
+    /// Predicted time of the forward pass on the slowest rank, in nanoseconds, by the config's rates.
+    pub forward_ns: i64,
+    /// The same of the backward pass.
+    pub backward_ns: i64,
+    /// Keys that cross from host to host in a forward pass: each counted once for every rank that it goes to, or with
+    /// hierarchical_comm once for every host. -1 while no mesh says which ranks share a host (magi_comm_set_mesh).
+    pub tokens_inter_host: i64,
+    /// Keys that go from rank to rank inside hosts, with hierarchical_comm those too that came from another host before.
+    /// -1 likewise.
+    pub tokens_intra_host: i64,
 }
 
 /// What a plan comes to for one rank.
@@ -71,7 +86,26 @@ pub struct magi_rank_stats {
     pub tokens_sent: i64,
     /// Keys that it receives.
     pub tokens_received: i64,
+    /// Predicted time of its forward pass, in nanoseconds, by the config's rates.
+    pub forward_ns: i64,
+    /// The same of its backward pass.
+    pub backward_ns: i64,
+    /// How much of forward_ns it computes nothing.
+    pub forward_wait_ns: i64,
+    /// How much of backward_ns it computes nothing.
+    pub backward_wait_ns: i64,
+    /// Keys that it sends to ranks of other hosts; -1 while no mesh says which those are (magi_comm_set_mesh).
+    pub tokens_sent_inter_host: i64,
+    /// Keys that it sends to ranks of its host, with hierarchical_comm those too that it passes on; -1 likewise.
+    pub tokens_sent_intra_host: i64,
+    /// Keys that it receives from other hosts, with hierarchical_comm on behalf of its host; -1 likewise.
+    pub tokens_received_inter_host: i64,
+    /// Keys that it receives from ranks of its host; -1 likewise.
+    pub tokens_received_intra_host: i64,
 }
+
+/// A figure that takes a mesh, without one.
+const NO_MESH: i64 = -1;
 
 /// The caller's stream as the device floor sees it.
 pub(super) fn stream_of(stream: magi_stream) -> Stream {
@@ -182,7 +216,7 @@ pub unsafe extern "C" fn magi_key_get_stats(key: Option<&magi_key>, stats: *mut 
     guard_handle("magi_key_get_stats", "key", key, |k| {
         // SAFETY: the caller's promise.
         let size = unsafe { input::sized("stats", stats) }?.size;
-        let s = k.key.stats()?;
+        let (s, hosts) = (k.key.stats()?, k.key.host_volume()?);
         let max = |figures: &[i64]| figures.iter().copied().max().unwrap_or(0);
         let filled = magi_key_stats {
             size,
@@ -195,6 +229,12 @@ pub unsafe extern "C" fn magi_key_get_stats(key: Option<&magi_key>, stats: *mut 
             tokens_received_max: max(&s.received),
             tokens_sent_max: max(&s.sent),
             chunk_size: k.key.placement(crate::types::Side::Q).chunk_size(),
+            stages_forward: s.forward.stages.len() as i64,
+            stages_backward: s.backward.stages.len() as i64,
+            forward_ns: max(&s.forward_ns),
+            backward_ns: max(&s.backward_ns),
+            tokens_inter_host: hosts.as_ref().map_or(NO_MESH, |h| h.inter()),
+            tokens_intra_host: hosts.as_ref().map_or(NO_MESH, |h| h.intra()),
         };
         // SAFETY: the caller's promise.
         unsafe { input::write_out("stats", stats, filled) }
@@ -216,12 +256,9 @@ pub unsafe extern "C" fn magi_key_get_rank_stats(
     guard_handle("magi_key_get_rank_stats", "key", key, |k| {
         // SAFETY: the caller's promise.
         let size = unsafe { input::sized("stats", stats) }?.size;
-        let all = k.key.stats()?;
-        let world = all.area.len();
-        let r = usize::try_from(rank)
-            .ok()
-            .filter(|&r| r < world)
-            .ok_or_else(|| Error::argument(format!("rank is {rank}; it must be 0 to {}", world - 1)))?;
+        let (all, hosts) = (k.key.stats()?, k.key.host_volume()?);
+        let r = input::index("rank", rank, all.area.len())?;
+        let of_hosts = |f: fn(&HostVolume) -> &[i64]| hosts.as_ref().map_or(NO_MESH, |h| f(h)[r]);
         let filled = magi_rank_stats {
             size,
             area: all.area[r],
@@ -229,6 +266,14 @@ pub unsafe extern "C" fn magi_key_get_rank_stats(
             tokens_k: all.tokens_k[r],
             tokens_sent: all.sent[r],
             tokens_received: all.received[r],
+            forward_ns: all.forward_ns[r],
+            backward_ns: all.backward_ns[r],
+            forward_wait_ns: all.forward.waits(r),
+            backward_wait_ns: all.backward.waits(r),
+            tokens_sent_inter_host: of_hosts(|h| &h.sent_inter),
+            tokens_sent_intra_host: of_hosts(|h| &h.sent_intra),
+            tokens_received_inter_host: of_hosts(|h| &h.received_inter),
+            tokens_received_intra_host: of_hosts(|h| &h.received_intra),
         };
         // SAFETY: the caller's promise.
         unsafe { input::write_out("stats", stats, filled) }

@@ -142,8 +142,9 @@ pub unsafe extern "C" fn magi_comm_last_key(comm: Option<&magi_comm>, key: *mut 
     })
 }
 
-/// Says in words why tokens lie where they do, how evenly work is spread, what travels, and what each stage of this rank
-/// waits for. Meant for people; the wording may change.
+/// Says in words who placed tokens and what other placements would come to, how evenly work is spread, what travels (also
+/// between hosts and inside them, where magi_comm_set_mesh said which ranks share one), and what each stage of this rank waits
+/// for, and for how long as predicted. Meant for people; the wording may change. Plans three other placements to compare with.
 ///
 /// `text`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
 /// Errors: NULL_POINTER, BUFFER_TOO_SMALL, COMM_DESTROYED, POISONED. Any thread.
@@ -163,8 +164,9 @@ pub unsafe extern "C" fn magi_key_explain(
 }
 
 /// Draws the plan of all ranks as SVG: the mask coloured by the rank that computes each part, the cells of each rank, the
-/// keys that go from rank to rank, and those received in each stage. At most some hundred kilobytes; follows the viewer's
-/// light or dark scheme.
+/// keys that go from rank to rank, those received in each stage, and the predicted times of the slowest rank and of the one
+/// nearest to the mean: lanes of computing, fetching and, backward, reducing, waits hatched. At most some hundred kilobytes;
+/// follows the viewer's light or dark scheme.
 ///
 /// `svg`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
 /// Errors: NULL_POINTER, BUFFER_TOO_SMALL, COMM_DESTROYED, POISONED. Any thread.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use super::guard::{guard, guard_destroy};
 use super::input;
 use super::plain::magi_slice;
+use crate::runtime::device_mask::DeviceMask;
 use crate::types::{Error, Mask, MaskType, Result, Status, TypedSlice};
 
 /// A mask. Immutable: every function on it may be called from any thread, many at once.
 pub struct magi_mask {
     pub(super) mask: Arc<Mask>,
+    /// What single-device calls keep on CUDA devices.
+    pub(super) kept: DeviceMask,
 }
 
 /// Hands a new mask to the caller.
@@ -24,7 +27,10 @@ pub(super) unsafe fn hand_out(mask: *mut *mut magi_mask, made: Mask) -> Result<(
         input::write_out(
             "mask",
             mask,
-            Box::into_raw(Box::new(magi_mask { mask: Arc::new(made) })),
+            Box::into_raw(Box::new(magi_mask {
+                mask: Arc::new(made),
+                kept: DeviceMask::default(),
+            })),
         )
     }
 }

@@ -24,7 +24,11 @@ pub mod mask_make;
 
 pub mod key;
 
+pub mod key_stage;
+
 pub mod key_more;
+
+pub mod key_joint;
 
 pub mod movement;
 

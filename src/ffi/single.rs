@@ -82,7 +82,7 @@ fn source_of<'a>(
     lists: Option<&'a single::RangeLists>,
 ) -> Result<single::Source<'a>> {
     match (mask, lists) {
-        (Some(m), None) => Ok(single::Source::Mask(&m.mask)),
+        (Some(m), None) => Ok(single::Source::Mask(&m.mask, &m.kept)),
         (None, Some(lists)) => Ok(single::Source::Ranges(lists)),
         (None, None) => Err(Error::new(
             Status::NullPointer,
@@ -115,6 +115,7 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     Ok(single::Options {
         backend,
         accumulate: flag("options.accumulate", o.accumulate)?,
+        sm_margin: o.sm_margin,
         workspace: o.workspace.cast(),
         workspace_bytes: o.workspace_size,
     })
@@ -142,6 +143,37 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward(
         // SAFETY: the caller's promise.
         let lists = unsafe { lists_of(&options) }?;
         single::forward(
+            source_of(mask, lists.as_ref())?,
+            &args,
+            &options_of(&options)?,
+            super::key::stream_of(stream),
+        )
+    })
+}
+
+/// Makes what a call of magi_flex_flash_attn_forward with the same mask, options and kinds of arguments (shapes, dtypes,
+/// device, which of them are NULL) needs beside its tensors: plans the mask's tiles, uploads them, loads kernels and
+/// compiles those that are not compiled yet. Such calls then only enqueue, and may be captured into a CUDA graph. Without
+/// it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU.
+///
+/// Tensors are checked, their memory is not touched. Errors: as magi_flex_flash_attn_forward, and COMPILE_FAILED. Any
+/// thread.
+///
+/// # Safety
+/// As magi_flex_flash_attn_forward.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_flex_flash_attn_forward_prepare(
+    mask: Option<&magi_mask>,
+    args: *const magi_forward_args,
+    options: *const magi_flex_options,
+    stream: magi_stream,
+) -> Status {
+    guard("magi_flex_flash_attn_forward_prepare", || {
+        // SAFETY: the caller's promise.
+        let (args, options) = unsafe { (forward_of(&sized("args", args)?)?, read_options(options)?) };
+        // SAFETY: the caller's promise.
+        let lists = unsafe { lists_of(&options) }?;
+        single::forward_prepare(
             source_of(mask, lists.as_ref())?,
             &args,
             &options_of(&options)?,

@@ -1,6 +1,7 @@
 //! Predicted times of a pass, in whole nanoseconds.
 
-use crate::types::{AttnShape, Config, Rates};
+use super::timeline::StageTimes;
+use crate::types::{AttnShape, Config, Range, Rates};
 
 /// Forward or backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,14 @@ pub(super) enum Direction {
 pub(super) struct Load {
     pub tokens: i64,
     pub area: i64,
+}
+
+/// What can go on side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Fetch,
+    Compute,
+    Reduce,
 }
 
 /// The rates of one attention shape in one direction.
@@ -76,32 +85,77 @@ impl Cost {
         clamp(ns).saturating_add(self.rates.link_latency_ns)
     }
 
-    /// Time of a pass whose remote stages are `remote` beside a host stage of `host` cells. While a stage is computed
+    /// The end of a pass whose remote stages are `remote` beside a host stage of `host` cells. While a stage is computed
     /// the next one is fetched and, backward, the gradients of the one before travel back the other way.
     pub fn pass(&self, host: i64, remote: &[Load]) -> i64 {
-        let fetch = |i: usize| remote.get(i).map_or(0, |s| self.link(s.tokens, self.fetched));
-        let reduce = |i: usize| match self.direction {
-            Direction::Forward => 0,
-            Direction::Backward => self.link(remote[i].tokens, self.reduced),
-        };
-        let mut time = fetch(0).max(self.compute(host));
-        for (i, stage) in remote.iter().enumerate() {
-            let back = i.checked_sub(1).map_or(0, reduce);
-            let step = self.compute(stage.area).max(fetch(i + 1)).max(back);
-            time = time.saturating_add(step);
-        }
-        time.saturating_add(remote.len().checked_sub(1).map_or(0, reduce))
+        self.walk(host, remote, |_, _, _| ())
     }
 
-    /// Time of degree 0: everything is fetched, then one kernel, then, backward, all gradients travel back.
-    pub fn at_once(&self, host: i64, all: Load) -> i64 {
-        let back = match self.direction {
+    /// The stages of that pass, the host stage first.
+    pub fn pass_times(&self, host: i64, remote: &[Load]) -> Vec<StageTimes> {
+        let mut stages = vec![StageTimes::default(); remote.len() + 1];
+        self.walk(host, remote, |stage, lane, at| {
+            let times = &mut stages[stage];
+            match lane {
+                Lane::Fetch => times.fetch = at,
+                Lane::Compute => times.compute = at,
+                Lane::Reduce => times.reduce = at,
+            }
+        });
+        stages
+    }
+
+    /// Goes through that pass in steps: each begins when all of the one before is done. Gives its end.
+    fn walk(&self, host: i64, remote: &[Load], mut see: impl FnMut(usize, Lane, Range)) -> i64 {
+        let mut start = 0i64;
+        // Stage `i` is computed in step `i`; the last step computes nothing.
+        for step in 0..remote.len() + 2 {
+            let area = match step.checked_sub(1) {
+                None => host,
+                Some(i) => remote.get(i).map_or(0, |s| s.area),
+            };
+            let fetched = remote.get(step).map_or(0, |s| s.tokens);
+            let returned = step.checked_sub(2).map_or(0, |i| remote[i].tokens);
+            let mut end = start;
+            for (stage, lane, time) in [
+                (step + 1, Lane::Fetch, self.link(fetched, self.fetched)),
+                (step, Lane::Compute, self.compute(area)),
+                (step.wrapping_sub(1), Lane::Reduce, self.reduce(returned)),
+            ] {
+                let at = Range::new(start, start.saturating_add(time));
+                let last = match lane {
+                    Lane::Fetch => step < remote.len(),
+                    Lane::Compute => step <= remote.len(),
+                    Lane::Reduce => step >= 2,
+                };
+                if last {
+                    see(stage, lane, at);
+                }
+                end = end.max(at.end);
+            }
+            start = end;
+        }
+        start
+    }
+
+    /// Time in which the gradients of `tokens` go back.
+    fn reduce(&self, tokens: i64) -> i64 {
+        match self.direction {
             Direction::Forward => 0,
-            Direction::Backward => self.link(all.tokens, self.reduced),
-        };
-        self.link(all.tokens, self.fetched)
-            .saturating_add(self.compute(host + all.area))
-            .saturating_add(back)
+            Direction::Backward => self.link(tokens, self.reduced),
+        }
+    }
+
+    /// The one stage of degree 0: everything is fetched, then one kernel, then, backward, all gradients travel back.
+    pub fn at_once(&self, host: i64, all: Load) -> StageTimes {
+        let after = |start: i64, time: i64| Range::new(start, start.saturating_add(time));
+        let fetch = after(0, self.link(all.tokens, self.fetched));
+        let compute = after(fetch.end, self.compute(host + all.area));
+        StageTimes {
+            fetch,
+            compute,
+            reduce: after(compute.end, self.reduce(all.tokens)),
+        }
     }
 }
 
@@ -151,9 +205,39 @@ mod tests {
             tokens: 3,
             area: 7100,
         };
-        assert_eq!(cost(Direction::Forward).at_once(1000, all), 12005 + 8103);
-        assert_eq!(cost(Direction::Backward).at_once(1000, all), 12005 + 8103 + 24005);
+        assert_eq!(cost(Direction::Forward).at_once(1000, all).end(), 12005 + 8103);
+        assert_eq!(
+            cost(Direction::Backward).at_once(1000, all).end(),
+            12005 + 8103 + 24005
+        );
         assert_eq!(cost(Direction::Forward).pass(0, &[Load::default()]), 0);
+    }
+
+    #[test]
+    fn a_stage_is_fetched_before_and_reduced_behind_the_one_beside_it() {
+        let remote = [
+            Load {
+                tokens: 1,
+                area: 7000,
+            },
+            Load { tokens: 2, area: 100 },
+        ];
+        let r = Range::new;
+        let stages = cost(Direction::Backward).pass_times(1000, &remote);
+        let lanes = |f: fn(&StageTimes) -> Range| stages.iter().map(f).collect::<Vec<_>>();
+        let (first, second, third) = (4005, 4005 + 8005, 4005 + 8005 + 8005);
+        assert_eq!(lanes(|s| s.fetch), [r(0, 0), r(0, first), r(first, first + 8005)]);
+        assert_eq!(
+            lanes(|s| s.compute),
+            [r(0, 1003), r(first, first + 7003), r(second, second + 103)]
+        );
+        assert_eq!(
+            lanes(|s| s.reduce),
+            [r(0, 0), r(second, third), r(third, third + 16005)]
+        );
+        let forward = cost(Direction::Forward).pass_times(1000, &remote);
+        assert!(forward.iter().all(|s| s.reduce.is_empty()));
+        assert_eq!(forward[2].compute, r(second, second + 103));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! transfer agree without a message, and equal hashes mean equal plans.
 
 mod balance;
+mod cells;
 mod chunks;
 mod cost;
 mod dice;
@@ -14,6 +15,7 @@ mod explain;
 mod hash;
 mod heap;
 mod hierarchy;
+mod hosts;
 mod locality;
 mod needs;
 mod order;
@@ -28,16 +30,19 @@ mod stage;
 mod staging;
 mod stats;
 pub mod tiles;
+mod timeline;
 mod traffic;
 mod transfer;
 mod verify;
 
 pub use draw::draw_key;
-pub use explain::{Origin, explain};
+pub use explain::{Explanation, Origin, explain};
+pub use hosts::HostVolume;
 pub use placement::Placement;
 pub use side::{OwnedRun, SidePlacement};
 pub use stage::{Pass, Stage};
 pub use stats::Stats;
+pub use timeline::{StageStats, StageTimes, Timeline};
 pub use verify::verify;
 
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side};

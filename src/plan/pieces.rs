@@ -3,7 +3,8 @@
 use super::cost::{Cost, Load};
 use super::needs::for_each_meeting;
 use super::placement::Placement;
-use crate::types::{Config, Mask, Range, Ranges, Side};
+use super::timeline::StageTimes;
+use crate::types::{Config, Mask, Range, Ranges, Side, Slice};
 use std::cmp::Reverse;
 
 /// A transfer of fewer tokens costs more latency than it hides.
@@ -50,28 +51,16 @@ impl Pieces {
     }
 
     fn count_areas(&mut self, mask: &Mask, placement: &Placement) {
-        let flat: Vec<Vec<(Range, usize)>> = self
-            .ranks
-            .iter()
-            .map(|own| {
-                let numbered = own.iter().enumerate();
-                numbered
-                    .flat_map(|(i, p)| p.keys.iter().map(move |&k| (k, i)))
-                    .collect()
-            })
-            .collect();
+        let flat: Vec<Flat> = self.ranks.iter().map(|own| Flat::new(own)).collect();
         let queries = placement.side(Side::Q);
         for_each_meeting(mask, queries, |run, cut| {
             let owner = queries.all_runs()[run].owner as usize;
-            let seen = cut.visible_keys();
-            let keys = &flat[owner];
-            let first = keys.partition_point(|k| k.0.end <= seen.start);
+            let own = &mut self.ranks[owner];
             let mut remote = 0;
-            for (range, i) in keys[first..].iter().take_while(|k| k.0.start < seen.end) {
-                let area = cut.cut(&cut.q, range).area();
-                self.ranks[owner][*i].load.area += area;
+            flat[owner].for_each_area(&cut, |piece, area| {
+                own[piece].load.area += area;
                 remote += area;
-            }
+            });
             self.host[owner] += cut.area() - remote;
         });
     }
@@ -88,13 +77,28 @@ impl Pieces {
         })
     }
 
-    /// Predicted time of a pass of `degree` stages on one rank, in nanoseconds.
-    pub fn time(&self, rank: usize, degree: i32, cost: &Cost) -> i64 {
-        let loads: Vec<Load> = self.loads(rank, degree.max(1) as usize).collect();
-        if degree == 0 {
-            return cost.at_once(self.host[rank], loads[0]);
-        }
+    /// Predicted time of a pass of `degree` remote stages, at least one, on one rank, in nanoseconds.
+    fn time(&self, rank: usize, degree: i32, cost: &Cost) -> i64 {
+        let loads: Vec<Load> = self.loads(rank, degree as usize).collect();
         cost.pass(self.host[rank], &loads)
+    }
+
+    /// The stages of a pass of `degree` on one rank: what each fetches and computes, and when.
+    pub fn stages(&self, rank: usize, degree: i32, cost: &Cost) -> Vec<(Load, StageTimes)> {
+        let host = self.host[rank];
+        let mut loads: Vec<Load> = self.loads(rank, degree.max(1) as usize).collect();
+        if degree == 0 {
+            let times = cost.at_once(host, loads[0]);
+            loads[0].area += host;
+            return vec![(loads[0], times)];
+        }
+        let times = cost.pass_times(host, &loads);
+        let first = Load {
+            tokens: 0,
+            area: host,
+        };
+        loads.insert(0, first);
+        loads.into_iter().zip(times).collect()
     }
 
     /// The number of stages at which the slowest rank is soonest ready; the smallest of equals. The same on every rank.
@@ -118,6 +122,67 @@ impl Pieces {
                 .collect()
         };
         self.ranks.iter().map(stages).collect()
+    }
+}
+
+/// The keys of a rank's pieces in ascending order.
+struct Flat {
+    keys: Vec<Range>,
+    /// Tokens before each of `keys`, and of all.
+    before: Vec<i64>,
+    /// Index of the first of `keys` of each piece, and their number.
+    starts: Vec<usize>,
+}
+
+impl Flat {
+    fn new(pieces: &[Piece]) -> Flat {
+        let mut flat = Flat {
+            keys: Vec::new(),
+            before: vec![0],
+            starts: vec![0],
+        };
+        let mut tokens = 0;
+        for piece in pieces {
+            for &range in &piece.keys {
+                tokens += range.len();
+                flat.keys.push(range);
+                flat.before.push(tokens);
+            }
+            flat.starts.push(flat.keys.len());
+        }
+        flat
+    }
+
+    /// Calls `add(piece, cells of cut in it)`, for a piece possibly more than once. Ranges that all rows see are taken
+    /// together, so that short runs of queries cost no more than pieces.
+    fn for_each_area(&self, cut: &Slice, mut add: impl FnMut(usize, i64)) {
+        let seen = cut.visible_keys();
+        let (mut next, end) = (
+            self.keys.partition_point(|k| k.end <= seen.start),
+            self.keys.partition_point(|k| k.start < seen.end),
+        );
+        if next >= end {
+            return;
+        }
+        let by_all = Range::new(cut.k_lo(cut.q.end - 1), cut.k_hi(cut.q.start));
+        let mut piece = self.starts.partition_point(|&s| s <= next) - 1;
+        while next < end {
+            while self.starts[piece + 1] <= next {
+                piece += 1;
+            }
+            let rest = &self.keys[next..end.min(self.starts[piece + 1])];
+            let mut whole = 0;
+            if by_all.start <= rest[0].start {
+                whole = rest.partition_point(|k| k.end <= by_all.end);
+            }
+            if whole > 0 {
+                let tokens = self.before[next + whole] - self.before[next];
+                add(piece, cut.q.len() * tokens);
+            } else {
+                add(piece, cut.cut(&cut.q, &rest[0]).area());
+            }
+            next += whole.max(1);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::cost::{Cost, Direction};
 use super::pieces::Pieces;
 use super::placement::Placement;
+use super::timeline::{StageStats, Timeline};
 use crate::types::{AttnShape, Config, Error, Mask, Ranges, Result};
 use std::sync::Arc;
 
@@ -65,15 +66,42 @@ impl Staging {
         }))
     }
 
-    /// Predicted time of the pass on each rank, in nanoseconds.
-    pub fn times(&self, mask: &Mask, placement: &Placement, remote: &[Ranges]) -> Vec<i64> {
-        let pieces = match &self.pieces {
-            Some(pieces) => Arc::clone(pieces),
-            None => Arc::new(Pieces::new(mask, placement, remote, 1)),
+    /// Every stage of every rank in both directions, but for what is sent.
+    pub fn timelines(
+        both: &[Staging; 2],
+        mask: &Mask,
+        placement: &Placement,
+        remote: &[Ranges],
+    ) -> [Timeline; 2] {
+        let mut uncut: Option<Pieces> = None;
+        both.each_ref().map(|staging| {
+            let pieces = match &staging.pieces {
+                Some(pieces) => pieces.as_ref(),
+                None => uncut.get_or_insert_with(|| Pieces::new(mask, placement, remote, 1)),
+            };
+            staging.timeline(pieces, remote.len())
+        })
+    }
+
+    fn timeline(&self, pieces: &Pieces, world: usize) -> Timeline {
+        let count = if self.degree == 0 {
+            1
+        } else {
+            self.degree as usize + 1
         };
-        (0..remote.len())
-            .map(|r| pieces.time(r, self.degree, &self.cost))
-            .collect()
+        let mut stages = vec![Vec::with_capacity(world); count];
+        for rank in 0..world {
+            let own = pieces.stages(rank, self.degree, &self.cost);
+            for (stage, (load, times)) in stages.iter_mut().zip(own) {
+                stage.push(StageStats {
+                    area: load.area,
+                    received: load.tokens,
+                    sent: 0,
+                    times,
+                });
+            }
+        }
+        Timeline { stages }
     }
 }
 

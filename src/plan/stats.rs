@@ -6,6 +6,7 @@ use super::needs::Needs;
 use super::placement::Placement;
 use super::side::SidePlacement;
 use super::staging::Staging;
+use super::timeline::Timeline;
 use crate::types::{AttnShape, Config, Mask, Ranges, Result, Side};
 
 /// Figures of all ranks for one mask on one placement. Tokens are key tokens of the forward pass: one counts for its
@@ -26,10 +27,6 @@ pub struct Stats {
     pub sent: Vec<i64>,
     /// Tokens that each rank receives.
     pub received: Vec<i64>,
-    /// The same by stage: `[stages of the forward pass][ranks]`, the host stage with zeros.
-    pub received_by_stage: Vec<Vec<i64>>,
-    /// Tokens sent, likewise.
-    pub sent_by_stage: Vec<Vec<i64>>,
     /// Remote stages of the forward pass: the config's, or what the planner chose.
     pub degree_forward: i32,
     /// Remote stages of the backward pass, likewise.
@@ -39,6 +36,10 @@ pub struct Stats {
     pub forward_ns: Vec<i64>,
     /// The same of the backward pass.
     pub backward_ns: Vec<i64>,
+    /// The forward pass stage by stage.
+    pub forward: Timeline,
+    /// The backward pass, likewise.
+    pub backward: Timeline,
     /// Tokens that all ranks must receive on this placement: what their queries see and they do not own, each
     /// once. The plan moves exactly these.
     pub ideal_volume: i64,
@@ -60,8 +61,17 @@ impl Stats {
         }
         let needs = Needs::new(mask, placement, None);
         let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
-        let [forward, backward] = &stagings;
-        let times = |s: &Staging| s.times(mask, placement, &needs.remote);
+        let [first, second] = &stagings;
+        let [mut forward, mut backward] = Staging::timelines(&stagings, mask, placement, &needs.remote);
+        fill_sent(&mut forward, first, k);
+        if first.degree == second.degree && first.groups == second.groups {
+            for (to, from) in backward.stages.iter_mut().zip(&forward.stages) {
+                to.iter_mut().zip(from).for_each(|(t, f)| t.sent = f.sent);
+            }
+        } else {
+            fill_sent(&mut backward, second, k);
+        }
+        let ends = |t: &Timeline| (0..world).map(|r| t.end(r)).collect();
         let received: Vec<i64> = needs.remote.iter().map(Ranges::tokens).collect();
         let ideal_volume = received.iter().sum();
         let over_mean = |most: i64| {
@@ -78,13 +88,16 @@ impl Stats {
             area,
             tokens_q: (0..world).map(|r| q.tokens(r)).collect(),
             tokens_k: (0..world).map(|r| k.tokens(r)).collect(),
-            sent: sent(k, &needs.remote),
-            received_by_stage: by_stage(forward, |groups| groups.iter().map(Ranges::tokens).collect()),
-            sent_by_stage: by_stage(forward, |groups| sent(k, groups)),
-            degree_forward: forward.degree,
-            degree_backward: backward.degree,
-            forward_ns: times(forward),
-            backward_ns: times(backward),
+            // Every token is fetched in one of the stages.
+            sent: (0..world)
+                .map(|r| forward.stages.iter().map(|s| s[r].sent).sum())
+                .collect(),
+            degree_forward: first.degree,
+            degree_backward: second.degree,
+            forward_ns: ends(&forward),
+            backward_ns: ends(&backward),
+            forward,
+            backward,
             received,
             ideal_volume,
             all_gather_volume: k.total() * (world as i64 - 1),
@@ -92,29 +105,28 @@ impl Stats {
     }
 }
 
-/// A figure of every rank in every stage, from what all ranks fetch in it.
-fn by_stage(staging: &Staging, figures: impl Fn(&[Ranges]) -> Vec<i64>) -> Vec<Vec<i64>> {
-    let world = staging.groups.len();
-    let host = (staging.degree > 0).then(|| vec![0; world]);
-    let remote = (0..staging.degree.max(1) as usize).map(|i| {
-        let groups: Vec<Ranges> = staging.groups.iter().map(|g| g[i].clone()).collect();
-        figures(&groups)
-    });
-    host.into_iter().chain(remote).collect()
+/// Adds what each rank sends for each remote stage.
+fn fill_sent(timeline: &mut Timeline, staging: &Staging, keys: &SidePlacement) {
+    let host = timeline.stages.len() - staging.groups.first().map_or(0, Vec::len);
+    for (i, stage) in timeline.stages.iter_mut().skip(host).enumerate() {
+        let fetched: Vec<&Ranges> = staging.groups.iter().map(|g| &g[i]).collect();
+        let sent = sent(keys, &fetched);
+        stage.iter_mut().zip(sent).for_each(|(s, tokens)| s.sent = tokens);
+    }
 }
 
-/// Tokens sent by each rank. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at
+/// Tokens that each rank sends when the rank (or host) of each list fetches it. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at
 /// a thousand ranks.
-fn sent(keys: &SidePlacement, remote: &[Ranges]) -> Vec<i64> {
+pub(super) fn sent(keys: &SidePlacement, fetched: &[&Ranges]) -> Vec<i64> {
     // A plain loop: nested iterators of arrays compile to code that memory checkers take for a read of what was never
     // written.
     let mut ends: Vec<(i64, i64)> = Vec::new();
-    for x in remote.iter().flat_map(Ranges::iter) {
+    for x in fetched.iter().flat_map(|f| f.iter()) {
         ends.push((x.start, 1));
         ends.push((x.end, -1));
     }
     ends.sort_unstable();
-    let mut sent = vec![0; remote.len()];
+    let mut sent = vec![0; keys.world()];
     let (mut next, mut readers) = (0, 0);
     for run in keys.all_runs() {
         let mut at = run.tokens.start;

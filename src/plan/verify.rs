@@ -1,16 +1,18 @@
 //! Checks a plan against its mask, by area and overlap of bands, so that it works at any size.
 
 use super::Plan;
-use super::needs::{Needs, Part};
+use super::cells::Cells;
+use super::needs::Needs;
 use super::side::{PlacedRun, SidePlacement, concatenate};
 use super::stage::{Pass, Stage};
 use super::transfer::owned_pieces;
-use crate::types::{Band, Error, Mask, Piece, Range, Ranges, Result, Side, Slice};
+use crate::types::{Error, Mask, Piece, Range, Ranges, Result, Side};
 
 /// `Status::Internal`, naming pass and stage, unless the slices of each pass, mapped back to global tokens, cover every
 /// cell of the mask whose query the rank owns exactly once, and transfers fit the placement: every key that its
 /// queries see and it does not own is received once, from its owner; nothing else is; and what is sent is what peers
-/// need. Takes time for every pair of runs of queries and keys that a slice spans, which is more than planning does.
+/// need. Takes time for the rows of each run of queries or, where that is less, for the runs of keys that its slices span:
+/// more than planning does.
 pub fn verify(plan: &Plan, mask: &Mask) -> Result<()> {
     plan.placement.check_mask(mask)?;
     let needs = Needs::new(mask, &plan.placement, Some(plan.rank));
@@ -46,23 +48,30 @@ impl Checker<'_> {
         let keys = self.plan.placement.side(Side::K);
         let own = concatenate(keys.runs(self.plan.rank).as_slice());
         let mut fetched = Vec::new();
-        // Global slices, by the query run they lie in.
-        let mut covered: Vec<Vec<Slice>> = vec![Vec::new(); self.queries.len()];
+        let sources: Vec<Vec<PlacedRun>> = std::iter::once(own.clone())
+            .chain(pass.stages.iter().map(|s| concatenate(s.recv.as_slice())))
+            .collect();
+        let cells = Cells {
+            parts: &self.needs.parts,
+            queries: &self.queries,
+            sources: &sources,
+        };
+        let mut slices = Vec::new();
         for (i, stage) in pass.stages.iter().enumerate() {
             self.check_transfer(i, stage, keys)?;
             fetched.extend_from_slice(stage.recv.as_slice());
-            let received = concatenate(stage.recv.as_slice());
             let mut area = 0;
             for s in &stage.slices {
-                let sources = [&own, &received];
-                let Some(source) = sources.get(usize::from(s.source)) else {
-                    return self.fail(format!("stage {i} has a slice with source {}", s.source));
+                let source = match s.source {
+                    0 => 0,
+                    1 => i + 1,
+                    other => return self.fail(format!("stage {i} has a slice with source {other}")),
                 };
-                let found = self.to_global(&s.slice, source, &mut covered);
-                area += found;
-                if found != s.slice.area() {
+                if !cells.holds(&s.slice, source) {
                     return self.fail(format!("stage {i} has a slice that leaves its tensors: {s:?}"));
                 }
+                area += s.slice.area();
+                slices.push((s.slice, source));
             }
             if area != stage.area {
                 return self.fail(format!(
@@ -79,62 +88,7 @@ impl Checker<'_> {
             ));
         }
         self.check_sent(pass, &own)?;
-        self.check_cells(covered)
-    }
-
-    /// Cuts a local slice at runs of queries and keys, moves the pieces to global tokens, and returns their area.
-    fn to_global(&self, slice: &Slice, keys: &[PlacedRun], covered: &mut [Vec<Slice>]) -> i64 {
-        let rows = |r: &PlacedRun| Range::new(r.row, r.row + r.tokens.len());
-        let mut area = 0;
-        let first = self.queries.partition_point(|r| rows(r).end <= slice.q.start);
-        for (i, query) in self.queries.iter().enumerate().skip(first) {
-            if query.row >= slice.q.end {
-                break;
-            }
-            let across = slice.cut(&rows(query), &slice.k);
-            let seen = across.visible_keys();
-            let first = keys.partition_point(|r| rows(r).end <= seen.start);
-            for key in keys[first..].iter().take_while(|r| r.row < seen.end) {
-                let local = across.cut(&across.q, &rows(key)).tighten();
-                area += local.area();
-                if !local.q.is_empty() {
-                    covered[i].push(local.shift(query.tokens.start - query.row, key.tokens.start - key.row));
-                }
-            }
-        }
-        area
-    }
-
-    /// Within every query run the pieces must lie in the mask, be disjoint, and be as large as the mask's part: then
-    /// they are the mask's part.
-    fn check_cells(&self, mut covered: Vec<Vec<Slice>>) -> Result<()> {
-        let mut parts: &[Part] = &self.needs.parts;
-        for (i, pieces) in covered.iter_mut().enumerate() {
-            let (here, rest) = parts.split_at(parts.partition_point(|p| p.run <= i));
-            parts = rest;
-            pieces.sort_unstable_by_key(|p| (p.k, p.q));
-            let mut here: Vec<Slice> = here.iter().map(|p| p.slice).collect();
-            here.sort_unstable_by_key(|p| (p.k, p.q));
-            let query = self.queries[i].tokens;
-            let inside = shared(pieces, &here, |_, _, _| Ok(()))?;
-            shared(pieces, pieces, |a, b, area| {
-                if a < b && area > 0 {
-                    return self.fail(format!(
-                        "cells of queries {query} are computed twice: {:?}",
-                        pieces[b]
-                    ));
-                }
-                Ok(())
-            })?;
-            let total = pieces.iter().map(Slice::area).sum::<i64>();
-            let wanted = here.iter().map(Slice::area).sum::<i64>();
-            if inside != total || total != wanted {
-                return self.fail(format!(
-                    "queries {query} have {wanted} visible cells; {total} are computed, {inside} of them visible"
-                ));
-            }
-        }
-        Ok(())
+        cells.check(&slices).or_else(|what| self.fail(what))
     }
 
     fn check_transfer(&self, i: usize, stage: &Stage, keys: &SidePlacement) -> Result<()> {
@@ -195,35 +149,4 @@ impl Checker<'_> {
         }
         Ok(())
     }
-}
-
-/// The cells that slices of `left` and of `right` share, summed over pairs; `see(left index, right index, area)` is
-/// called for every pair whose keys meet. Both are sorted by first key.
-fn shared(
-    left: &[Slice],
-    right: &[Slice],
-    mut see: impl FnMut(usize, usize, i64) -> Result<()>,
-) -> Result<i64> {
-    let mut total = 0;
-    let mut active: Vec<usize> = Vec::new();
-    let mut next = 0;
-    for (a, l) in left.iter().enumerate() {
-        // Keys of `left` only move up, so what ended before them never meets a later slice.
-        active.retain(|&b| right[b].k.end > l.k.start);
-        while next < right.len() && right[next].k.start < l.k.end {
-            active.push(next);
-            next += 1;
-        }
-        for &b in &active {
-            let area = meet(l, &right[b]).area();
-            total += area;
-            see(a, b, area)?;
-        }
-    }
-    Ok(total)
-}
-
-fn meet(a: &Slice, b: &Slice) -> Slice {
-    let band = Band::new(a.band.lo.max(b.band.lo), a.band.hi.min(b.band.hi));
-    Slice::new(a.q.intersect(&b.q), a.k.intersect(&b.k), band)
 }

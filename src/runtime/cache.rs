@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::key::{KeyData, Request};
+use super::key::KeyData;
+use super::request::Request;
 
 /// Most recently used last. Linear search: a communicator holds at most some hundred, and comparing hashes is cheap
 /// beside planning.

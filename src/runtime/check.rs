@@ -9,12 +9,13 @@ use crate::types::{AttnShape, DType, Device, Error, Result, Side, Status, Tensor
 /// A tensor with the name its parameter has.
 pub(super) type Named<'a> = (&'a str, &'a Tensor);
 
-/// Tokens and heads that a call's tensors must match.
+/// Tokens, heads and device that a call's tensors must match.
 #[derive(Clone, Copy)]
 pub(super) struct Extents {
     pub tokens_q: i64,
     pub tokens_k: i64,
     pub shape: AttnShape,
+    pub device: Device,
 }
 
 /// The CPU has no streams.
@@ -28,11 +29,24 @@ pub(super) fn stream(stream: Stream) -> Result<()> {
 }
 
 /// Host memory, last stride 1.
-pub(super) fn place((name, t): Named<'_>) -> Result<()> {
-    if t.device() != Device::Cpu {
+pub(super) fn place(named: Named<'_>) -> Result<()> {
+    place_on(named, Device::Cpu)
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cpu => "host memory".to_owned(),
+        Device::Cuda(ordinal) => format!("CUDA device {ordinal}"),
+    }
+}
+
+/// Memory of `device`, last stride 1.
+pub(super) fn place_on((name, t): Named<'_>, device: Device) -> Result<()> {
+    if t.device() != device {
         let message = format!(
-            "{name} lies on {:?}; this communicator or mask works on host memory",
-            t.device()
+            "{name} lies in {}; this call works on {}",
+            device_name(t.device()),
+            device_name(device)
         );
         return Err(Error::new(Status::DeviceMismatch, message));
     }
@@ -146,8 +160,8 @@ fn same_rows((name, t): Named<'_>, (other, o): Named<'_>) -> Result<()> {
 }
 
 /// One attention tensor: place, dtype, shape.
-fn attention(named: Named<'_>, dtypes: &[DType], shape: &[i64]) -> Result<()> {
-    place(named)?;
+fn attention(named: Named<'_>, dtypes: &[DType], shape: &[i64], e: &Extents) -> Result<()> {
+    place_on(named, e.device)?;
     let (name, t) = named;
     if !dtypes.contains(&t.dtype()) {
         let want: Vec<&str> = dtypes.iter().map(|d| d.name()).collect();
@@ -194,14 +208,24 @@ fn numbers(softmax_scale: f64, softcap: f64) -> Result<()> {
 /// q, k and v.
 fn inputs(q: &Tensor, k: &Tensor, v: &Tensor, e: &Extents) -> Result<()> {
     let s = &e.shape;
-    attention(("args.q", q), &[s.dtype], &[e.tokens_q, s.heads_q, s.head_dim])?;
-    attention(("args.k", k), &[s.dtype], &[e.tokens_k, s.heads_kv, s.head_dim])?;
-    attention(("args.v", v), &[s.dtype], &[e.tokens_k, s.heads_kv, s.head_dim_v])
+    attention(("args.q", q), &[s.dtype], &[e.tokens_q, s.heads_q, s.head_dim], e)?;
+    attention(
+        ("args.k", k),
+        &[s.dtype],
+        &[e.tokens_k, s.heads_kv, s.head_dim],
+        e,
+    )?;
+    attention(
+        ("args.v", v),
+        &[s.dtype],
+        &[e.tokens_k, s.heads_kv, s.head_dim_v],
+        e,
+    )
 }
 
 /// A sink of either layout.
 fn sink(t: &Tensor, e: &Extents) -> Result<()> {
-    place(("args.sink", t))?;
+    place_on(("args.sink", t), e.device)?;
     t.expect_dtype("args.sink", DType::F32)?;
     let heads = e.shape.heads_q;
     let count = match *t.shape() {
@@ -222,7 +246,9 @@ fn sink(t: &Tensor, e: &Extents) -> Result<()> {
 
 /// Everything about a forward call.
 pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
-    stream(s)?;
+    if e.device == Device::Cpu {
+        stream(s)?;
+    }
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
     numbers(a.softmax_scale, a.softcap)?;
     inputs(&a.q, &a.k, &a.v, e)?;
@@ -230,6 +256,7 @@ pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
         ("args.out", &a.out),
         &either(shape.dtype),
         &[e.tokens_q, shape.heads_q, shape.head_dim_v],
+        e,
     )?;
     let mut read = vec![("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)];
     let mut wrote = vec![("args.out", &a.out)];
@@ -238,11 +265,11 @@ pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
         read.push(("args.sink", t));
     }
     if let Some(t) = &a.lse {
-        attention(("args.lse", t), &[acc], &[e.tokens_q, shape.heads_q])?;
+        attention(("args.lse", t), &[acc], &[e.tokens_q, shape.heads_q], e)?;
         wrote.push(("args.lse", t));
     }
     if let Some(t) = &a.max_logits {
-        attention(("args.max_logits", t), &[DType::F32], &[shape.heads_q])?;
+        attention(("args.max_logits", t), &[DType::F32], &[shape.heads_q], e)?;
         wrote.push(("args.max_logits", t));
     }
     written(&wrote, &read)
@@ -250,18 +277,20 @@ pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
 
 /// Everything about a backward call.
 pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
-    stream(s)?;
+    if e.device == Device::Cpu {
+        stream(s)?;
+    }
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
     let grads = either(shape.dtype);
     numbers(a.softmax_scale, a.softcap)?;
     inputs(&a.q, &a.k, &a.v, e)?;
     let out_shape = [e.tokens_q, shape.heads_q, shape.head_dim_v];
-    attention(("args.out", &a.out), &grads, &out_shape)?;
-    attention(("args.lse", &a.lse), &[acc], &out_shape[..2])?;
-    attention(("args.dout", &a.dout), &[shape.dtype], &out_shape)?;
-    attention(("args.dq", &a.dq), &grads, a.q.shape())?;
-    attention(("args.dk", &a.dk), &grads, a.k.shape())?;
-    attention(("args.dv", &a.dv), &grads, a.v.shape())?;
+    attention(("args.out", &a.out), &grads, &out_shape, e)?;
+    attention(("args.lse", &a.lse), &[acc], &out_shape[..2], e)?;
+    attention(("args.dout", &a.dout), &[shape.dtype], &out_shape, e)?;
+    attention(("args.dq", &a.dq), &grads, a.q.shape(), e)?;
+    attention(("args.dk", &a.dk), &grads, a.k.shape(), e)?;
+    attention(("args.dv", &a.dv), &grads, a.v.shape(), e)?;
     let mut read = vec![("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)];
     read.extend([("args.out", &a.out), ("args.lse", &a.lse), ("args.dout", &a.dout)]);
     let mut wrote = vec![("args.dq", &a.dq), ("args.dk", &a.dk), ("args.dv", &a.dv)];
@@ -275,7 +304,7 @@ pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
         }
         (Some(t), Some(d)) => {
             sink(t, e)?;
-            attention(("args.dsink", d), &[acc], t.shape())?;
+            attention(("args.dsink", d), &[acc], t.shape(), e)?;
             read.push(("args.sink", t));
             wrote.push(("args.dsink", d));
         }

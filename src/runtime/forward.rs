@@ -10,7 +10,7 @@ use super::stages::{self, Keys};
 use super::workspace::{ForwardSpace, KeyPair};
 use crate::backend::ForwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{DType, Range, Result, Tensor};
+use crate::types::{DType, Device, Range, Result, Tensor};
 
 /// Tokens and heads of `key`'s tensors on this rank.
 pub(super) fn extents(key: &Key) -> Extents {
@@ -19,6 +19,7 @@ pub(super) fn extents(key: &Key) -> Extents {
         tokens_q: d.tokens_q,
         tokens_k: d.tokens_k,
         shape: d.shape,
+        device: Device::Cpu,
     }
 }
 

@@ -1,52 +1,19 @@
 //! Keys: a mask, an attention shape and a config, planned for this rank.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use super::context::{Context, Session};
+use super::request::{Joint, Placer, Request};
 use super::workspace::{self, Dims};
 use super::{check, prepare};
 use crate::device::{Stream, fault};
-use crate::plan::{Origin, Placement, Plan, SidePlacement, Stats, draw_key, explain};
+use crate::plan::{
+    Explanation, HostVolume, Origin, Placement, Plan, SidePlacement, Stats, draw_key, explain,
+};
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side};
-
-/// What a plan is made from, on a given communicator.
-#[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub mask: Arc<Mask>,
-    pub shape: AttnShape,
-    pub config: Config,
-    /// Where tokens lie already, and who said so; `None` lets the planner place them.
-    pub placement: Option<(Origin, Arc<Placement>)>,
-}
-
-impl Request {
-    /// For finding it in the cache of this process only.
-    fn hash(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        (&self.mask, self.shape, self.config).hash(&mut hasher);
-        if let Some((origin, placement)) = &self.placement {
-            origin.hash(&mut hasher);
-            for side in [Side::Q, Side::K] {
-                placement.side(side).hash().hash(&mut hasher);
-            }
-        }
-        hasher.finish()
-    }
-}
-
-impl PartialEq for Request {
-    fn eq(&self, other: &Request) -> bool {
-        (self.shape, self.config) == (other.shape, other.config)
-            && (Arc::ptr_eq(&self.mask, &other.mask) || self.mask == other.mask)
-            && match (&self.placement, &other.placement) {
-                (None, None) => true,
-                (Some((a, x)), Some((b, y))) => a == b && (Arc::ptr_eq(x, y) || x == y),
-                _ => false,
-            }
-    }
-}
 
 /// A request and what was planned for it; shared by the cache and every handle.
 pub(super) struct KeyData {
@@ -56,6 +23,8 @@ pub(super) struct KeyData {
     pub prepared: AtomicBool,
     workspace_bytes: usize,
     stats: OnceLock<Stats>,
+    /// What crosses the hosts of the mesh that was asked about last.
+    hosts: Mutex<Option<Arc<HostVolume>>>,
 }
 
 /// A plan on a communicator.
@@ -79,7 +48,7 @@ impl Key {
                 mask: Arc::clone(mask),
                 shape,
                 config,
-                placement: None,
+                placer: Placer::Planner,
             },
         )
     }
@@ -106,7 +75,7 @@ impl Key {
                 mask: Arc::clone(mask),
                 shape,
                 config,
-                placement: Some((Origin::Caller, Arc::new(placement))),
+                placer: Placer::Given(Origin::Caller, Arc::new(placement)),
             },
         )
     }
@@ -126,7 +95,7 @@ impl Key {
                 mask: Arc::clone(mask),
                 shape,
                 config,
-                placement: Some((Origin::OtherKey, placement)),
+                placer: Placer::Given(Origin::OtherKey, placement),
             },
         )
     }
@@ -143,25 +112,86 @@ impl Key {
         }))
     }
 
+    /// One key for each mask, all on one placement that balances the masks together: areas and received tokens count by
+    /// weight, the number of layers that have the mask. Each key is as if made by `create` otherwise. All or none.
+    ///
+    /// Errors as `create`, and `Status::InvalidArgument` without masks, with different totals, with a weight below 1, and
+    /// when the weighted areas come to more than 2^62 cells.
+    pub fn create_joint(
+        context: &Arc<Context>,
+        masks: Vec<(Arc<Mask>, i64)>,
+        shape: AttnShape,
+        config: Config,
+    ) -> Result<Vec<Arc<Key>>> {
+        if masks.is_empty() {
+            return Err(Error::argument(
+                "there are no masks; a placement needs at least one",
+            ));
+        }
+        let joint: Joint = Arc::new(masks);
+        let of = |(mask, _): &(Arc<Mask>, i64)| Request {
+            mask: Arc::clone(mask),
+            shape,
+            config,
+            placer: Placer::Joint(Arc::clone(&joint)),
+        };
+        Key::find_or_plan_all(context, joint.iter().map(of).collect())
+    }
+
     fn find_or_plan(context: &Arc<Context>, request: Request) -> Result<Arc<Key>> {
+        let made = Key::find_or_plan_all(context, vec![request])?;
+        // One request gives one key.
+        made.into_iter()
+            .next()
+            .ok_or_else(|| Error::internal("no key was made"))
+    }
+
+    /// Keys for requests that place tokens alike, the last of them being the one made last.
+    fn find_or_plan_all(context: &Arc<Context>, requests: Vec<Request>) -> Result<Vec<Arc<Key>>> {
         let mut session = context.enter()?;
         fault::point("key_create", context.rank())?;
-        let config = resolve_mesh(context, request.config)?;
-        let request = Request { config, ..request };
-        let (hash, limit) = (request.hash(), config.cache_size);
-        let data = match session.state.cache.find(hash, &request) {
-            Some(data) => data,
-            None => {
-                let data = Arc::new(KeyData::new(context, request)?);
-                session.state.cache.insert(hash, Arc::clone(&data), limit);
-                data
+        let mut placement: Option<Arc<Placement>> = None;
+        let mut found = Vec::with_capacity(requests.len());
+        for request in requests {
+            let config = resolve_mesh(context, request.config)?;
+            let request = Request { config, ..request };
+            let hash = request.hash();
+            let data = session.state.cache.find(hash, &request);
+            if let Some(data) = &data {
+                placement = Some(Arc::clone(&data.plan.placement));
             }
-        };
-        session.state.last = Some(Arc::clone(&data));
-        Ok(Arc::new(Key {
-            context: Arc::clone(context),
-            data,
-        }))
+            found.push((hash, request, data));
+        }
+        let mut made: Vec<(u64, Arc<KeyData>, Option<usize>)> = Vec::with_capacity(found.len());
+        for (hash, request, data) in found {
+            let limit = request.config.cache_size;
+            // A mask may be named twice.
+            let twin = made.iter().find(|(h, d, _)| *h == hash && d.request == request);
+            let (data, new) = match data.or_else(|| twin.map(|t| Arc::clone(&t.1))) {
+                Some(data) => (data, false),
+                None => {
+                    let placed = match &placement {
+                        Some(placed) => Arc::clone(placed),
+                        None => request.place(context.size())?,
+                    };
+                    placement = Some(Arc::clone(&placed));
+                    (Arc::new(KeyData::new(context, request, placed)?), true)
+                }
+            };
+            made.push((hash, data, new.then_some(limit)));
+        }
+        // Only now, so that a failure leaves the cache as it was.
+        let keys = made.into_iter().map(|(hash, data, limit)| {
+            if let Some(limit) = limit {
+                session.state.cache.insert(hash, Arc::clone(&data), limit);
+            }
+            session.state.last = Some(Arc::clone(&data));
+            Arc::new(Key {
+                context: Arc::clone(context),
+                data,
+            })
+        });
+        Ok(keys.collect())
     }
 
     /// The communicator it was made on.
@@ -239,17 +269,36 @@ impl Key {
         Ok(self.data.stats.get_or_init(|| made))
     }
 
+    /// What crosses hosts, and what stays inside one, on the mesh that the key was made for, or else on that of its
+    /// communicator; `None` while nobody said which ranks share a host. Kept until the mesh changes.
+    pub fn host_volume(&self) -> Result<Option<Arc<HostVolume>>> {
+        self.context.check_open()?;
+        let r = &self.data.request;
+        let Some(mesh) = r.config.mesh.or_else(|| self.context.mesh()) else {
+            return Ok(None);
+        };
+        let mut kept = self.data.hosts.lock();
+        if let Some(volume) = kept.as_ref().filter(|v| v.mesh == mesh) {
+            return Ok(Some(Arc::clone(volume)));
+        }
+        let placement = &self.data.plan.placement;
+        let made = Arc::new(HostVolume::new(&r.mask, placement, &r.shape, &r.config, mesh)?);
+        *kept = Some(Arc::clone(&made));
+        Ok(Some(made))
+    }
+
     /// Why the plan is as it is, what each stage waits for: text for people.
     pub fn explain(&self) -> Result<String> {
-        let stats = self.stats()?;
-        let Request {
-            mask,
-            config,
-            placement,
-            ..
-        } = &self.data.request;
-        let origin = placement.as_ref().map_or(Origin::Planner, |p| p.0);
-        Ok(explain(&self.data.plan, mask, config, origin, stats))
+        let r = &self.data.request;
+        explain(&Explanation {
+            plan: &self.data.plan,
+            mask: &r.mask,
+            shape: &r.shape,
+            config: &r.config,
+            origin: r.placer.origin(),
+            stats: self.stats()?,
+            hosts: self.host_volume()?.as_deref(),
+        })
     }
 
     /// A picture of who computes what and what travels, as SVG.
@@ -291,27 +340,21 @@ fn resolve_mesh(context: &Context, config: Config) -> Result<Config> {
 }
 
 impl KeyData {
-    fn new(context: &Context, request: Request) -> Result<KeyData> {
+    fn new(context: &Context, request: Request, placement: Arc<Placement>) -> Result<KeyData> {
         let Request {
             mask, shape, config, ..
         } = &request;
-        let plan = match &request.placement {
-            None => Plan::new(mask, shape, context.size(), context.rank(), config)?,
-            Some((_, placement)) => {
-                let placement = Arc::clone(placement);
-                Plan::with_placement(mask, shape, placement, context.rank(), config)?
-            }
-        };
+        let plan = Plan::with_placement(mask, shape, placement, context.rank(), config)?;
         let dims = Dims::new(&plan, shape, config);
         let workspace_bytes = workspace::bytes(&dims)?;
-        let (prepared, stats) = (AtomicBool::new(false), OnceLock::new());
         Ok(KeyData {
             request,
             plan,
             dims,
-            prepared,
+            prepared: AtomicBool::new(false),
             workspace_bytes,
-            stats,
+            stats: OnceLock::new(),
+            hosts: Mutex::new(None),
         })
     }
 }

@@ -2,6 +2,8 @@
 
 use super::attn_args::{Backward, Forward, scale};
 use super::check::{self, Extents};
+use super::device_mask::DeviceMask;
+use super::on_gpu;
 use super::scratch::Scratch;
 use crate::backend::{Backend, BackwardArgs, CpuBackend, ForwardArgs};
 use crate::device::cuda::Gpu;
@@ -26,8 +28,8 @@ pub struct RangeLists {
 /// Where the mask comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// A mask handle.
-    Mask(&'a Mask),
+    /// A mask handle: the mask, and what it keeps on devices.
+    Mask(&'a Mask, &'a DeviceMask),
     /// Tensors on the device.
     Ranges(&'a RangeLists),
 }
@@ -50,6 +52,8 @@ pub struct Options {
     pub backend: Choice,
     /// Forward: out (acc) and lse hold an earlier result that this one is merged into.
     pub accumulate: bool,
+    /// Multiprocessors left to others.
+    pub sm_margin: i32,
     /// Workspace, aligned to 256 bytes.
     pub workspace: *mut u8,
     /// Bytes of workspace.
@@ -88,37 +92,18 @@ fn backend_for(options: &Options) -> Result<CpuBackend> {
     Ok(CpuBackend::new())
 }
 
-/// Fails where all operands lie on one CUDA device: with what is missing there, a driver, the device, or kernels. Tensors
-/// that lie apart are told of by the checks that follow.
-fn expect_host(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
-    let Device::Cuda(ordinal) = q.device() else {
-        return Ok(());
-    };
-    if [k, v].iter().any(|t| t.device() != q.device()) {
-        return Ok(());
-    }
-    let gpu = Gpu::open(ordinal)?;
-    let message = format!(
-        "args.q, args.k and args.v lie on CUDA device {ordinal} ({}), for which this build has no attention kernels",
-        gpu.properties().name
-    );
-    Err(Error::new(Status::NotSupported, message))
-}
-
 /// Tokens from the mask, or from the tensors when ranges give the mask.
 fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Extents> {
     let shape = shape_of(q, k, v)?;
-    Ok(match source {
-        Source::Mask(m) => Extents {
-            tokens_q: m.total_q(),
-            tokens_k: m.total_k(),
-            shape,
-        },
-        Source::Ranges(_) => Extents {
-            tokens_q: q.tokens(),
-            tokens_k: k.tokens(),
-            shape,
-        },
+    let (tokens_q, tokens_k) = match source {
+        Source::Mask(m, _) => (m.total_q(), m.total_k()),
+        Source::Ranges(_) => (q.tokens(), k.tokens()),
+    };
+    Ok(Extents {
+        tokens_q,
+        tokens_k,
+        shape,
+        device: q.device(),
     })
 }
 
@@ -143,7 +128,7 @@ fn slices(source: &Source<'_>, e: &Extents) -> Result<Vec<StageSlice>> {
         source: 0,
     };
     let lists = match source {
-        Source::Mask(m) => return Ok(m.slices().iter().map(local).collect()),
+        Source::Mask(m, _) => return Ok(m.slices().iter().map(local).collect()),
         Source::Ranges(lists) => lists,
     };
     let n = lists.q_ranges.tokens();
@@ -241,8 +226,42 @@ fn carve_backward(a: &Backward, s: &AttnShape, carver: &mut Carver) -> Result<[T
     Ok([delta, dq, dk, dv, dsink])
 }
 
+/// The mask of a call on a device.
+fn on_device<'a>(source: &Source<'a>) -> Result<(&'a Mask, &'a DeviceMask)> {
+    match source {
+        Source::Mask(mask, kept) => Ok((mask, kept)),
+        Source::Ranges(_) => Err(Error::new(
+            Status::NotSupported,
+            "options holds ranges: this build takes ranges in host memory only; make a mask of them",
+        )),
+    }
+}
+
+/// Makes everything that `forward` needs beside its tensors, so that it only enqueues. Nothing to do on the CPU.
+pub fn forward_prepare(source: Source<'_>, a: &Forward, options: &Options, stream: Stream) -> Result<()> {
+    let e = extents(&source, &a.q, &a.k, &a.v)?;
+    if options.accumulate {
+        check_accumulate(a, &e.shape)?;
+    }
+    if e.device != Device::Cpu {
+        let (mask, kept) = on_device(&source)?;
+        return on_gpu::prepare(mask, kept, a, e, options, stream);
+    }
+    check::forward(a, &e, stream)?;
+    backend_for(options).map(|_| ())
+}
+
 /// Bytes of workspace that `forward` needs.
 pub fn forward_workspace(a: &Forward, options: &Options) -> Result<usize> {
+    if a.q.device() != Device::Cpu {
+        let e = Extents {
+            tokens_q: a.q.tokens(),
+            tokens_k: a.k.tokens(),
+            shape: shape_of(&a.q, &a.k, &a.v)?,
+            device: a.q.device(),
+        };
+        return on_gpu::forward_workspace(a, &e, options);
+    }
     backend_for(options)?;
     let mut carver = Carver::measure();
     carve_forward(a, &shape_of(&a.q, &a.k, &a.v)?, &mut carver)?;
@@ -260,12 +279,15 @@ pub fn backward_workspace(a: &Backward, options: &Options) -> Result<usize> {
 /// Attention on one device. Errors as the C function documents.
 pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
-    expect_host(&a.q, &a.k, &a.v)?;
-    check::forward(a, &e, stream)?;
-    let backend = backend_for(options)?;
     if options.accumulate {
         check_accumulate(a, &e.shape)?;
     }
+    if e.device != Device::Cpu {
+        let (mask, kept) = on_device(&source)?;
+        return on_gpu::forward(mask, kept, a, e, options, stream);
+    }
+    check::forward(a, &e, stream)?;
+    let backend = backend_for(options)?;
     let slices = slices(&source, &e)?;
     let tensors = [
         Some(("args.q", &a.q)),
@@ -320,7 +342,13 @@ fn check_accumulate(a: &Forward, s: &AttnShape) -> Result<()> {
 /// Gradients on one device. Errors as the C function documents.
 pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
-    expect_host(&a.q, &a.k, &a.v)?;
+    if let Device::Cuda(ordinal) = e.device {
+        let name = Gpu::open(ordinal)?.properties().name.clone();
+        let message = format!(
+            "args.q lies on CUDA device {ordinal} ({name}), for which this build has no backward kernel"
+        );
+        return Err(Error::new(Status::NotSupported, message));
+    }
     check::backward(a, &e, stream)?;
     let backend = backend_for(options)?;
     if options.accumulate {

@@ -70,8 +70,11 @@ pub struct Tile {
     pub steps: i32,
     /// Where its rows lie: 0 local tensor, 1 receive buffer (keys only).
     pub source: i32,
-    /// 0.
-    pub reserved: [i32; 2],
+    /// Where its first piece keeps its part of the result, when it is a piece of a tile; else 0, as `plan::tiles` makes
+    /// it.
+    pub slot: i32,
+    /// Number of pieces << 16 | which of them this is. 0, as `plan::tiles` makes it, or 1 << 16: whole.
+    pub pieces: i32,
 }
 
 /// A run of tokens that rows of a tile see. `magi_item` of kernels/params.h.
@@ -146,7 +149,7 @@ pub struct TileList {
 /// cbindgen:ignore
 impl TileList {
     /// Version of the layout; `MAGI_TILES_VERSION` of kernels/params.h is the same.
-    pub const VERSION: i32 = 1;
+    pub const VERSION: i32 = 2;
     /// Most tokens of a tensor. A band then fits between `Item::NO_LO` and `Item::NO_HI`, and `i32` holds every sum of
     /// a side of a band and a token.
     pub const MAX_TOKENS: i64 = 1 << 28;

@@ -65,20 +65,28 @@ pub fn cubin(variant: &Variant, arch: Arch, settings: &KernelBuild) -> Result<Co
     let text = embedded::text(variant)?;
     let options = options(variant, arch, settings);
     let make = || {
-        let compiled = with_patience(&variant.name, nvrtc, || {
-            nvrtc.compile(&variant.name, &text, &options)
-        })?;
+        let compiled = nvrtc.compile(&variant.name, &text, &options)?;
         report(variant, nvrtc, &options, &compiled, settings);
         Ok(compiled.cubin)
     };
-    match cache(settings) {
-        Some(cache) => {
+    let (major, minor) = nvrtc.version();
+    let line = format!(
+        "libmagi_attn: compiling kernel {} with NVRTC {major}.{minor}",
+        variant.name
+    );
+    let found = with_patience(
+        std::io::stderr().is_terminal(),
+        PATIENCE,
+        || say(&line),
+        || {
+            let Some(cache) = cache(settings) else {
+                return make();
+            };
             let name = file_name(variant, &text, &options, nvrtc.version());
             cache.get_or_make(&name, make, |line| log::log(Level::Warning, line))
-        }
-        None => make(),
-    }
-    .map(Cow::Owned)
+        },
+    );
+    found.map(Cow::Owned)
 }
 
 /// What NVRTC is told.
@@ -133,22 +141,22 @@ fn cache(settings: &KernelBuild) -> Option<&'static Cache> {
         .as_ref()
 }
 
-/// Runs `f`; when it takes long and stderr is a terminal, says there what is being done.
-fn with_patience<T>(name: &str, nvrtc: &Nvrtc, f: impl FnOnce() -> T) -> T {
-    if !std::io::stderr().is_terminal() {
+/// Runs `f`, and `tell` when that takes longer than `patience` and somebody is `watching`.
+fn with_patience<T>(
+    watching: bool,
+    patience: Duration,
+    tell: impl FnOnce() + Send,
+    f: impl FnOnce() -> T,
+) -> T {
+    if !watching {
         return f();
     }
-    let version = nvrtc.version();
     let (done, waiting) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        // Without a thread nothing is said.
+        // Without a thread nothing is told.
         let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
-            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                let line = format!(
-                    "libmagi_attn: compiling kernel {name} with NVRTC {}.{}; it is kept for the next run",
-                    version.0, version.1
-                );
-                say(&line);
+            if waiting.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                tell();
             }
         });
         let result = f();
@@ -178,4 +186,38 @@ fn report(variant: &Variant, nvrtc: &Nvrtc, options: &[String], compiled: &Compi
 fn say(line: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Whether something is told while a computation takes `takes` milliseconds.
+    fn told(watching: bool, patience: u64, takes: u64) -> bool {
+        let told = AtomicBool::new(false);
+        let tell = || told.store(true, Ordering::Relaxed);
+        let result = with_patience(watching, Duration::from_millis(patience), tell, || {
+            std::thread::sleep(Duration::from_millis(takes));
+            7
+        });
+        assert_eq!(result, 7);
+        told.into_inner()
+    }
+
+    #[test]
+    fn who_watches_is_told_of_what_takes_long() {
+        assert!(told(true, 1, 300));
+        assert!(!told(true, 60_000, 1), "and nobody waits for the patience to end");
+        assert!(!told(false, 1, 100));
+    }
+
+    #[test]
+    fn architectures_are_written_as_compilers_want_them() {
+        let name = |major, minor| Arch { major, minor }.name();
+        assert_eq!(
+            [name(9, 0), name(8, 0), name(12, 1)],
+            ["sm_90a", "sm_80", "sm_121"]
+        );
+    }
 }

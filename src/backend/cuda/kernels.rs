@@ -25,6 +25,11 @@ impl Kernels {
         found.ok_or_else(|| Error::internal(format!("no kernel {entry} among {:?}", self.functions.keys())))
     }
 
+    /// The integers of a `__device__ int` array of the kernels.
+    pub fn read_ints<const N: usize>(&self, name: &str) -> Result<[i32; N]> {
+        self.module.read_ints(name)
+    }
+
     /// Address and bytes of a variable of the kernels.
     pub fn global(&self, name: &str) -> Result<(u64, usize)> {
         self.module.global(name)
@@ -34,17 +39,24 @@ impl Kernels {
 /// One variant on one device: empty until somebody has loaded it.
 type Slot = Arc<Mutex<Option<Arc<Kernels>>>>;
 
+/// The place of the variant on the device.
+fn slot(gpu: &Gpu, variant: &Variant) -> Slot {
+    static LOADED: Mutex<Option<HashMap<(i32, Variant), Slot>>> = Mutex::new(None);
+    let mut loaded = LOADED.lock();
+    let slots = loaded.get_or_insert_with(HashMap::new);
+    slots.entry((gpu.ordinal(), variant.clone())).or_default().clone()
+}
+
+/// The variant on the device, if it was loaded already. Waits for somebody who is loading it.
+pub fn loaded(gpu: &Gpu, variant: &Variant) -> Option<Arc<Kernels>> {
+    slot(gpu, variant).lock().clone()
+}
+
 /// The variant on the device, loaded at the first call: that may compile, which takes seconds, and allocates. Later calls
 /// only look it up. Errors as `compile::cubin`; after an error the next call tries again.
 pub fn load(gpu: &Arc<Gpu>, variant: &Variant) -> Result<Arc<Kernels>> {
-    static LOADED: Mutex<Option<HashMap<(i32, Variant), Slot>>> = Mutex::new(None);
-    let slot = LOADED
-        .lock()
-        .get_or_insert_with(HashMap::new)
-        .entry((gpu.ordinal(), variant.clone()))
-        .or_default()
-        .clone();
     // Only those who want the same variant wait.
+    let slot = slot(gpu, variant);
     let mut slot = slot.lock();
     if let Some(kernels) = slot.as_ref() {
         return Ok(kernels.clone());

@@ -8,11 +8,17 @@ pub mod cache;
 pub mod compile;
 pub mod digest;
 pub mod embedded;
+pub mod forward;
+pub mod forward_kernel;
+pub mod forward_maps;
+pub mod forward_params;
 pub mod kernels;
 pub mod nvrtc;
 pub mod nvrtc_places;
+pub mod pieces;
 pub mod ranges;
 pub mod source;
+pub mod tile_lists;
 pub mod variant;
 pub mod walk;
 
@@ -26,7 +32,7 @@ use std::sync::Arc;
 use super::{Backend, BackwardArgs, ForwardArgs};
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch, stream};
-use crate::types::{Error, Range, Result, Tensor};
+use crate::types::{Error, Range, Result, Status, Tensor};
 use kernels::Kernels;
 
 /// Threads of a block of the helper kernels.
@@ -53,10 +59,22 @@ pub struct CudaBackend {
 
 impl CudaBackend {
     /// A backend on the caller's stream, which must belong to the device (`Status::DeviceMismatch`). The first one for a device
-    /// loads the helper kernels: it may compile, allocate and wait. Later ones cost some look-ups.
+    /// loads the helper kernels: it may compile, allocate and wait, so it is refused (`Status::NotSupported`) while the stream is
+    /// captured. Later ones cost some look-ups.
     pub fn new(gpu: &Arc<Gpu>, stream: Stream) -> Result<CudaBackend> {
         stream::expect_on(gpu, stream)?;
-        let load = |name: &str| kernels::load(gpu, embedded::listed(name)?);
+        let load = |name: &str| {
+            let variant = embedded::listed(name)?;
+            if let Some(kernels) = kernels::loaded(gpu, variant) {
+                return Ok(kernels);
+            }
+            if stream::is_capturing(gpu, stream)? {
+                let message = "the kernels of this device are not loaded yet, which is not possible while the stream is \
+                               captured into a graph; make the call once before, or prepare";
+                return Err(Error::new(Status::NotSupported, message));
+            }
+            kernels::load(gpu, variant)
+        };
         let helpers = Helpers {
             elementwise: load("elementwise")?,
             ranges: load("ranges")?,

@@ -12,7 +12,6 @@ const OLDEST: i32 = 12_000;
 
 /// Every function of the driver that this crate calls: calling one that the library lacks would be a panic.
 const NEEDED: &[&CStr] = &[
-    c"cuCtxGetCurrent",
     c"cuCtxPopCurrent_v2",
     c"cuCtxPushCurrent_v2",
     c"cuDeviceGet",
@@ -169,6 +168,23 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(not_found(None).contains("is not set"));
+    }
+
+    #[test]
+    fn every_function_that_is_called_was_looked_for() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/device/cuda");
+        let mut called = std::collections::BTreeSet::new();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            for (at, _) in text.match_indices("sys::cu") {
+                let name = &text[at + "sys::".len()..];
+                let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                called.insert(name[..end.unwrap_or(name.len())].to_owned());
+            }
+        }
+        called.retain(|name| name[2..].starts_with(|c: char| c.is_ascii_uppercase()));
+        let needed: Vec<_> = NEEDED.iter().map(|n| n.to_string_lossy().into_owned()).collect();
+        assert_eq!(needed, called.into_iter().collect::<Vec<_>>());
     }
 
     #[test]

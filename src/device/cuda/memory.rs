@@ -9,6 +9,17 @@ use super::{Gpu, stream};
 use crate::device::Stream;
 use crate::types::{Error, Result};
 
+/// Enqueues writing `value` to `count` 32-bit words.
+///
+/// # Safety
+/// `at` points to `count` words of the device, which nobody else uses before the stream has written them.
+pub unsafe fn fill_words(gpu: &Gpu, at: *mut u8, value: u32, count: usize, on: Stream) -> Result<()> {
+    let _current = gpu.enter()?;
+    // SAFETY: the caller's promise.
+    let code = unsafe { sys::cuMemsetD32Async(at as u64, value, count, stream::handle(on)) };
+    check(code, "cuMemsetD32Async")
+}
+
 /// Memory taken at once and freed when it is dropped, which may wait for the device.
 #[derive(Debug)]
 pub struct DeviceMemory {
@@ -72,7 +83,10 @@ impl DeviceMemory {
         // SAFETY: both sides are as long as the copy; the call returns when `from` has been read.
         let code =
             unsafe { sys::cuMemcpyHtoD_v2(self.address + offset as u64, from.as_ptr().cast(), from.len()) };
-        check(code, "cuMemcpyHtoD")
+        check(code, "cuMemcpyHtoD")?;
+        // The call may return when the bytes are on their way only, in the order of the default stream, for which streams
+        // that were made non-blocking do not wait.
+        stream::synchronize(&self.gpu, Stream::NULL)
     }
 
     /// Copies from `offset` to `to`. Waits for the copy, but not for other streams.

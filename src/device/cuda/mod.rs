@@ -14,6 +14,6 @@ mod tensor_map;
 pub use event::Event;
 pub use gpu::{Current, Gpu, Properties};
 pub use launch::{Arguments, Launch};
-pub use memory::{DeviceMemory, StreamMemory};
+pub use memory::{DeviceMemory, StreamMemory, fill_words};
 pub use module::{Function, Module};
 pub use tensor_map::{Promotion, Swizzle, TensorMap, Tiled};

@@ -75,6 +75,24 @@ impl Module {
     }
 }
 
+impl Module {
+    /// The integers that a `__device__ int` array was compiled with. Waits for the copy.
+    pub fn read_ints<const N: usize>(&self, name: &str) -> Result<[i32; N]> {
+        let (address, bytes) = self.global(name)?;
+        let mut ints = [0i32; N];
+        if bytes != size_of_val(&ints) {
+            return Err(Error::internal(format!(
+                "{name} has {bytes} bytes; {N} integers were expected"
+            )));
+        }
+        let _current = self.gpu.enter()?;
+        // SAFETY: both sides have `bytes` bytes; the call returns when the copy is done.
+        let code = unsafe { sys::cuMemcpyDtoH_v2(ints.as_mut_ptr().cast(), address, bytes) };
+        check(code, &format!("variable {name}"))?;
+        Ok(ints)
+    }
+}
+
 impl Drop for Module {
     fn drop(&mut self) {
         if let Ok(_current) = self.gpu.enter() {

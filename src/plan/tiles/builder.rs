@@ -80,7 +80,8 @@ impl Builder {
             items: number((self.list.items.len() - item0) as i64)?,
             steps: number(steps)?,
             source: source.into(),
-            reserved: [0; 2],
+            slot: 0,
+            pieces: 0,
         });
         number(self.list.limits.len() as i64)?;
         Ok(())

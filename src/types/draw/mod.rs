@@ -7,4 +7,4 @@ mod plot;
 mod svg;
 
 pub use plot::{MOST_PIECES, Plot};
-pub use svg::{Anchor, Svg, rank_colour, thousands};
+pub use svg::{Anchor, Svg, rank_colour, short, thousands};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::svg::{Anchor, Svg, thousands};
+use super::svg::{Anchor, Svg, short, thousands};
 use crate::types::{Range, Slice};
 
 /// More pieces than this are drawn as a grid of shades.
@@ -60,17 +60,11 @@ impl Plot {
         svg.rect([self.left, self.top, self.width, self.height], "plot");
         let (right, bottom) = (self.left + self.width, self.top + self.height);
         svg.text(self.left, self.top - 7.0, Anchor::Start, "dim", "keys \u{2192}");
-        svg.text(
-            right,
-            self.top - 7.0,
-            Anchor::End,
-            "dim",
-            &thousands(self.total_k),
-        );
+        svg.text(right, self.top - 7.0, Anchor::End, "dim", &total(self.total_k));
         let edge = self.left - 7.0;
         svg.text(edge, self.top + 12.0, Anchor::End, "dim", "queries");
         svg.text(edge, self.top + 28.0, Anchor::End, "dim", "\u{2193}");
-        svg.text(edge, bottom, Anchor::End, "dim", &thousands(self.total_q));
+        svg.text(edge, bottom, Anchor::End, "dim", &total(self.total_q));
     }
 
     /// Draws pieces, each with an index into `colours`, at most `MOST_PIECES` of them; more go to `shaded`.
@@ -190,6 +184,12 @@ impl Plot {
             svg.path(&path, &look);
         }
     }
+}
+
+/// A total as there is room for beside a plot; titles have all digits.
+fn total(tokens: i64) -> String {
+    let words = thousands(tokens);
+    if words.len() > 9 { short(tokens) } else { words }
 }
 
 /// Tokens cut into at most `GRID` lines that differ by at most one token.

@@ -16,7 +16,7 @@ pub enum Anchor {
 /// A picture in the making. Positions are pixels from the top left.
 ///
 /// Elements take a class or a colour: `bg` (background), `plot` (ground of a plot), `ink` and `dim` (text), `line`
-/// (thin lines), `cut` (lines that part neighbours). Classes follow the viewer's light or dark scheme; colours are
+/// (thin lines), `cut` (lines that part neighbours), `on` (text on a colour). Classes follow the viewer's light or dark scheme; colours are
 /// chosen to be seen on both.
 #[derive(Clone, Debug)]
 pub struct Svg {
@@ -24,7 +24,7 @@ pub struct Svg {
 }
 
 const STYLE: &str = "<style>.bg{fill:#fff}.plot{fill:#f1f3f6}.ink{fill:#1c2430}.dim{fill:#596474}\
-.line{stroke:#aab3bf;fill:none}.cut{stroke:#fff}\
+.line{stroke:#aab3bf;fill:none}.cut{stroke:#fff}.on{fill:#fff}\
 @media(prefers-color-scheme:dark){.bg{fill:#14181f}.plot{fill:#20262f}.ink{fill:#e6eaf0}.dim{fill:#9da8b7}\
 .line{stroke:#566170;fill:none}.cut{stroke:#14181f}}</style>";
 
@@ -142,6 +142,26 @@ pub fn thousands(n: i64) -> String {
     out
 }
 
+/// A number in at most five characters.
+pub fn short(n: i64) -> String {
+    let units = [
+        (1_000_000_000_000_000, "P"),
+        (1_000_000_000_000, "T"),
+        (1_000_000_000, "G"),
+        (1_000_000, "M"),
+    ];
+    for (unit, name) in units {
+        if n >= unit {
+            return format!("{:.1}{name}", n as f64 / unit as f64);
+        }
+    }
+    if n >= 10_000 {
+        format!("{:.0}k", n as f64 / 1000.0)
+    } else {
+        n.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +171,19 @@ mod tests {
     fn thousands_have_commas() {
         for (n, want) in [(0, "0"), (999, "999"), (1000, "1,000"), (-1234567, "-1,234,567")] {
             assert_eq!(thousands(n), want);
+        }
+    }
+
+    #[test]
+    fn long_numbers_are_cut_short() {
+        let cases = [
+            (9999, "9999"),
+            (12_345, "12k"),
+            (1 << 31, "2.1G"),
+            (i64::MAX, "9223.4P"),
+        ];
+        for (n, want) in cases {
+            assert_eq!(short(n), want);
         }
     }
 

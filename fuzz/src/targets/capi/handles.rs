@@ -8,10 +8,13 @@ use crate::bytes::Bytes;
 use magi_attn::ffi::comm::*;
 use magi_attn::ffi::config::{magi_config, magi_config_init};
 use magi_attn::ffi::key::*;
+use magi_attn::ffi::key_joint::*;
+use magi_attn::ffi::key_more::*;
+use magi_attn::ffi::key_stage::*;
 use magi_attn::ffi::mask::*;
 use magi_attn::ffi::plain::{magi_attn_shape, magi_slice};
 use magi_attn::types::{Range, Status};
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 use std::ptr::{null, null_mut};
 
 /// Most chunks or blocks that are asked for: more would only take time.
@@ -260,6 +263,9 @@ pub fn make_key(state: &mut State, b: &mut Bytes) {
     let out = if b.u8() == 255 { null_mut() } else { &raw mut made };
     let defaults = b.u8() == 255 && totals[0].max(totals[1]) <= 1 << 16;
     let config_fault = b.u8();
+    // Beside the mask itself, up to three more that share its placement.
+    let together = Together::new(state, b, mask);
+    let mut joint: [*mut magi_key; MOST_JOINT] = [null_mut(); MOST_JOINT];
     let status = with_struct(
         b,
         |size| magi_attn_shape { size, ..shape },
@@ -267,24 +273,71 @@ pub fn make_key(state: &mut State, b: &mut Bytes) {
             let how = [config_fault];
             let with = |size| magi_config { size, ..config };
             with_struct(&mut Bytes::new(&how), with, |c| {
-                // SAFETY: the structs are as their types say, `out` is NULL or points to a pointer.
-                unsafe { magi_key_create(comm, mask, s, if defaults { null() } else { c }, out) }
+                let c = if defaults { null() } else { c };
+                let keys = if out.is_null() { out } else { joint.as_mut_ptr() };
+                // SAFETY: the structs are as their types say, `out` is NULL or points to a pointer; there are as many masks
+                // and weights as is said, and room for as many keys.
+                unsafe {
+                    match &together {
+                        None => magi_key_create(comm, mask, s, c, out),
+                        Some(t) => magi_key_create_joint(
+                            comm,
+                            t.masks.as_ptr(),
+                            t.weights(),
+                            t.masks.len(),
+                            s,
+                            c,
+                            keys,
+                        ),
+                    }
+                }
             })
         },
     );
     said("magi_key_create", status);
-    assert_eq!(status == Status::Ok, !made.is_null());
-    if !made.is_null() {
-        let (shape, dtype) = (
-            [shape.heads_q, shape.heads_kv, shape.head_dim, shape.head_dim_v],
-            shape.dtype,
-        );
+    let made: Vec<*mut magi_key> = joint.into_iter().chain([made]).filter(|k| !k.is_null()).collect();
+    let wanted = together.map_or(1, |t| t.masks.len());
+    assert_eq!(made.len(), if status == Status::Ok { wanted } else { 0 });
+    let (shape, dtype) = (
+        [shape.heads_q, shape.heads_kv, shape.head_dim, shape.head_dim_v],
+        shape.dtype,
+    );
+    for key in made {
         state.keys.push(HeldKey {
-            key: made,
+            key,
             shape,
             dtype,
             totals,
         });
+    }
+}
+
+/// Most masks that are placed together.
+const MOST_JOINT: usize = 4;
+
+/// Masks for one placement, with weights.
+struct Together {
+    masks: Vec<*const magi_mask>,
+    weights: Option<[i64; MOST_JOINT]>,
+}
+
+impl Together {
+    /// `first` and others; `None` for a key of its own.
+    fn new(state: &State, b: &mut Bytes, first: Option<&magi_mask>) -> Option<Together> {
+        let more = b.below(8);
+        if !(1..MOST_JOINT).contains(&more) {
+            return None;
+        }
+        let handle = |mask: Option<&magi_mask>| mask.map_or(null(), std::ptr::from_ref);
+        let others = (0..more).map(|_| handle(state.mask(b))).collect::<Vec<_>>();
+        Some(Together {
+            masks: std::iter::once(handle(first)).chain(others).collect(),
+            weights: (b.u8() & 1 == 0).then(|| std::array::from_fn(|_| b.mostly(2))),
+        })
+    }
+
+    fn weights(&self) -> *const i64 {
+        self.weights.as_ref().map_or(null(), |w| w.as_ptr())
     }
 }
 
@@ -334,6 +387,35 @@ pub fn ask_key(state: &State, b: &mut Bytes) {
             "magi_key_get_rank_stats",
             with_struct(b, stats, |s| magi_key_get_rank_stats(key, rank, s.cast_mut())),
         );
+        let (pass, stage) = (b.mostly(1) as i32, b.small_number());
+        let stats = |size| magi_stage_stats {
+            size,
+            ..std::mem::zeroed()
+        };
+        said(
+            "magi_key_get_stage_stats",
+            with_struct(b, stats, |s| {
+                magi_key_get_stage_stats(key, pass, rank, stage, s.cast_mut())
+            }),
+        );
+        // Explaining plans three other placements too.
+        if (0..4096).contains(&tokens) {
+            let (mut room, mut words) = (0, Vec::<c_char>::new());
+            said(
+                "magi_key_explain",
+                magi_key_explain(key, null_mut(), &raw mut room),
+            );
+            words.reserve(room);
+            said(
+                "magi_key_explain",
+                magi_key_explain(key, words.as_mut_ptr(), &raw mut room),
+            );
+            let mut room = words.capacity();
+            said(
+                "magi_key_draw",
+                magi_key_draw(key, words.as_mut_ptr(), &raw mut room),
+            );
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! A plan in words.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+mod others;
+mod pass;
 
-use super::{Pass, Placement, Plan, Stats};
+use super::{HostVolume, Placement, Plan, Stats};
 use crate::types::draw::thousands;
-use crate::types::{Config, Mask, Side};
+use crate::types::{AttnShape, Config, Mask, Result, Side};
 
 /// Who decided where tokens lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,14 +16,36 @@ pub enum Origin {
     Caller,
     /// Another key, whose placement this one uses.
     OtherKey,
+    /// The planner, for several masks together, this one among them.
+    Joint,
+}
+
+/// A plan and what it was made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Explanation<'a> {
+    /// The plan of one rank.
+    pub plan: &'a Plan,
+    /// Its mask.
+    pub mask: &'a Mask,
+    /// The attention it is for.
+    pub shape: &'a AttnShape,
+    /// The settings it was made with.
+    pub config: &'a Config,
+    /// Who placed tokens.
+    pub origin: Origin,
+    /// The figures of `mask` on the plan's placement.
+    pub stats: &'a Stats,
+    /// What crosses hosts, where it is known which ranks share one.
+    pub hosts: Option<&'a HostVolume>,
 }
 
 /// With more ranks than this, only those at the ends and in the middle are listed.
 const MOST_RANKS: usize = 16;
 
-/// Why the plan is as it is and what every stage of its rank waits for, in lines of text for people. `stats` are those
-/// of `mask` on the plan's placement.
-pub fn explain(plan: &Plan, mask: &Mask, config: &Config, origin: Origin, stats: &Stats) -> String {
+/// Why the plan is as it is, what other placements would come to, and what every stage of its rank waits for, in lines of
+/// text for people. Errors as `Placement::new` for the other placements.
+pub fn explain(of: &Explanation<'_>) -> Result<String> {
+    let (plan, mask, stats) = (of.plan, of.mask, of.stats);
     let mut lines = vec![format!(
         "plan {:#018x} of rank {} among {}",
         plan.hash, plan.rank, plan.world
@@ -38,16 +60,24 @@ pub fn explain(plan: &Plan, mask: &Mask, config: &Config, origin: Origin, stats:
         percent(mask.area(), cells)
     ));
     lines.push(String::new());
-    place(&mut lines, &plan.placement, config, origin);
+    place(&mut lines, &plan.placement, of.config, of.origin);
     ranks(&mut lines, plan.rank, stats);
     balance(&mut lines, stats);
+    others::compare(&mut lines, of)?;
+    lines.push(String::new());
     travel(&mut lines, stats);
+    if let Some(volume) = of.hosts {
+        hosts(&mut lines, volume, of.config.hierarchical_comm);
+    }
+    for (name, pass, timeline) in [
+        ("forward", &plan.forward, &stats.forward),
+        ("backward", &plan.backward, &stats.backward),
+    ] {
+        lines.push(String::new());
+        pass::describe(&mut lines, name, pass, timeline, plan.rank);
+    }
     lines.push(String::new());
-    pass(&mut lines, "forward", &plan.forward, true);
-    lines.push(String::new());
-    pass(&mut lines, "backward", &plan.backward, false);
-    lines.push(String::new());
-    lines.join("\n")
+    Ok(lines.join("\n"))
 }
 
 fn percent(part: i64, whole: i64) -> f64 {
@@ -65,14 +95,19 @@ fn place(lines: &mut Vec<String>, placement: &Placement, config: &Config, origin
     let q = placement.side(Side::Q);
     let chunks = q.owners().len() as i64;
     let why = match origin {
-        Origin::Planner => {
+        Origin::Planner | Origin::Joint => {
             let kind = format!("{:?}", config.placement).to_lowercase();
             let size = if config.chunk_size > 0 {
                 "as the config asks"
             } else {
                 "chosen by the planner"
             };
-            format!("made for this mask by the rule \"{kind}\", chunk size {size}")
+            let masks = if origin == Origin::Joint {
+                "this mask and others together, areas and keys by weight,"
+            } else {
+                "this mask"
+            };
+            format!("made for {masks} by the rule \"{kind}\", chunk size {size}")
         }
         Origin::Caller => "given by the caller chunk by chunk; the planner moved nothing".to_owned(),
         Origin::OtherKey => "that of the key this one was made from; the planner moved nothing".to_owned(),
@@ -166,42 +201,38 @@ fn travel(lines: &mut Vec<String>, stats: &Stats) {
     ));
 }
 
-/// What each stage of this rank waits for and computes.
-fn pass(lines: &mut Vec<String>, name: &str, pass: &Pass, forward: bool) {
-    let total: i64 = pass.stages.iter().map(|s| s.area).sum();
-    lines.push(format!(
-        "{name} pass of this rank: {}, {} in all",
-        count(pass.stages.len() as i64, "stage"),
-        count(total, "cell")
-    ));
-    for (i, stage) in pass.stages.iter().enumerate() {
-        let mut from: BTreeMap<u32, i64> = BTreeMap::new();
-        for piece in &stage.transfer.recvs {
-            *from.entry(piece.peer).or_default() += piece.rows.len();
-        }
-        let waits = if from.is_empty() {
-            "waits for nothing".to_owned()
-        } else {
-            let list: Vec<String> = from
-                .iter()
-                .map(|(peer, n)| format!("{} from rank {peer}", thousands(*n)))
-                .collect();
-            let keys = count(stage.transfer.recv_rows, "key");
-            format!("waits for {keys}: {}", list.join(", "))
-        };
-        let mut line = format!(
-            "  stage {i}: {waits}; computes {} in {} ({:.1}%)",
-            count(stage.area, "cell"),
-            count(stage.slices.len() as i64, "local slice"),
-            percent(stage.area, total)
-        );
-        if pass.stages.get(i + 1).is_some_and(|s| !s.recv.is_empty()) {
-            // Writing to a String cannot fail.
-            let _ = write!(line, " while stage {} travels", i + 1);
-        }
-        if !forward && !from.is_empty() {
-            line.push_str("; then the gradients of its keys go back");
-        }
-        lines.push(line);
+/// What crosses hosts, and what stays inside one.
+fn hosts(lines: &mut Vec<String>, volume: &HostVolume, two_level: bool) {
+    let mesh = volume.mesh;
+    let (inter, intra) = (volume.inter(), volume.intra());
+    let shape = format!(
+        "hosts: {} of {}",
+        count(mesh.inter as i64, "host"),
+        count(mesh.intra as i64, "rank")
+    );
+    if two_level {
+        lines.push(format!(
+            "{shape}; {} cross hosts, each once for every host that needs it, to the rank there with its owner's number, \
+             which passes it on",
+            count(inter, "key")
+        ));
+        lines.push(format!(
+            "  straight to every rank that needs them {} would cross, {:.2} times as many; inside hosts {} from rank to \
+             rank",
+            thousands(volume.one_level),
+            volume.one_level as f64 / inter.max(1) as f64,
+            if intra == 1 { "1 key goes".to_owned() } else { format!("{} keys go", thousands(intra)) }
+        ));
+    } else {
+        lines.push(format!(
+            "{shape}; {} cross hosts, each once for every rank that needs it; {} from rank to rank inside hosts",
+            count(inter, "key"),
+            if intra == 1 { "1 goes".to_owned() } else { format!("{} go", thousands(intra)) }
+        ));
     }
+}
+
+/// Nanoseconds as microseconds.
+fn microseconds(ns: i64) -> String {
+    format!("{}.{} us", thousands(ns / 1000), ns % 1000 / 100)
 }

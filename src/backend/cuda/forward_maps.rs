@@ -1,0 +1,138 @@
+//! Tensor maps of the forward kernel: `ForwardMaps` of kernels/attn/forward_producer.cuh.
+
+use super::forward::ForwardCall;
+use super::forward_kernel::ForwardKernel;
+use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
+use crate::types::{Error, Result, Status, Tensor};
+
+/// Columns of a copy: 128 bytes, the width of the swizzle.
+const CHUNK: i64 = 64;
+
+/// The kernel's first parameter, and what its second one says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardMaps {
+    /// q, keys and values of both sources.
+    pub maps: [TensorMap; 5],
+    /// Bytes of a tile of Q as copied.
+    pub q_bytes: i32,
+    /// Copies of one block of keys.
+    pub copies_k: i32,
+    /// Copies of one block of values.
+    pub copies_v: i32,
+}
+
+/// What the copy engine asks of a tensor `[tokens, heads, head_dim]`: an address and strides that are multiples of 16
+/// bytes, none negative. `Status::InvalidStride` names the tensor.
+pub fn check(name: &str, t: &Tensor) -> Result<()> {
+    let size = t.dtype().size() as i64;
+    let refuse = |message: String| Err(Error::new(Status::InvalidStride, message));
+    if t.elements() == 0 {
+        return Ok(());
+    }
+    if !(t.data() as usize).is_multiple_of(16) {
+        return refuse(format!(
+            "{name} lies at {:p}, which is not a multiple of 16 bytes",
+            t.data()
+        ));
+    }
+    for (dimension, what) in ["tokens", "heads"].iter().enumerate() {
+        let bytes = t.stride()[dimension] * size;
+        if t.shape()[dimension] > 1 && (bytes < 0 || bytes % 16 != 0 || bytes >= 1 << 40) {
+            return refuse(format!(
+                "{name} has a stride of {} elements ({bytes} bytes) between {what}; on a CUDA device it must be a \
+                 multiple of {} elements, 0 or more",
+                t.stride()[dimension],
+                16 / size
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes from one index of a dimension to the next; where there is but one index the stride may be anything.
+fn stride(t: &Tensor, dimension: usize) -> u64 {
+    if t.shape()[dimension] > 1 {
+        t.stride()[dimension] as u64 * t.dtype().size() as u64
+    } else {
+        16
+    }
+}
+
+/// Queries: `pack` heads of a token are neighbouring rows of a tile.
+fn queries(q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
+    let (tokens, heads) = (q.tokens() as u64, q.shape()[1] as u64);
+    let (head, token) = (stride(q, 1), stride(q, 0));
+    TensorMap::tiled(&Tiled {
+        dtype: q.dtype(),
+        data: q.data(),
+        dims: &[q.shape()[2] as u64, pack as u64, tokens, heads / pack as u64],
+        strides: &[
+            head,
+            token,
+            if heads > pack as u64 {
+                head * pack as u64
+            } else {
+                16
+            },
+        ],
+        extent: &[CHUNK as u32, pack as u32, (block_q / pack) as u32, 1],
+        swizzle: Swizzle::B128,
+        promotion: Promotion::B128,
+    })
+}
+
+/// Keys or values: one copy for all columns of a block when they are whole chunks, else one for each chunk, which ends
+/// where the columns do. Returns the number of copies too.
+fn keys(t: &Tensor, head_dim: i64, block_k: i64) -> Result<(TensorMap, i32)> {
+    let own = t.shape()[2];
+    let chunks = (head_dim + CHUNK - 1) / CHUNK;
+    let whole = own == head_dim && own % CHUNK == 0;
+    let map = TensorMap::tiled(&Tiled {
+        dtype: t.dtype(),
+        data: t.data(),
+        dims: &[
+            if whole { CHUNK } else { own } as u64,
+            t.tokens() as u64,
+            if whole { chunks } else { 1 } as u64,
+            t.shape()[1] as u64,
+        ],
+        strides: &[stride(t, 0), 128, stride(t, 1)],
+        extent: &[
+            CHUNK as u32,
+            block_k as u32,
+            if whole { chunks } else { 1 } as u32,
+            1,
+        ],
+        swizzle: Swizzle::B128,
+        promotion: Promotion::B128,
+    })?;
+    Ok((map, if whole { 1 } else { chunks as i32 }))
+}
+
+/// The maps of a call. A source that is not there gets the other's map, and one without tokens that of q: no item names
+/// it.
+pub fn encode(call: &ForwardCall, kernel: &ForwardKernel, pack: i64) -> Result<ForwardMaps> {
+    let (d, dv) = kernel.choice.head_dims;
+    let (block_q, block_k) = (i64::from(kernel.block_q), i64::from(kernel.block_k));
+    let q = queries(&call.q, block_q, pack)?;
+    let side = |sources: &[Option<Tensor>; 2], head_dim: i64| -> Result<([TensorMap; 2], i32)> {
+        let mut maps = [q; 2];
+        let mut copies = 1;
+        let there = |t: &Option<Tensor>| t.filter(|t| t.tokens() > 0);
+        for (map, source) in maps.iter_mut().zip(sources) {
+            if let Some(t) = there(source) {
+                (*map, copies) = keys(&t, head_dim, block_k)?;
+            }
+        }
+        Ok((maps, copies))
+    };
+    let (k, copies_k) = side(&call.k, d)?;
+    let (v, copies_v) = side(&call.v, dv)?;
+    let chunks = (d + CHUNK - 1) / CHUNK;
+    Ok(ForwardMaps {
+        maps: [q, k[0], k[1], v[0], v[1]],
+        q_bytes: (chunks * CHUNK * 2 * pack * (block_q / pack)) as i32,
+        copies_k,
+        copies_v,
+    })
+}

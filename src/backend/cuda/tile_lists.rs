@@ -1,0 +1,105 @@
+//! Tile lists in device memory.
+
+use std::sync::Arc;
+
+use crate::device::cuda::{DeviceMemory, Gpu};
+use crate::types::{Error, Item, Result, RowLimits, Tile, TileList, TileShape};
+
+/// Every array begins at a multiple of this, so that whole tiles and items can be loaded 16 bytes at a time.
+const ALIGN: usize = 256;
+
+/// A tile list on a device, with its tiles in the order of the work. Made while a call prepares: it allocates and waits.
+/// It must outlive what was enqueued with it; dropping it waits for the device.
+#[derive(Debug)]
+pub struct DeviceTiles {
+    memory: DeviceMemory,
+    items: usize,
+    limits: usize,
+    count: i32,
+    shape: TileShape,
+    area: i64,
+}
+
+impl DeviceTiles {
+    /// The tiles of `list` by falling number of steps.
+    pub fn upload(gpu: &Arc<Gpu>, list: &TileList) -> Result<DeviceTiles> {
+        let tiles: Vec<Tile> = list.order.iter().map(|&i| list.tiles[i as usize]).collect();
+        DeviceTiles::with_tiles(gpu, &tiles, list)
+    }
+
+    /// Other tiles, or the same in another order, over the items and limits of `list`. Fails when a tile names items
+    /// that are not there.
+    pub fn with_tiles(gpu: &Arc<Gpu>, tiles: &[Tile], list: &TileList) -> Result<DeviceTiles> {
+        let outside = |t: &&Tile| {
+            t.item0 < 0 || t.items < 0 || i64::from(t.item0) + i64::from(t.items) > list.items.len() as i64
+        };
+        if let Some(t) = tiles.iter().find(outside) {
+            return Err(Error::internal(format!(
+                "{t:?} names items that are not among {}",
+                list.items.len()
+            )));
+        }
+        let count = i32::try_from(tiles.len())
+            .map_err(|_| Error::internal(format!("{} tiles are more than a launch counts", tiles.len())))?;
+        let items = size_of_val(tiles).next_multiple_of(ALIGN);
+        let limits = (items + size_of_val(&list.items[..])).next_multiple_of(ALIGN);
+        let memory = DeviceMemory::new(gpu, limits + size_of_val(&list.limits[..]))?;
+        memory.write(0, bytes_of(tiles))?;
+        memory.write(items, bytes_of(&list.items))?;
+        memory.write(limits, bytes_of(&list.limits))?;
+        Ok(DeviceTiles {
+            memory,
+            items,
+            limits,
+            count,
+            shape: list.shape,
+            area: list.area(),
+        })
+    }
+
+    /// Tiles in the order of the work.
+    pub fn tiles(&self) -> *const Tile {
+        self.memory.as_ptr().cast()
+    }
+
+    /// What `Tile::item0` counts.
+    pub fn items(&self) -> *const Item {
+        self.memory.as_ptr().wrapping_add(self.items).cast()
+    }
+
+    /// What `Item::limits` counts.
+    pub fn limits(&self) -> *const RowLimits {
+        self.memory.as_ptr().wrapping_add(self.limits).cast()
+    }
+
+    /// Number of tiles.
+    pub fn count(&self) -> i32 {
+        self.count
+    }
+
+    /// What the list was made for.
+    pub fn shape(&self) -> TileShape {
+        self.shape
+    }
+
+    /// Visible cells of all tiles of the list.
+    pub fn area(&self) -> i64 {
+        self.area
+    }
+
+    /// Bytes of device memory.
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+}
+
+/// A struct of a tile list: 32-bit integers only.
+trait Plain: Copy {}
+impl Plain for Tile {}
+impl Plain for Item {}
+impl Plain for RowLimits {}
+
+fn bytes_of<T: Plain>(all: &[T]) -> &[u8] {
+    // SAFETY: `Plain` types are made of i32 alone, so they have no padding and every byte is initialised.
+    unsafe { std::slice::from_raw_parts(all.as_ptr().cast(), size_of_val(all)) }
+}
