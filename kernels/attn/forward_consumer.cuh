@@ -8,12 +8,13 @@
 // Exponentials of a row are taken relative to a reference (base 2): the row's maximum in the first block where it
 // sees a key. The steady step computes no maximum and rescales nothing; it only looks whether a thread's sum passed
 // LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16: 2^15);
-// accuracy wants less: a key that outweighs all others must have a P of exactly 1, or its rounding shows in the output.
-// Below LIMIT the others weigh enough for the output to be rounded anyway.
+// accuracy wants less: P of a key that outweighs all others is rounded unless it is a power of two, by up to half a unit
+// of the dtype. An output in that dtype is rounded as much anyway, so there the limit only keeps rare rows exact that
+// would carry both errors. An f32 output shows it: below its limit the others must weigh enough to be rounded too.
 #ifdef DTYPE_F16
 constexpr float LIMIT = 512.0f;
 #else
-constexpr float LIMIT = 128.0f;
+constexpr float LIMIT = GENERAL ? 128.0f : 1024.0f;
 #endif
 
 // The reference of a row that saw nothing yet: its exponentials are 0 whatever the scores. No score comes near it.
@@ -22,10 +23,10 @@ constexpr float UNSEEN = 3e38f;
 struct Consumer {
     float o[DV / 2];
     float ref[2], l[2]; // of row h: the reference; this thread's share of the sum
-    float ref_before[2], l_before[2]; // the same before this block: of the finished tile, when this block is a first one
-    float scale[2];                   // what a new reference makes of O
+    // What the step leaves for O: of a finished tile, reference and share; else, first, what a new reference makes of O.
+    float left[2], left_l[2];
 #if MAX_LOGITS
-    float most[2], most_before[2];
+    float most[2], left_most[2];
 #endif
     u32 p[2][BN / 16][4]; // P of this block and of the one before
     int q_stage;
@@ -54,13 +55,15 @@ template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
     wgmma_commit();
 }
 
-// Keeps what belongs to O of the tile before, should this block begin another one.
-DEV void keep_sums(Consumer &c) {
+// Sets aside what belongs to the finished tile.
+DEV void leave_tile(Consumer &c) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        c.ref_before[h] = c.ref[h], c.l_before[h] = c.l[h];
+        c.left[h] = c.ref[h], c.left_l[h] = c.l[h];
+        c.l[h] = 0;
 #if MAX_LOGITS
-        c.most_before[h] = c.most[h];
+        c.left_most[h] = c.most[h];
+        c.most[h] = NEG_INFINITY;
 #endif
     }
 }
@@ -113,7 +116,9 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
 #endif
     for (;;) {
         if (exact) {
-            keep_sums(c);
+            if (flags & (FIRST | STOP)) {
+                leave_tile(c);
+            }
             if (flags & STOP) {
                 break;
             }
@@ -121,12 +126,11 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
             for (int h = 0; h < 2; h++) {
                 const float old = flags & FIRST || c.ref[h] == UNSEEN ? NEG_INFINITY : c.ref[h];
                 const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
-                c.scale[h] = exp2_approx(old - (m == NEG_INFINITY ? 0.0f : m));
-                c.l[h] = flags & FIRST ? 0.0f : c.l[h] * c.scale[h];
+                if (!(flags & FIRST)) {
+                    c.left[h] = exp2_approx(old - (m == NEG_INFINITY ? 0.0f : m));
+                    c.l[h] *= c.left[h];
+                }
                 c.ref[h] = m == NEG_INFINITY ? UNSEEN : m;
-#if MAX_LOGITS
-                c.most[h] = flags & FIRST ? NEG_INFINITY : c.most[h];
-#endif
             }
         }
         exponentials(x, c.p[I], p.scale_log2, c.ref, sum);
@@ -160,16 +164,16 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
 // What a step leaves to be done with O; true at the end of the stream.
 DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int lane, int row) {
     if (c.before & (FIRST | STOP)) {
-        store_tile<OUT_COLUMNS>(c.o, c.ref_before, c.l_before, p, s.place[c.tile], row, lane);
+        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, p, s.place[c.tile], row, lane);
 #if MAX_LOGITS
-        store_maxima(c.most_before, p, s.place[c.tile], row, lane);
+        store_maxima(c.left_most, p, s.place[c.tile], row, lane);
 #endif
         c.tile = (c.tile + 1) & (PLACES - 1);
         return c.before & STOP;
     }
 #pragma unroll
     for (int i = 0; i < DV / 2; i++) {
-        c.o[i] *= c.scale[i / 2 % 2];
+        c.o[i] *= c.left[i / 2 % 2];
     }
     return false;
 }

@@ -63,28 +63,26 @@ struct Producer {
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits, b.key = key;
     }
 
-    // The blocks of one item. The loop is short on purpose: what it takes delays copies.
-    MEMBER void item(const Brief &it, int first, int last) {
-        const int start = it.start, run1 = it.run1, full0 = it.full0, full_last = it.full_last, exact = it.exact;
-        const int source = it.source, kv_head = it.kv_head, masked = it.flags & (MASKED | LIMITS);
-        const TensorMap *const k = &maps.k[source];
+    // The blocks of one item. What the loop takes delays copies; the brief stays in shared memory, to hold few registers.
+    MEMBER void item(const Brief &it) {
+        int first = it.flags & FIRST;
 #pragma unroll 1
-        for (int key = start; key < run1; key += BN) {
-            const int behind = key + BN;
-            int flags = first | (key < exact ? EXACT : 0) | (behind >= run1 ? last : 0);
-            first = 0;
+        for (int key = it.start; key < it.run1; key += BN) {
             Block &b = next_block();
-            if (key < full0 || key > full_last) {
-                flags |= masked;
+            const int run1 = it.run1, source = it.source, behind = key + BN;
+            int flags = first | (key < it.exact ? EXACT : 0) | (behind >= run1 ? it.flags & LAST : 0);
+            first = 0;
+            if (key < it.full0 || key > it.full_last) {
+                flags |= it.flags & (MASKED | LIMITS);
                 describe(b, it, key);
             }
             b.flags = flags;
             const int i = n & 1;
             mbar_expect(AT(full) + 8 * i, K_BYTES);
-            load_rows<BN * 128>(AT(k) + i * K_BYTES, k, AT(full) + 8 * i, key, kv_head, p.copies_k);
+            load_rows<BN * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(full) + 8 * i, key, it.kv_head, p.copies_k);
             load_values();
             // Behind the end of the tensor the copy engine writes zeros.
-            values = {key, kv_head, source, behind > run1 && run1 < p.tokens_k[source] ? run1 - key : BN};
+            values = {key, it.kv_head, source, behind > run1 && run1 < p.tokens_k[source] ? run1 - key : BN};
             n++;
         }
     }
@@ -105,14 +103,13 @@ struct Producer {
         for (int i = 0;; i++) {
             mbar_wait(AT(brief_full) + 8 * (i & 1), i >> 1 & 1);
             const Brief &it = s.brief[i & 1];
-            const int flags = it.flags;
-            if (flags & STOP) {
+            if (it.flags & STOP) {
                 break;
             }
             if (it.start == it.run1) {
                 empty_block();
             } else {
-                item(it, flags & FIRST, flags & LAST);
+                item(it);
             }
             mbar_arrive(AT(brief_empty) + 8 * (i & 1));
         }
