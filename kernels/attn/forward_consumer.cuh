@@ -31,7 +31,7 @@ struct Consumer {
     u32 p[2][BN / 16][4]; // P of this block and of the one before
     int q_stage;
     u32 q_phase, phase; // phase: of the K and V barriers; flips every two steps
-    int flags, before;  // of this block, if known; of the one before
+    int flags, before;  // of this block, if known; of the one before, with EVEN after the first of the two steps
     bool known;
     int tile; // index of the place of the tile before, or in progress
 };
@@ -156,7 +156,7 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
         c.most[h] = fmaxf(c.most[h], most[h]);
 #endif
     }
-    c.before = flags;
+    c.before = flags | (I == 0 ? EVEN : 0);
     c.phase = next_phase;
     return exact;
 }
@@ -187,23 +187,22 @@ DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, 
     c.most[0] = c.most[1] = NEG_INFINITY;
 #endif
     // The two steps follow each other directly; only now and then the way leads through the one instance of what is
-    // between steps.
-    bool odd = false;
+    // between steps, and back to the step that is next.
     for (;;) {
         for (;;) {
             if (step<0>(c, p, s, group, lane, row)) {
-                odd = true;
                 break;
             }
         second:
             if (step<1>(c, p, s, group, lane, row)) {
-                odd = false;
                 break;
             }
         }
         if (between_steps(c, p, s, lane, row)) {
             return;
         }
-        if (odd) goto second;
+        if (c.before & EVEN) {
+            goto second;
+        }
     }
 }

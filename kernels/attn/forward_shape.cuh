@@ -25,7 +25,7 @@
 #define BLOCK_Q 128
 #endif
 #ifndef BLOCK_K
-#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? (GENERAL ? 80 : 96) : GENERAL ? 48 : 64)
+#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : GENERAL ? 48 : 64)
 #endif
 
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
@@ -52,11 +52,14 @@ DEV constexpr int outColumns(int q_stages) {
 constexpr int Q_STAGES = outColumns(2) > 0 ? 2 : 1;
 constexpr int OUT_COLUMNS = outColumns(Q_STAGES);
 
-// Registers of a producer thread and of a consumer thread.
-constexpr int PRODUCER_REGS = 32, CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : 240;
+// Registers of a producer thread and of a consumer thread: together what a block has at launch, a multiple of 8 for each
+// thread, or the last warpgroup waits for its share for ever.
+constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : 40, CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : 232;
+static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
+              "more registers than a block has");
 
 // Of a block: where it stands in its tile, and what it needs. EXACT: a row may see its first key here.
-enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32 };
+enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32, EVEN = 64 };
 
 // What consumers know of a block of keys. Rows count from the tile's first, columns and band from the block's first key.
 struct alignas(16) Block {
