@@ -29,16 +29,26 @@ struct Consumer {
     float most[2], left_most[2];
 #endif
     u32 p[2][BN / 16][4]; // P of this block and of the one before
-    int q_stage;
-    u32 q_phase, phase; // phase: of the K and V barriers; flips every two steps
+    u32 tiles; // tiles whose last block went by: stage and phase of Q
+    u32 phase; // of the barriers of K and V; flips every two steps
     int flags, before;  // of this block, if known; of the one before, with EVEN after the first of the two steps
     bool known;
-    int tile; // index of the place of the tile before, or in progress
+
+    MEMBER u32 q_stage() const {
+        return Q_STAGES == 2 ? tiles & 1 : 0;
+    }
+    MEMBER u32 q_phase() const {
+        return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1;
+    }
+    // Of the finished tile, after a step that began another one: its block may be that tile's last, too.
+    MEMBER u32 place() const {
+        return tiles - 1 - (before & LAST ? 1 : 0) & (PLACES - 1);
+    }
 };
 
 // S = Q K^T of this block beside O += P V of the one before.
 template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
-    const u64 q = smem_desc(AT(q) + c.q_stage * Q_BYTES + group * 64 * 128, 16, 1024);
+    const u64 q = smem_desc(AT(q) + c.q_stage() * Q_BYTES + group * 64 * 128, 16, 1024);
     const u64 k = smem_desc(AT(k) + I * K_BYTES, 16, 1024), v = smem_desc(AT(v) + I * V_BYTES, BN * 128, 1024);
     pin(x);
     pin(c.o);
@@ -77,7 +87,7 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     }
     const int flags = c.flags;
     if (flags & FIRST) {
-        mbar_wait(AT(q_full) + 8 * c.q_stage, c.q_phase);
+        mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
     }
     float x[BN / 2];
     products<I>(c, x, group);
@@ -98,13 +108,8 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     __syncwarp();
     mbar_arrive_if(AT(k_empty) + 8 * I, lane == 0);
     if (flags & LAST) {
-        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage, lane == 0);
-        if (Q_STAGES == 1) {
-            c.q_phase ^= 1;
-        } else {
-            c.q_phase ^= c.q_stage;
-            c.q_stage ^= 1;
-        }
+        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage(), lane == 0);
+        c.tiles++;
     }
 
     // One instance of the exponentials serves both ways: what runs seldom must not push the step out of the
@@ -164,11 +169,10 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
 // What a step leaves to be done with O; true at the end of the stream.
 DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int lane, int row) {
     if (c.before & (FIRST | STOP)) {
-        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, p, s.place[c.tile], row, lane);
+        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, p, s.place[c.place()], row, lane);
 #if MAX_LOGITS
-        store_maxima(c.left_most, p, s.place[c.tile], row, lane);
+        store_maxima(c.left_most, p, s.place[c.place()], row, lane);
 #endif
-        c.tile = (c.tile + 1) & (PLACES - 1);
         return c.before & STOP;
     }
 #pragma unroll
@@ -181,8 +185,7 @@ DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Sha
 DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, int tid) {
     const int lane = tid & 31, row = 64 * group + 16 * (tid / 32) + lane / 4;
     Consumer c{};
-    c.before = FIRST;
-    c.tile = PLACES - 1; // has no rows: the tile before the first stores nothing
+    c.before = FIRST; // the place before the first has no rows: nothing is stored for it
 #if MAX_LOGITS
     c.most[0] = c.most[1] = NEG_INFINITY;
 #endif
