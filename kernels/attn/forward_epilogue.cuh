@@ -312,9 +312,14 @@ DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p,
 // Finishes a tile: o and l (shares of the row sums) relative to 2^ref.
 template <int COLUMNS>
 DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[2], const magi_attn_forward_params &p,
-                    const TilePlace &t, int row, int lane) {
+                    const TilePlace &place, int row, int lane) {
     // Nothing of this may be computed ahead of the stream's loop: it would hold registers there.
     asm volatile("" : "+r"(row), "+r"(lane)::"memory");
+#if GENERAL
+    const TilePlace &t = place; // read again where needed: registers are short
+#else
+    const TilePlace t = place;
+#endif
     float factor[2], log2_sum[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {

@@ -63,26 +63,37 @@ struct Producer {
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits, b.key = key;
     }
 
-    // The blocks of one item. What the loop takes delays copies; the brief stays in shared memory, to hold few registers.
+    // What the loop over an item's blocks uses of the brief.
+    struct Used {
+        int run1, full0, full_last, exact, source, kv_head, flags;
+    };
+    MEMBER Used used(const Brief &it) {
+        return {it.run1, it.full0, it.full_last, it.exact, it.source, it.kv_head, it.flags};
+    }
+
+    // The blocks of one item. What the loop takes delays copies: where a producer has registers for it, what the loop
+    // uses stays there; else it is read again for each block.
     MEMBER void item(const Brief &it) {
-        int first = it.flags & FIRST;
+        const Used once = used(it);
+        int first = once.flags & FIRST;
 #pragma unroll 1
-        for (int key = it.start; key < it.run1; key += BN) {
-            Block &b = next_block();
-            const int run1 = it.run1, source = it.source, behind = key + BN;
-            int flags = first | (key < it.exact ? EXACT : 0) | (behind >= run1 ? it.flags & LAST : 0);
+        for (int key = it.start; key < once.run1; key += BN) {
+            const Used u = PRODUCER_REGS >= 40 ? once : used(it);
+            const int behind = key + BN;
+            int flags = first | (key < u.exact ? EXACT : 0) | (behind >= u.run1 ? u.flags & LAST : 0);
             first = 0;
-            if (key < it.full0 || key > it.full_last) {
-                flags |= it.flags & (MASKED | LIMITS);
+            Block &b = next_block();
+            if (key < u.full0 || key > u.full_last) {
+                flags |= u.flags & (MASKED | LIMITS);
                 describe(b, it, key);
             }
             b.flags = flags;
             const int i = n & 1;
             mbar_expect(AT(full) + 8 * i, K_BYTES);
-            load_rows<BN * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(full) + 8 * i, key, it.kv_head, p.copies_k);
+            load_rows<BN * 128>(AT(k) + i * K_BYTES, &maps.k[u.source], AT(full) + 8 * i, key, u.kv_head, p.copies_k);
             load_values();
             // Behind the end of the tensor the copy engine writes zeros.
-            values = {key, it.kv_head, source, behind > run1 && run1 < p.tokens_k[source] ? run1 - key : BN};
+            values = {key, u.kv_head, u.source, behind > u.run1 && u.run1 < p.tokens_k[u.source] ? u.run1 - key : BN};
             n++;
         }
     }

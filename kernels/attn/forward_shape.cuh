@@ -20,12 +20,14 @@
 #define GENERAL 0
 #endif
 
-// Rows of a tile, 64 for each consumer warpgroup, and keys of a step.
+// Rows of a tile, 64 for each consumer warpgroup, and keys of a step. Exponentials bound small heads: a third warpgroup
+// fills the pauses of the others, where its registers suffice.
+#define SMALL_HEADS (HEAD_DIM <= 64 && HEAD_DIM_V <= 64 && !GENERAL)
 #ifndef BLOCK_Q
-#define BLOCK_Q 128
+#define BLOCK_Q (SMALL_HEADS ? 192 : 128)
 #endif
 #ifndef BLOCK_K
-#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : GENERAL ? 48 : 64)
+#define BLOCK_K (SMALL_HEADS ? 96 : HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : GENERAL ? 48 : 64)
 #endif
 
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
@@ -52,9 +54,11 @@ DEV constexpr int outColumns(int q_stages) {
 constexpr int Q_STAGES = outColumns(2) > 0 ? 2 : 1;
 constexpr int OUT_COLUMNS = outColumns(Q_STAGES);
 
-// Registers of a producer thread and of a consumer thread: together what a block has at launch, a multiple of 8 for each
-// thread, or the last warpgroup waits for its share for ever.
-constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : 40, CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : 232;
+// Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
+// waits for its share for ever. Few of them slow the producer down.
+constexpr bool MANY = DV > 128 || GENERAL; // registers of a consumer
+constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : MANY ? 40 : 56;
+constexpr int CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : MANY ? 232 : 224;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
