@@ -7,9 +7,9 @@
 
 // Exponentials of a row are taken relative to a reference (base 2): the row's maximum in the first block where it
 // sees a key. The steady step computes no maximum and rescales nothing; it only looks whether a thread's sum passed
-// LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16: 2^15);
-// accuracy wants less: P of a key that outweighs all others is rounded unless it is a power of two, by up to half a unit
-// of the dtype. An output in that dtype is rounded as much anyway, so there the limit only keeps rare rows exact that
+// LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16:
+// 2^15); accuracy wants less: P of a key that outweighs all others is rounded unless it is a power of two, by up to half
+// a unit of the dtype. An output in that dtype is rounded as much anyway, so there the limit only keeps rare rows exact that
 // would carry both errors. An f32 output shows it: below its limit the others must weigh enough to be rounded too.
 #ifdef DTYPE_F16
 constexpr float LIMIT = 512.0f;
@@ -23,7 +23,7 @@ constexpr float UNSEEN = 3e38f;
 struct Consumer {
     float o[DV / 2];
     float ref[2], l[2]; // of row h: the reference; this thread's share of the sum
-    // What the step leaves for O: of a finished tile, reference and share; else, first, what a new reference makes of O.
+    // What the step leaves for O: of a finished tile, its references and shares; else what a new reference makes of O.
     float left[2], left_l[2];
 #if MAX_LOGITS
     float most[2], left_most[2];

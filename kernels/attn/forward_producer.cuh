@@ -182,7 +182,8 @@ struct Scheduler {
 
     // Tiles come longest first, one unit after the other within a section of units whose keys stay in the L2 cache.
     MEMBER void tile(int work, Brief *b) {
-        const int per_section = p.tile_count * p.section, section = work / per_section, in = work - section * per_section;
+        const int per_section = p.tile_count * p.section, section = work / per_section;
+        const int in = work - section * per_section;
         const int unit = section * p.section + in % p.section;
         const magi_tile t = p.tiles[in / p.section];
         s.place[tiles & (PLACES - 1)] = {t.row0, unit, t.rows, t.slot, t.pieces};

@@ -65,7 +65,7 @@ static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS
 // Of a block: where it stands in its tile, and what it needs. EXACT: a row may see its first key here.
 enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32, EVEN = 64 };
 
-// What consumers know of a block of keys. Rows count from the tile's first, columns and band from the block's first key.
+// What consumers know of a block of keys. Rows count from the tile's first, columns and band from its own first key.
 struct alignas(16) Block {
     int flags, key;
     int left, right, lo, hi;
