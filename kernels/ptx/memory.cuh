@@ -25,11 +25,6 @@ DEV void st_global_v4(void *p, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Brings 16 bytes close; nobody waits for them.
-DEV void touch(const void *p) {
-    asm volatile("{ .reg .b32 a, b, c, d; ld.global.v4.b32 {a, b, c, d}, [%0]; }" ::"l"(p) : "memory");
-}
-
 // Volatile, so that many of them in a row do not all wait for registers at once.
 DEV float4 ld_global_f32x4(const float *p) {
     float4 x;

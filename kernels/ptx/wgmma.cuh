@@ -61,6 +61,9 @@ DEV constexpr u64 smem_desc(u32 addr, u32 leading, u32 stride) {
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add)); \
     }
 
+#define WGMMA_REGS48 WGMMA_R0 ", " WGMMA_R8 ", " WGMMA_R16
+#define WGMMA_LIST48 WGMMA_D(0), WGMMA_D(8), WGMMA_D(16)
+WGMMA_DEFINE(48, WGMMA_REGS48, WGMMA_LIST48, "%24", "%25", "%26", "%27", "%28", "%29")
 #define WGMMA_REGS64 WGMMA_R0 ", " WGMMA_R8 ", " WGMMA_R16 ", " WGMMA_R24
 #define WGMMA_LIST64 WGMMA_D(0), WGMMA_D(8), WGMMA_D(16), WGMMA_D(24)
 WGMMA_DEFINE(64, WGMMA_REGS64, WGMMA_LIST64, "%32", "%33", "%34", "%35", "%36", "%37")
