@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // A constant address costs less than that of `raw`.
     Shared &s = *static_cast<Shared *>(__builtin_assume_aligned(__cvta_shared_to_generic(SMEM), alignof(Shared)));
     const int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0); // uniform, and known to be
-    if (p.pack * (BM / p.pack) != BM) { // rows of Q that no copy reaches
+    if (p.pack * (BM / p.pack) != BM) {                            // rows of Q that no copy reaches
         for (u32 i = threadIdx.x * 16; i < Q_STAGES * Q_BYTES; i += THREADS * 16) {
             st_shared_v4(AT(q) + i, 0, 0, 0, 0);
         }

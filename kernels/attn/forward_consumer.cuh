@@ -8,9 +8,10 @@
 // Exponentials of a row are taken relative to a reference (base 2): the row's maximum in the first block where it
 // sees a key. The steady step computes no maximum and rescales nothing; it only looks whether a thread's sum passed
 // LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16:
-// 2^15); accuracy wants less: P of a key that outweighs all others is rounded unless it is a power of two, by up to half
-// a unit of the dtype. An output in that dtype is rounded as much anyway, so there the limit only keeps rare rows exact that
-// would carry both errors. An f32 output shows it: below its limit the others must weigh enough to be rounded too.
+// 2^15); accuracy wants less: P of a key that outweighs all others is rounded unless it is a power of two, by up to
+// half a unit of the dtype. An output in that dtype is rounded as much anyway, so there the limit only keeps rare rows
+// exact that would carry both errors. An f32 output shows it: below its limit the others must weigh enough to be
+// rounded too.
 #ifdef DTYPE_F16
 constexpr float LIMIT = 512.0f;
 #else
@@ -29,21 +30,15 @@ struct Consumer {
     float most[2], left_most[2];
 #endif
     u32 p[2][BN / 16][4]; // P of this block and of the one before
-    u32 tiles; // tiles whose last block went by: stage and phase of Q
-    u32 phase; // of the barriers of K and V; flips every two steps
-    int flags, before;  // of this block, if known; of the one before, with EVEN after the first of the two steps
+    u32 tiles;            // tiles whose last block went by: stage and phase of Q
+    u32 phase;            // of the barriers of K and V; flips every two steps
+    int flags, before;    // of this block, if known; of the one before, with EVEN after the first of the two steps
     bool known;
 
-    MEMBER u32 q_stage() const {
-        return Q_STAGES == 2 ? tiles & 1 : 0;
-    }
-    MEMBER u32 q_phase() const {
-        return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1;
-    }
+    MEMBER u32 q_stage() const { return Q_STAGES == 2 ? tiles & 1 : 0; }
+    MEMBER u32 q_phase() const { return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1; }
     // Of the finished tile, after a step that began another one: its block may be that tile's last, too.
-    MEMBER u32 place() const {
-        return tiles - 1 - (before & LAST ? 1 : 0) & (PLACES - 1);
-    }
+    MEMBER u32 place() const { return tiles - 1 - (before & LAST ? 1 : 0) & (PLACES - 1); }
 };
 
 // S = Q K^T of this block beside O += P V of the one before.

@@ -62,7 +62,7 @@ DEV void ld_shared_v4(u32 (&w)[4], u32 a) {
 
 // Four 8 x 8 matrices of 16-bit elements, a row from each lane's address.
 DEV void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1),
-                 "r"(r2), "r"(r3)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1), "r"(r2),
+                 "r"(r3)
                  : "memory");
 }
