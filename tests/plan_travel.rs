@@ -320,6 +320,32 @@ fn masks_of_the_documentation_move_fewer_bytes() {
     }
 }
 
+#[test]
+fn bytes_beyond_what_can_be_counted() {
+    let total = 1i64 << 31;
+    let mask = documents(&[total], MaskType::Full);
+    let shape = AttnShape {
+        heads_q: 65_536,
+        heads_kv: 65_536,
+        head_dim: 1024,
+        head_dim_v: 1024,
+        dtype: DType::F64,
+    };
+    for qo_comm in [false, true] {
+        let settings = Config {
+            qo_comm,
+            chunk_size: 1 << 24,
+            ..Config::default()
+        };
+        let placement = Placement::new(&mask, 64, &settings).unwrap();
+        let stats = Stats::new(&mask, &placement, &shape, &settings).unwrap();
+        for volume in &stats.volume {
+            assert_eq!((volume.bytes(), volume.keys_only_bytes), (i64::MAX, i64::MAX));
+            assert_eq!(volume.queries, 0);
+        }
+    }
+}
+
 /// FNV-1a of everything a plan says.
 fn digest(plan: &Plan) -> u64 {
     let text = format!("{:?}{:?}{:?}", plan.hash, plan.forward, plan.backward);
