@@ -107,6 +107,7 @@ static void refused(void) {
     magi_key *keys[MASKS] = {NULL, NULL};
     const magi_attn_shape shape = shape_of(2, 1, 8, 8, MAGI_DTYPE_F64);
     const int64_t weights[MASKS] = {1, 0}, huge[MASKS] = {INT64_MAX, 1};
+    const int64_t heavy[MASKS] = {1, (int64_t)1 << 40};
     CHECK_OK(magi_comm_create_local(1, &comm));
     magi_mask *a = causal_mask(64), *b = causal_mask(65);
     const magi_mask *const equal[MASKS] = {a, a}, *const differ[MASKS] = {a, b}, *const hole[MASKS] = {a, NULL};
@@ -118,6 +119,7 @@ static void refused(void) {
     CHECK_REFUSED(magi_key_create_joint(comm, equal, weights, MASKS, &shape, NULL, keys), argument,
                   "the weight of masks[1] is 0");
     CHECK_REFUSED(magi_key_create_joint(comm, equal, huge, MASKS, &shape, NULL, keys), argument, "2^62");
+    CHECK_REFUSED(magi_key_create_joint(comm, equal, heavy, MASKS, &shape, NULL, keys), argument, "2^42");
     CHECK_REFUSED(magi_key_create_joint(NULL, equal, NULL, MASKS, &shape, NULL, keys), null, "comm is NULL");
     CHECK_REFUSED(magi_key_create_joint(comm, NULL, NULL, MASKS, &shape, NULL, keys), null, "masks is NULL");
     CHECK_REFUSED(magi_key_create_joint(comm, hole, NULL, MASKS, &shape, NULL, keys), null, "masks[1] is NULL");

@@ -404,6 +404,44 @@ fn words_say_what_crosses_hosts() {
 }
 
 #[test]
+fn travelling_queries_are_told_and_drawn() {
+    let mask = Mask::from_sliding_window(96, 9000, (-1, -1), 0).unwrap();
+    let config = Config {
+        qo_comm: true,
+        degree_forward: 2,
+        ..Config::default()
+    };
+    let placement = Arc::new(Placement::new(&mask, 5, &config).unwrap());
+    let stats = Stats::new(&mask, &placement, &SHAPE, &config).unwrap();
+    let volume = &stats.volume[0];
+    assert!(volume.queries > 0 && volume.keys < stats.ideal_volume);
+    let svg = draw_key(&placement, &mask, &stats);
+    well_formed(&svg);
+    inside(&svg);
+    readable(&svg);
+    // Results go home in the forward pass too.
+    assert_eq!(
+        svg.matches(">reduce</text>").count(),
+        svg.matches(">fetch</text>").count()
+    );
+    let plan = Plan::with_placement(&mask, &SHAPE, placement, 0, &config).unwrap();
+    let words = explain(&explanation(&plan, &mask, &config, Origin::Caller, &stats)).unwrap();
+    let this = words
+        .lines()
+        .find(|l| l.trim_start().starts_with("this one"))
+        .unwrap();
+    assert_eq!(
+        this.split_whitespace().nth(3).unwrap().replace(',', ""),
+        volume.keys.to_string(),
+        "{this}"
+    );
+    assert!(
+        !words.contains("NaN") && !words.contains("keys travel than by area alone"),
+        "{words}"
+    );
+}
+
+#[test]
 fn the_times_of_two_ranks_are_drawn_to_scale() {
     let mask = documents(65_536, 7);
     let mut config = Config {

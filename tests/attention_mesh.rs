@@ -10,7 +10,7 @@ use common_backend::{Layout, Random, operands, random_sink, shape};
 use common_ranks::{Job, assert_close, over_ranks};
 use common_reference::{Arithmetic, attention};
 use magi_attn::plan::Plan;
-use magi_attn::types::{Config, DType, Mesh, piece_rows};
+use magi_attn::types::{Config, DType, Mask, MaskType, Mesh, Range, TypedSlice, piece_rows};
 
 /// (hosts, ranks of a host): squares, one host, hosts of one rank, and odd numbers.
 const MESHES: [(usize, usize); 6] = [(2, 2), (1, 4), (3, 1), (2, 3), (3, 2), (4, 2)];
@@ -107,4 +107,37 @@ fn fewer_tokens_cross_between_hosts() {
         fewer += usize::from(two_level < flat);
     }
     assert!(fewer > cases.len() / 3, "only {fewer} cases gain");
+}
+
+/// So few keys in so many stages that ranks are idle in different ones. What goes from one rank to another still has to
+/// come in one order.
+#[test]
+fn ranks_that_are_idle_in_different_stages() {
+    let s = shape(2, 1, 8, 16, DType::F64);
+    let typed = |q: (i64, i64), k: (i64, i64), mask_type| TypedSlice {
+        q: Range::new(q.0, q.1),
+        k: Range::new(k.0, k.1),
+        mask_type,
+    };
+    let few_rows = Mask::new(&[typed((1, 5), (5, 43), MaskType::Full)], 7, 43).unwrap();
+    let two = [
+        typed((0, 9), (0, 30), MaskType::Causal),
+        typed((20, 41), (7, 57), MaskType::InvCausal),
+    ];
+    let two = Mask::new(&two, 41, 59).unwrap();
+    for (m, mask) in [few_rows, two].into_iter().enumerate() {
+        let o = operands(&mut Random(m as u64), &mask, &s);
+        let want = attention(&mask, &o, Arithmetic::Exact);
+        for mesh in [(2, 2), (1, 4), (1, 7), (3, 2), (4, 2)] {
+            for degree in 4..=8 {
+                for chunk_size in 1..=3 {
+                    let mut job = Job::new(&mask, s, mesh.0 * mesh.1, degree, chunk_size);
+                    job.mesh = Some(mesh);
+                    job.config.hierarchical_comm = true;
+                    let name = format!("mask {m} on {mesh:?}, degree {degree}, chunks of {chunk_size}");
+                    assert_close(&name, &over_ranks(&job, &o), &want, 1e-10);
+                }
+            }
+        }
+    }
 }

@@ -318,6 +318,35 @@ fn a_joint_placement_balances_the_sum() {
     refused(&[(&full, 1), (&longer, 1)], "masks[1] has totals 4097");
     refused(&[(&full, 0)], "the weight of masks[0] is 0");
     refused(&[(&full, i64::MAX)], "at most 2^62");
+    // Masks of few cells leave room for any weight; tokens by weight do not.
+    let most = (1 << 42) / total;
+    let none = Mask::new(&[], total, total).unwrap();
+    refused(&[(&none, most + 1)], "more than 2^42");
+    refused(&[(&full, 1), (&none, i64::MAX)], "more than 2^42");
+    let row = TypedSlice {
+        q: Range::new(3000, 3001),
+        k: Range::new(0, total),
+        mask_type: MaskType::Full,
+    };
+    let row = Mask::new(&[row], total, total).unwrap();
+    for effort in [Effort::Fast, Effort::Thorough] {
+        for world in [2, 64] {
+            let masks = [(&row, most - 2), (&full, 1), (&none, 1)];
+            Placement::new_joint(&masks, world, &with(effort, 0)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn areas_near_their_limit_are_dealt() {
+    // A rank's free places want more cells each than an i64 holds sixteen times.
+    let total = 1i64 << 31;
+    let mask = documents(&[total], MaskType::Full);
+    for (world, chunk_size) in [(2, 1 << 29), (2, total / 3), (3, 1 << 28)] {
+        let placement = Placement::new(&mask, world, &with(Effort::Fast, chunk_size)).unwrap();
+        let tokens: i64 = (0..world).map(|r| placement.side(Side::Q).tokens(r)).sum();
+        assert_eq!(tokens, total);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod plan_common;
 
-use magi_attn::plan::{Pass, Placement, Stats};
+use magi_attn::plan::{Pass, Placement, Plan, Stats};
 use magi_attn::types::*;
 use plan_common::*;
 use std::sync::Arc;
@@ -138,5 +138,26 @@ fn stages_that_unlock_most_come_first() {
         let remote = &plan.forward.stages[1..];
         assert!(remote.is_sorted_by(|a, b| a.area >= b.area));
         assert!(remote[0].area > remote[3].area);
+    }
+}
+
+#[test]
+fn a_degree_that_was_chosen_is_not_the_same_one_asked_for() {
+    // Their stages are cut elsewhere, so ranks must not take one for the other.
+    let mask = documents(&[1 << 15], MaskType::Causal);
+    let mut settings = config(-1, -1);
+    settings.rates.link_mb_per_s = 200;
+    let chosen = Plan::new(&mask, &shape(), 4, 1, &settings).unwrap();
+    let degrees = [&chosen.forward, &chosen.backward].map(|pass| pass.stages.len() as i32 - 1);
+    assert!(degrees[0] > 1 && degrees[1] > 1, "{degrees:?}");
+    for (forward, backward) in [(degrees[0], degrees[1]), (degrees[0], -1), (-1, degrees[1])] {
+        let settings = Config {
+            degree_forward: forward,
+            degree_backward: backward,
+            ..settings
+        };
+        let asked = Plan::new(&mask, &shape(), 4, 1, &settings).unwrap();
+        assert_eq!(asked.forward.stages.len(), chosen.forward.stages.len());
+        assert_ne!(asked.hash, chosen.hash, "degrees {forward} and {backward}");
     }
 }

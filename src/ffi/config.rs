@@ -173,19 +173,6 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         2 => DsinkReduce::Avg,
         v => return Err(bad("dsink_reduce", v.into(), "a magi_dsink_reduce (0, 1 or 2)")),
     };
-    let allocator = match (c.alloc, c.free) {
-        (None, None) => None,
-        (Some(alloc), Some(free)) => Some(Allocator {
-            alloc,
-            free,
-            userdata: c.userdata,
-        }),
-        _ => {
-            return Err(Error::argument(format!(
-                "{param}.alloc and {param}.free must both be set or both be NULL"
-            )));
-        }
-    };
     let cache_size = usize::try_from(c.cache_size).map_err(|_| {
         Error::argument(format!(
             "{param}.cache_size is {}; it must be 0 or more",
@@ -222,9 +209,23 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         dsink_reduce,
         sanity_check: input::flag("config.sanity_check", c.sanity_check)?,
         cache_size,
-        allocator,
+        allocator: read_allocator(param, &c)?,
     };
     read.validate()
         .map_err(|e| Error::new(e.status, format!("{param}.{}", e.message)))?;
     Ok(read)
+}
+
+fn read_allocator(param: &str, c: &magi_config) -> Result<Option<Allocator>> {
+    match (c.alloc, c.free) {
+        (None, None) => Ok(None),
+        (Some(alloc), Some(free)) => Ok(Some(Allocator {
+            alloc,
+            free,
+            userdata: c.userdata,
+        })),
+        _ => Err(Error::argument(format!(
+            "{param}.alloc and {param}.free must both be set or both be NULL"
+        ))),
+    }
 }

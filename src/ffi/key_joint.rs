@@ -21,7 +21,7 @@ const MOST_MASKS: usize = 4096;
 /// `masks`: `[n]`, 1 to 4,096. `weights`: `[n]`, each at least 1, how often a mask's area and keys count (the number of layers
 /// that have it); NULL for 1 each. `config`: as magi_key_create. `keys`: `[n]`, key i for mask i; on failure none is made.
 /// Errors: as magi_key_create, and INVALID_ARGUMENT (n, totals that differ, a weight below 1, weighted areas above 2^62
-/// cells). One call at a time on `comm`; not collective, but every rank has to make its keys in the same order. Destroy each
+/// cells, weights times the longer total above 2^42). One call at a time on `comm`; not collective, but every rank has to make its keys in the same order. Destroy each
 /// with magi_key_destroy.
 ///
 /// # Safety

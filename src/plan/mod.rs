@@ -95,8 +95,8 @@ impl Plan {
     /// Plans for `rank` on a placement that may have been made for another mask with the same totals.
     ///
     /// `Status::InvalidArgument` when totals differ, `rank` is not below the placement's world size, a degree is
-    /// outside -1 to 8, or the shape is not valid; `Status::NotSupported` for queries that travel over a mesh; with `config.sanity_check`, `Status::Internal` when the plan does
-    /// not cover the mask.
+    /// outside -1 to 8, or the shape is not valid; `Status::NotSupported` for queries that travel over a mesh; with
+    /// `config.sanity_check`, `Status::Internal` when the plan does not cover the mask.
     pub fn with_placement(
         mask: &Mask,
         shape: &AttnShape,
@@ -194,6 +194,12 @@ fn key_passes(
     Ok([(first.degree, forward), (second.degree, backward)])
 }
 
+/// A degree in the hash. The same one asked for and chosen are two: chosen stages are made of pieces that were cut before
+/// their number was known, so their sizes differ.
+fn degree_word(asked: i32, degree: i32) -> i64 {
+    i64::from(degree) + if asked == Config::AUTO_DEGREE { 256 } else { 0 }
+}
+
 fn plan_hash(
     mask: &Mask,
     shape: &AttnShape,
@@ -216,8 +222,8 @@ fn plan_hash(
     }
     h.words([
         placement.world() as i64,
-        i64::from(degrees[0]),
-        i64::from(degrees[1]),
+        degree_word(config.degree_forward, degrees[0]),
+        degree_word(config.degree_backward, degrees[1]),
         i64::from(config.backward_high_precision_reduce),
         config.dsink_reduce as i64,
         config.mesh.map_or(0, |m| m.intra as i64),

@@ -11,6 +11,10 @@ use super::side::{DivCeil, SidePlacement, check_world, share_bounds};
 use crate::types::{Config, Effort, Error, Mask, PlacementKind, Result, Side};
 use std::sync::Arc;
 
+/// Tokens by weight, over all masks that are placed together: so many times the ranks, squared, still fit an i64, in
+/// which the search counts what ranks send. 2,048 layers of the longest mask.
+const MOST_WEIGHTED_TOKENS: i128 = 1 << 42;
+
 /// Both sides' tokens spread over ranks. With equal totals one placement serves both sides.
 ///
 /// Apart from masks: one placement can serve many of them.
@@ -34,8 +38,8 @@ impl Placement {
     /// One placement for several masks with equal totals, say of the full and the window layers of one model: areas
     /// and received tokens count by weight, the number of layers that have the mask.
     ///
-    /// Errors as `new`; also `Status::InvalidArgument` without masks, with different totals, with a weight below 1,
-    /// and when the weighted areas come to more than 2^62 cells.
+    /// Errors as `new`; also `Status::InvalidArgument` without masks, with different totals, with a weight below 1, and
+    /// when the weighted areas come to more than 2^62 cells or the weights times the longer total to more than 2^42.
     pub fn new_joint(masks: &[(&Mask, i64)], world: usize, config: &Config) -> Result<Placement> {
         Placement::made(masks, world, config, 1)
     }
@@ -213,7 +217,7 @@ fn check_masks(masks: &[(&Mask, i64)]) -> Result<(i64, i64)> {
         return Err(Error::argument("masks is empty; a placement needs at least one"));
     };
     let totals = (first.total_q(), first.total_k());
-    let mut area = 0i128;
+    let (mut area, mut sum) = (0i128, 0i128);
     for (i, (mask, weight)) in masks.iter().enumerate() {
         if (mask.total_q(), mask.total_k()) != totals {
             let message = format!(
@@ -231,10 +235,17 @@ fn check_masks(masks: &[(&Mask, i64)]) -> Result<(i64, i64)> {
             )));
         }
         area += i128::from(mask.area()) * i128::from(*weight);
+        sum += i128::from(*weight);
     }
     if area > 1 << 62 {
         return Err(Error::argument(format!(
             "the weighted areas come to {area} cells; there can be at most 2^62, which the longest mask has"
+        )));
+    }
+    let longer = totals.0.max(totals.1);
+    if sum * i128::from(longer) > MOST_WEIGHTED_TOKENS {
+        return Err(Error::argument(format!(
+            "the weights come to {sum}, which times {longer} tokens is more than 2^42"
         )));
     }
     Ok(totals)

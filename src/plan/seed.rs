@@ -10,6 +10,12 @@ const URGENT: (i64, i64) = (15, 16);
 /// Of several urgent ranks this many are compared.
 const COMPARED: usize = 3;
 
+/// Whether free places that should take `wanted` cells each make a rank urgent for a chunk of `area`. In i128: half the
+/// cells of 2^31 tokens times 16 are more than an i64 holds.
+fn urgent_for(wanted: i64, area: i64) -> bool {
+    i128::from(wanted) * i128::from(URGENT.1) >= i128::from(area) * i128::from(URGENT.0)
+}
+
 struct Deal<'a> {
     reaches: &'a Reaches<'a>,
     areas: &'a [i64],
@@ -81,14 +87,14 @@ impl Deal<'_> {
             .iter()
             .rev()
             .take(COMPARED)
-            .take_while(|w| w.0 * URGENT.1 >= area * URGENT.0)
+            .take_while(|w| urgent_for(w.0, area))
             .map(|w| w.1.0)
             .collect();
         if !urgent.is_empty() {
-            let beside = neighbours.into_iter().flatten().filter(|&r| {
-                let wanted = self.want(r);
-                self.free(r) > 0 && wanted * URGENT.1 >= area * URGENT.0
-            });
+            let beside = neighbours
+                .into_iter()
+                .flatten()
+                .filter(|&r| self.free(r) > 0 && urgent_for(self.want(r), area));
             let candidates: Vec<u32> = beside.chain(urgent.iter().copied()).collect();
             return self.cheapest(c, &candidates);
         }

@@ -161,8 +161,8 @@ fn fill_sent(
     }
 }
 
-/// Tokens that each rank sends when the rank (or host) of each list fetches it. A sweep over the ends of all fetched ranges: ranks times runs would be too many steps at
-/// a thousand ranks.
+/// Tokens that each rank sends when the rank (or host) of each list fetches it. A sweep over the ends of all fetched ranges:
+/// ranks times runs would be too many steps at a thousand ranks.
 pub(super) fn sent(keys: &SidePlacement, fetched: &[&Ranges]) -> Vec<i64> {
     // A plain loop: nested iterators of arrays compile to code that memory checkers take for a read of what was never
     // written.

@@ -14,8 +14,8 @@ use crate::types::{Error, Mask, Piece, Range, Ranges, Result, Side, Slice, Stage
 /// cell of the mask whose query the rank owns exactly once, and transfers fit the placement: every key that its
 /// queries see and it does not own is received once, from its owner; nothing else is; and what is sent is what peers
 /// need. Where queries travel, the same holds of the cells that are this rank's among all, each of which is one rank's,
-/// and of the queries that it receives. Takes time for the rows of each run of queries or, where that is less, for the runs of keys that its slices span:
-/// more than planning does.
+/// and of the queries that it receives. Takes time for the rows of each run of queries or, where that is less, for the runs
+/// of keys that its slices span: more than planning does.
 pub fn verify(plan: &Plan, mask: &Mask) -> Result<()> {
     plan.placement.check_mask(mask)?;
     let queries = plan.placement.side(Side::Q);

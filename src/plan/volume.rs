@@ -4,7 +4,8 @@ use super::price::Price;
 use super::work::Work;
 use crate::types::Ranges;
 
-/// What all ranks move in one pass. Bytes count what a rank receives, results that come home included.
+/// What all ranks move in one pass. Bytes count what a rank receives, results that come home included; more than an i64
+/// holds, of tens of thousands of heads over a thousand ranks, is its largest value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
     /// Key tokens fetched, each counted once for every rank it goes to.
@@ -31,11 +32,14 @@ impl Volume {
     /// The volume of `work`, or of keys alone without; `sent` and `received` are key tokens of each rank when only keys
     /// travel.
     pub(super) fn new(price: &Price, work: Option<&Work>, sent: &[i64], received: &[i64]) -> Volume {
-        let sum = |a: i64, b: i64| a * price.key_out + b * price.key_back;
+        let sum = |a: i64, b: i64| {
+            a.saturating_mul(price.key_out)
+                .saturating_add(b.saturating_mul(price.key_back))
+        };
         let bytes =
             |a: &[i64], b: &[i64]| -> Vec<i64> { a.iter().zip(b).map(|(a, b)| sum(*a, *b)).collect() };
         let (out, into) = (bytes(sent, received), bytes(received, sent));
-        let keys_only: i64 = into.iter().sum();
+        let keys_only = into.iter().fold(0, |sum: i64, &bytes| sum.saturating_add(bytes));
         let most = out.iter().chain(&into).copied().max().unwrap_or(0);
         let tokens = |sets: &[Ranges]| sets.iter().map(Ranges::tokens).sum();
         let (keys, queries, sent, received) = match work {
@@ -62,7 +66,9 @@ impl Volume {
 
     /// Bytes that all ranks receive.
     pub fn bytes(&self) -> i64 {
-        self.key_bytes + self.query_bytes + self.output_bytes
+        self.key_bytes
+            .saturating_add(self.query_bytes)
+            .saturating_add(self.output_bytes)
     }
 
     /// The most that a rank sends or receives.

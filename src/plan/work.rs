@@ -32,7 +32,7 @@ pub(super) struct Work {
 
 impl Work {
     /// The work of the forward and of the backward pass; `None` for a pass in which queries do not travel, because that
-    /// would not move fewer bytes or the mask has too many pieces.
+    /// would not move fewer bytes, the mask has too many pieces, or its bytes are more than an i64 counts.
     pub fn both(
         mask: &Mask,
         placement: &Placement,
@@ -47,6 +47,9 @@ impl Work {
         };
         [Direction::Forward, Direction::Backward].map(|direction| {
             let price = Price::new(shape, config, direction);
+            if too_many_bytes(placement, &price) {
+                return None;
+            }
             let rows = Assignment::of_rows(&grid, price, config.balance_slack);
             rows.better().map(|found| Arc::new(Work::of(&grid, found)))
         })
@@ -149,6 +152,14 @@ impl Work {
             see(r as usize, owner as usize, s.tighten());
         }
     }
+}
+
+/// Whether everything sent to every rank comes to more bytes than an assignment can count.
+fn too_many_bytes(placement: &Placement, price: &Price) -> bool {
+    let tokens = |side| i128::from(placement.side(side).total());
+    let keys = tokens(Side::K) * i128::from(price.key_out + price.key_back);
+    let queries = tokens(Side::Q) * i128::from(price.query_out + price.query_back);
+    (keys + queries) * placement.world() as i128 > i128::from(i64::MAX)
 }
 
 /// The parts of `slices` whose queries lie in `received`, the queries of one receive buffer; numbered by its runs.

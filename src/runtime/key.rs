@@ -116,7 +116,7 @@ impl Key {
     /// weight, the number of layers that have the mask. Each key is as if made by `create` otherwise. All or none.
     ///
     /// Errors as `create`, and `Status::InvalidArgument` without masks, with different totals, with a weight below 1, and
-    /// when the weighted areas come to more than 2^62 cells.
+    /// when the weighted areas come to more than 2^62 cells or the weights times the longer total to more than 2^42.
     pub fn create_joint(
         context: &Arc<Context>,
         masks: Vec<(Arc<Mask>, i64)>,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::plan::{StageTimes, Timeline};
+use crate::plan::{StageStats, StageTimes, Timeline};
 use crate::types::Range;
 use crate::types::draw::{Anchor, Svg, rank_colour, thousands};
 
@@ -38,9 +38,10 @@ pub(super) struct Lanes<'a> {
 }
 
 impl Lanes<'_> {
-    /// Forward computes and fetches; backward also returns gradients.
+    /// Forward computes and fetches; backward also returns gradients, and so does forward results where queries travel.
     fn lanes(&self) -> &'static [Lane] {
-        if self.backward {
+        let returns = |s: &StageStats| !s.times.reduce.is_empty();
+        if self.backward || self.timeline.stages.iter().flatten().any(returns) {
             &[COMPUTE, FETCH, REDUCE]
         } else {
             &[COMPUTE, FETCH]

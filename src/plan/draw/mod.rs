@@ -59,20 +59,21 @@ pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
     );
     let volume = &stats.volume[0];
     let share = 100.0 * volume.keys as f64 / stats.all_gather_volume.max(1) as f64;
-    let mut summary = format!(
+    let summary = format!(
         "balance {:.4} (no placement of these chunks below {:.4}); {} keys travel, {share:.1}% of an all-gather",
         stats.balance,
         stats.balance_bound,
         thousands(volume.keys)
     );
+    svg.text(24.0, 49.0, Anchor::Start, "dim", &summary);
     if volume.queries > 0 {
         let bytes = 100.0 * volume.bytes() as f64 / volume.keys_only_bytes.max(1) as f64;
-        summary += &format!(
-            "; {} queries travel too: {bytes:.1}% of the bytes of keys alone",
+        let words = format!(
+            "{} queries travel too: {bytes:.1}% of the bytes of keys alone",
             thousands(volume.queries)
         );
+        svg.text(24.0, 66.0, Anchor::Start, "dim", &words);
     }
-    svg.text(24.0, 49.0, Anchor::Start, "dim", &summary);
     parts(&mut svg, placement, mask, stats);
     areas(&mut svg, stats);
     matrix(&mut svg, &traffic);

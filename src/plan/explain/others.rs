@@ -53,25 +53,30 @@ fn row(lines: &mut Vec<String>, name: &str, stats: &Stats) {
     lines.push(format!(
         "  {name:>18} {:>10.4} {:>16} {:>15} {:>15}",
         stats.balance,
-        thousands(stats.ideal_volume),
+        thousands(stats.volume[0].keys),
         most(&stats.forward_ns),
         most(&stats.backward_ns)
     ));
 }
 
-/// Keys and cells of this placement against those by area alone.
+/// What travels and is computed on this placement against that by area alone.
 fn verdict(this: &Stats, by_area: &Stats) -> String {
-    let saved = by_area.ideal_volume - this.ideal_volume;
-    let keys = match saved {
-        0 => "as many keys travel as by area alone".to_owned(),
-        1.. => format!(
-            "{:.1}% fewer keys travel than by area alone",
-            percent(saved, by_area.ideal_volume)
+    let (this_volume, other) = (&this.volume[0], &by_area.volume[0]);
+    let queries = this_volume.queries + other.queries > 0;
+    // Keys alone do not tell how much travels where queries do too.
+    let (what, moved, by) = if queries {
+        ("bytes", this_volume.bytes(), other.bytes())
+    } else {
+        ("keys", this_volume.keys, other.keys)
+    };
+    let keys = match by - moved {
+        0 => format!("as many {what} travel as by area alone"),
+        _ if by == 0 => format!("{what} travel, and none by area alone"),
+        saved @ 1.. => format!(
+            "{:.1}% fewer {what} travel than by area alone",
+            percent(saved, by)
         ),
-        _ => format!(
-            "{:.1}% more keys travel than by area alone",
-            percent(-saved, by_area.ideal_volume)
-        ),
+        more => format!("{:.1}% more {what} travel than by area alone", percent(-more, by)),
     };
     let over = 100.0 * (this.balance / by_area.balance - 1.0);
     let how = if over < 0.0 { "fewer" } else { "more" };
