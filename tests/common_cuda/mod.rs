@@ -1,6 +1,7 @@
 //! Tensors in the memory of the first CUDA device, for tests that are skipped where there is none; and the processor as
 //! such a device, through a driver for tests (tests/host_driver).
 
+#![allow(dead_code)] // Every test program includes all of it and uses its own part.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

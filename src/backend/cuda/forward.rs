@@ -93,7 +93,7 @@ impl ForwardTiles {
             );
             return Err(Error::new(Status::NotSupported, message));
         }
-        let ticket_words = forward_launch::words(&kernel, &shape, pack, slots);
+        let ticket_words = forward_launch::words(&kernel, shape, pack, slots);
         let tickets = DeviceMemory::upload(gpu, &vec![0; TICKETS * ticket_words * size_of::<u32>()])?;
         Ok(ForwardTiles {
             gpu: gpu.clone(),
