@@ -22,8 +22,8 @@ static void words(void) {
     CHECK(text != NULL);
     CHECK_OK(ask(MAGI_DEVICE_TYPE_CPU, MAGI_BACKEND_SDPA, MAGI_WITH_BACKWARD, text, &size));
     CHECK_INT(strlen(text) + 1, size);
-    const char *const parts[] = {"forward: the CPU", "backward: the CPU", "dropout", "ALiBi",
-                                 "fp8",              "paged keys",        "per-head", "gradients into lse"};
+    const char *const parts[] = {"forward: the CPU", "backward: the CPU", "dropout",           "ALiBi", "fp8",
+                                 "paged keys",       "per-head",          "gradients into lse"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         CHECK_HAS(text, parts[i]);
     }
@@ -98,8 +98,9 @@ static void on_cuda(void) {
     CHECK_HAS(text, "forward: textbook kernels, on CUDA device 0");
     CHECK_HAS(text, "backward: textbook kernels, on CUDA device 0");
     size = sizeof text;
-    CHECK_ERROR(ask(MAGI_DEVICE_TYPE_CUDA, MAGI_BACKEND_DEFAULT, MAGI_WITH_BACKWARD | MAGI_WITH_DEVICE_RANGES, text, &size),
-                MAGI_STATUS_NOT_SUPPORTED, "backward takes a mask handle");
+    CHECK_ERROR(
+        ask(MAGI_DEVICE_TYPE_CUDA, MAGI_BACKEND_DEFAULT, MAGI_WITH_BACKWARD | MAGI_WITH_DEVICE_RANGES, text, &size),
+        MAGI_STATUS_NOT_SUPPORTED, "backward takes a mask handle");
     size = sizeof text;
     if (ask(MAGI_DEVICE_TYPE_CUDA, MAGI_BACKEND_FFA, 0, text, &size) == MAGI_STATUS_OK) {
         CHECK_HAS(text, "forward: the fast kernel attn_forward_bf16_128,");

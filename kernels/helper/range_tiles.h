@@ -30,9 +30,9 @@ typedef struct magi_range_params {
     const int *q_ranges, *k_ranges; /* [count, 2] */
     const int *mask_types;          /* [count] */
     long long q_step, k_step, type_step;
-    magi_tile *tiles; /* [tile_count], longest first */
-    magi_tile *drawn; /* [tile_count], the same by row */
-    magi_item *items; /* [max_items] */
+    magi_tile *tiles;         /* [tile_count], longest first */
+    magi_tile *drawn;         /* [tile_count], the same by row */
+    magi_item *items;         /* [max_items] */
     unsigned long long *keys; /* [max_items] */
     magi_range_counters *counters;
     unsigned long long *error; /* in memory of the host */

@@ -58,8 +58,7 @@ template <class T> static T atomicAdd(T *to, T x) {
     *to += x;
     return before;
 }
-static void __threadfence() {
-}
+static void __threadfence() {}
 static void atomicMin(unsigned *to, unsigned x) {
     *to = *to < x ? *to : x;
 }
