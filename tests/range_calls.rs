@@ -22,7 +22,7 @@ const WIDTH: i64 = 64;
 /// Memory for every tensor of a call, all of one size.
 struct Call {
     memory: DeviceMemory,
-    tensors: Vec<Box<magi_tensor>>,
+    tensors: Vec<magi_tensor>,
 }
 
 const BYTES: usize = 1 << 16;
@@ -60,11 +60,11 @@ impl Call {
             (t.shape[i], t.stride[i]) = (n, step);
             step *= n;
         }
-        self.tensors.push(Box::new(t));
+        self.tensors.push(t);
     }
 
     fn at(&self, i: usize) -> *const magi_tensor {
-        &raw const *self.tensors[i]
+        &raw const self.tensors[i]
     }
 
     fn forward(&self) -> magi_forward_args {
@@ -161,7 +161,7 @@ fn only_the_fast_forward_takes_ranges_on_the_device() {
     };
     call.refused(&sdpa, none, "options.backend is sdpa");
     let lse = Call::new(&gpu, DType::F32);
-    let mut backward_lse = *lse.tensors[4];
+    let mut backward_lse = lse.tensors[4];
     backward_lse.ndim = 2;
     backward_lse.shape[1] = 1;
     let backward = magi_backward_args {

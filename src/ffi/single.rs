@@ -175,7 +175,8 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward(
 /// Makes what a call of magi_flex_flash_attn_forward with the same mask, options and kinds of arguments (shapes, dtypes,
 /// device, which of them are NULL) needs beside its tensors: plans the mask's tiles, uploads them, loads kernels and
 /// compiles those that are not compiled yet. Such calls then only enqueue, and may be captured into a CUDA graph. Without
-/// it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU.
+/// it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU. For ranges on a
+/// CUDA device it only loads kernels: it then holds for calls of any number of ranges.
 ///
 /// Tensors are checked, their memory is not touched. Errors: as magi_flex_flash_attn_forward, and COMPILE_FAILED. Any
 /// thread.

@@ -26,14 +26,20 @@ fn kernels(
     missing: impl FnOnce() -> Result<()>,
 ) -> Result<Arc<ForwardRanges>> {
     static LOADED: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
-    let mut loaded = LOADED.lock();
-    let here = |(ordinal, choice, _): &&Loaded| *ordinal == gpu.ordinal() && *choice == asked;
-    if let Some((_, _, kernels)) = loaded.iter().find(here) {
-        return Ok(kernels.clone());
+    let found = |loaded: &[Loaded]| {
+        let here = |(ordinal, choice, _): &&Loaded| *ordinal == gpu.ordinal() && *choice == asked;
+        loaded.iter().find(here).map(|(_, _, kernels)| kernels.clone())
+    };
+    if let Some(kernels) = found(&LOADED.lock()) {
+        return Ok(kernels);
     }
     missing()?;
+    // Without the lock: this may compile, and others are not to wait for it.
     let kernels = Arc::new(ForwardRanges::load(gpu, asked)?);
-    loaded.push((gpu.ordinal(), asked, kernels.clone()));
+    let mut loaded = LOADED.lock();
+    if found(&loaded).is_none() {
+        loaded.push((gpu.ordinal(), asked, kernels.clone()));
+    }
     Ok(kernels)
 }
 

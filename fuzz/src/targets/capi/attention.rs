@@ -304,7 +304,7 @@ pub fn explain_support(b: &mut Bytes) {
     };
     let (backend, flags) = (b.mostly(0) as i32, b.mostly(3) as u32);
     let (scale, softcap) = (b.mostly(0) as f64, b.mostly(0) as f64);
-    let room = b.below(4096) as usize;
+    let room = b.below(4096);
     let mut words = vec![0; room];
     let status = with_struct(
         b,
