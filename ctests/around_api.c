@@ -78,7 +78,8 @@ static void text(text_fn get, const void *handle, const char *part) {
     free(buffer);
 }
 
-static void roll(magi_key *key, int64_t total, int64_t shift) {
+// The first `valid` of `total` tokens; -1: all of them.
+static void roll(magi_key *key, int64_t total, int64_t shift, int64_t valid) {
     int64_t ids[16], labels[16], shape[] = {0};
     size_t count = 16;
     CHECK_OK(magi_key_position_ids(key, MAGI_SIDE_Q, ids, &count));
@@ -86,12 +87,16 @@ static void roll(magi_key *key, int64_t total, int64_t shift) {
     magi_tensor x, y;
     CHECK_OK(magi_tensor_init(ids, MAGI_DTYPE_I64, 1, shape, &x));
     CHECK_OK(magi_tensor_init(labels, MAGI_DTYPE_I64, 1, shape, &y));
-    CHECK_OK(magi_roll(key, MAGI_SIDE_Q, &x, shift, &y, NULL));
+    CHECK_OK(magi_roll(key, MAGI_SIDE_Q, &x, shift, valid, &y, NULL));
+    const int64_t n = valid < 0 ? total : valid;
     for (size_t i = 0; i < count; i++) {
-        CHECK_INT(labels[i], ((ids[i] - shift) % total + total) % total);
+        CHECK_INT(labels[i], ids[i] < n ? ((ids[i] - shift) % n + n) % n : ids[i]);
     }
-    CHECK_REFUSED(magi_roll(key, MAGI_SIDE_Q, &x, shift, &x, NULL), MAGI_STATUS_TENSOR_OVERLAP, "local_y");
-    CHECK_REFUSED(magi_roll(key, 2, &x, shift, &y, NULL), MAGI_STATUS_INVALID_ENUM, "side");
+    const magi_status bad = MAGI_STATUS_INVALID_ARGUMENT;
+    CHECK_REFUSED(magi_roll(key, MAGI_SIDE_Q, &x, shift, total + 1, &y, NULL), bad, "valid is 20");
+    CHECK_REFUSED(magi_roll(key, MAGI_SIDE_Q, &x, shift, -2, &y, NULL), bad, "valid is -2; it must be 0 to 19");
+    CHECK_REFUSED(magi_roll(key, MAGI_SIDE_Q, &x, shift, -1, &x, NULL), MAGI_STATUS_TENSOR_OVERLAP, "local_y");
+    CHECK_REFUSED(magi_roll(key, 2, &x, shift, -1, &y, NULL), MAGI_STATUS_INVALID_ENUM, "side");
 }
 
 static int32_t keys(magi_comm *comm, int32_t rank, void *userdata) {
@@ -122,8 +127,10 @@ static int32_t keys(magi_comm *comm, int32_t rank, void *userdata) {
     CHECK(a == b);
     CHECK_REFUSED(magi_key_create_for_new_mask(key, masks_of[2], NULL, NULL, &third), MAGI_STATUS_INVALID_ARGUMENT,
                   "total_q");
-    roll(key, 19, 1);
-    roll(second, 19, -40);
+    roll(key, 19, 1, -1);
+    roll(key, 19, -1, 13);
+    roll(key, 19, 5, 0);
+    roll(second, 19, -40, 19);
     text(key_draw, key, "on 3 ranks");
     text(key_explain, second, "placement: that of the key");
     magi_key_destroy(last);

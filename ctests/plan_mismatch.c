@@ -94,7 +94,7 @@ static void orders(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     if (gathers) {
         CHECK_REFUSED(magi_undispatch(a, MAGI_SIDE_Q, &tl, &tx, NULL), mismatch, "order of calls");
     } else {
-        CHECK_REFUSED(magi_roll(b, MAGI_SIDE_Q, &tl, 1, &ty, NULL), mismatch, "order of calls");
+        CHECK_REFUSED(magi_roll(b, MAGI_SIDE_Q, &tl, 1, -1, &ty, NULL), mismatch, "order of calls");
     }
     for (int i = 0; i < 40; i++) {
         CHECK_INT(x[i], 0x5a5a5a5a5a5a5a5a);

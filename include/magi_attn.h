@@ -2004,11 +2004,12 @@ magi_status magi_undispatch_sharded(const struct magi_key *key,
                                     magi_stream stream);
 
 /**
- * Shifts tokens along the global sequence, those at the end to the front: token `(i + shift) mod total` of the result is
- * token i of `local_x`, whichever ranks own them.
+ * Shifts tokens along the global sequence, those at the end to the front: token `(i + shift) mod valid` of the result is
+ * token i of `local_x`, whichever ranks own them. Tokens from `valid` on, padding that the caller put there, stay.
  *
  * `local_x`, `local_y`: `[local tokens of side, ..]`, same dtype and trailing shape, any strides. `shift` may be negative or
- * larger than the total. Errors: as magi_undispatch. Collective. Its gradient is magi_roll of the gradients by -shift.
+ * larger than the total. `valid`: 0 to the side's total, or -1 for all; equal on all ranks, as `shift`. Errors: as
+ * magi_undispatch, and INVALID_ARGUMENT. Collective. Its gradient is magi_roll of the gradients by -shift.
  *
  * # Safety
  * The tensors must be as magi_tensor says.
@@ -2017,6 +2018,7 @@ magi_status magi_roll(const struct magi_key *key,
                       int32_t side,
                       const struct magi_tensor *local_x,
                       int64_t shift,
+                      int64_t valid,
                       const struct magi_tensor *local_y,
                       magi_stream stream);
 

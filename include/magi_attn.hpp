@@ -470,8 +470,8 @@ inline void undispatch_sharded(const key &key, magi_side side, const magi_tensor
     check(magi_undispatch_sharded(key.get(), side, &local_x, &share, stream));
 }
 inline void roll(const key &key, magi_side side, const magi_tensor &local_x, std::int64_t shift,
-                 const magi_tensor &local_y, magi_stream stream = nullptr) {
-    check(magi_roll(key.get(), side, &local_x, shift, &local_y, stream));
+                 const magi_tensor &local_y, std::int64_t valid = -1, magi_stream stream = nullptr) {
+    check(magi_roll(key.get(), side, &local_x, shift, valid, &local_y, stream));
 }
 inline std::int64_t compute_pad_size(std::int64_t total, std::int64_t chunk_size, std::int32_t world_size) {
     return detail::out<std::int64_t>([&](auto *p) { return magi_compute_pad_size(total, chunk_size, world_size, p); });

@@ -16,10 +16,11 @@ DEV void set_up(const ForwardMaps &maps, Shared &s) {
         tma_prefetch(&maps.v[i]);
         mbar_init(AT(q_full) + 8 * i, 1);
         mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(k_full) + 8 * i, 1);
+        mbar_init(AT(full) + 8 * i, 2);
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(v_full) + 8 * i, 1);
         mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(brief_full) + 8 * i, 1);
+        mbar_init(AT(brief_empty) + 8 * i, 1);
     }
     for (int i = 0; i < DIRTY; i++) {
         mbar_init(AT(dirty_full) + 8 * i, 1);
@@ -48,9 +49,10 @@ DEV void wind_up(const magi_attn_forward_params &p) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     magi_attn_forward(const __grid_constant__ ForwardMaps maps, const __grid_constant__ magi_attn_forward_params p) {
     extern __shared__ __align__(1024) u8 raw[];
-    Shared &s = *reinterpret_cast<Shared *>(raw);
+    // A constant address costs less than that of `raw`.
+    Shared &s = *static_cast<Shared *>(__builtin_assume_aligned(__cvta_shared_to_generic(SMEM), alignof(Shared)));
     const int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0); // uniform, and known to be
-    if (p.pack * (BM / p.pack) != BM) { // rows of Q that no copy reaches
+    if (p.pack * (BM / p.pack) != BM) {                            // rows of Q that no copy reaches
         for (u32 i = threadIdx.x * 16; i < Q_STAGES * Q_BYTES; i += THREADS * 16) {
             st_shared_v4(AT(q) + i, 0, 0, 0, 0);
         }
@@ -69,6 +71,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             Producer{maps, p, s}.run();
         } else if (threadIdx.x / 32 == 1) {
             clean(s, threadIdx.x & 31);
+        } else if (threadIdx.x == 64) {
+            Scheduler{maps, p, s}.run();
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();

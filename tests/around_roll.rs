@@ -40,7 +40,8 @@ fn value(token: i64, column: i64) -> f64 {
 }
 
 /// Rolls `[tokens, 3]` on one rank and checks every row by its global position.
-fn check(key: &Key, side: Side, shift: i64, dtype: DType, layout: Layout) -> Result<()> {
+/// The first `valid` tokens roll; -1: all.
+fn check(key: &Key, side: Side, (shift, valid): (i64, i64), dtype: DType, layout: Layout) -> Result<()> {
     let ids: Vec<i64> = key.position_ids(side)?.collect();
     let total = key.placement(side).total();
     let rows = |of: &dyn Fn(i64) -> i64| -> Vec<f64> {
@@ -52,8 +53,10 @@ fn check(key: &Key, side: Side, shift: i64, dtype: DType, layout: Layout) -> Res
     let shape = [ids.len() as i64, 3];
     let mut x = Buffer::new(&rows(&|t| t), &shape, dtype, layout);
     let mut y = Buffer::poisoned(&shape, dtype, layout);
-    roll(key, side, x.tensor(), shift, y.tensor(), Stream::NULL)?;
-    let want = rows(&|t| (i128::from(t) - i128::from(shift)).rem_euclid(i128::from(total)) as i64);
+    roll(key, side, x.tensor(), shift, valid, y.tensor(), Stream::NULL)?;
+    let valid = if valid < 0 { total } else { valid };
+    let rolled = |t: i64| (i128::from(t) - i128::from(shift)).rem_euclid(i128::from(valid)) as i64;
+    let want = rows(&|t| if t < valid { rolled(t) } else { t });
     assert_eq!(
         y.values(),
         want,
@@ -63,7 +66,7 @@ fn check(key: &Key, side: Side, shift: i64, dtype: DType, layout: Layout) -> Res
     // The gradient goes back where it came from.
     let mut back = Buffer::poisoned(&shape, dtype, layout);
     if let Some(inverse) = shift.checked_neg() {
-        roll(key, side, y.tensor(), inverse, back.tensor(), Stream::NULL)?;
+        roll(key, side, y.tensor(), inverse, valid, back.tensor(), Stream::NULL)?;
         assert_eq!(back.values(), x.values());
     }
     Ok(())
@@ -79,9 +82,15 @@ fn every_token_moves_to_its_place() {
                 local::run(world, |_, comm| {
                     let key = key(&Context::new(comm), &mask, chunk, kind)?;
                     for shift in [0, 1, -1, 5, total, total / 2, -3 * total - 2, i64::MAX, i64::MIN] {
-                        check(&key, Side::Q, shift, DType::F32, Layout::Dense)?;
+                        check(&key, Side::Q, (shift, -1), DType::F32, Layout::Dense)?;
                     }
-                    check(&key, Side::K, 2, DType::F16, Layout::Padded)
+                    // Padding at the end stays where it is.
+                    for valid in [0, total.min(1), total / 2, total - total / 7, total] {
+                        for shift in [1, -1, 3 * total + 5] {
+                            check(&key, Side::Q, (shift, valid), DType::F32, Layout::Dense)?;
+                        }
+                    }
+                    check(&key, Side::K, (2, -1), DType::F16, Layout::Padded)
                 })
                 .unwrap();
             }
@@ -94,8 +103,8 @@ fn sides_of_different_length_roll_by_themselves() {
     let mask = Arc::new(Mask::from_sliding_window(29, 50, (-1, 0), 0).unwrap());
     local::run(3, |_, comm| {
         let key = key(&Context::new(comm), &mask, 2, PlacementKind::Balanced)?;
-        check(&key, Side::Q, 7, DType::F64, Layout::Dense)?;
-        check(&key, Side::K, 7, DType::Bf16, Layout::Dense)
+        check(&key, Side::Q, (7, -1), DType::F64, Layout::Dense)?;
+        check(&key, Side::K, (7, 45), DType::Bf16, Layout::Dense)
     })
     .unwrap();
 }
@@ -112,7 +121,15 @@ fn labels_roll_in_their_own_dtype() {
             // SAFETY: the vector outlives the call below, and nothing else touches it meanwhile.
             unsafe { Tensor::dense(data.as_mut_ptr().cast(), DType::I64, Device::Cpu, &shape) }
         };
-        roll(&key, Side::Q, tensor(&mut x), -1, tensor(&mut y), Stream::NULL)?;
+        roll(
+            &key,
+            Side::Q,
+            tensor(&mut x),
+            -1,
+            -1,
+            tensor(&mut y),
+            Stream::NULL,
+        )?;
         let next: Vec<i64> = ids.iter().map(|t| (t + 1) % 23).collect();
         assert_eq!(y, next);
         Ok(())
@@ -137,13 +154,13 @@ fn wrong_tensors_are_named_before_anything_moves() {
             (vec![8, 3], DType::F16, Status::DtypeMismatch, "local_y has dtype"),
         ] {
             let mut y = Buffer::poisoned(&shape, dtype, Layout::Dense);
-            let e = roll(&key, Side::Q, x.tensor(), 1, y.tensor(), Stream::NULL).unwrap_err();
+            let e = roll(&key, Side::Q, x.tensor(), 1, -1, y.tensor(), Stream::NULL).unwrap_err();
             assert_eq!(e.status, status);
             assert!(e.message.starts_with(words), "{}", e.message);
         }
-        let e = roll(&key, Side::Q, x.tensor(), 1, x.tensor(), Stream::NULL).unwrap_err();
+        let e = roll(&key, Side::Q, x.tensor(), 1, -1, x.tensor(), Stream::NULL).unwrap_err();
         assert_eq!(e.status, Status::TensorOverlap);
-        check(&key, Side::Q, 3, DType::F32, Layout::Dense)
+        check(&key, Side::Q, (3, -1), DType::F32, Layout::Dense)
     })
     .unwrap();
 }

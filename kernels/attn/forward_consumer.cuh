@@ -7,13 +7,15 @@
 
 // Exponentials of a row are taken relative to a reference (base 2): the row's maximum in the first block where it
 // sees a key. The steady step computes no maximum and rescales nothing; it only looks whether a thread's sum passed
-// LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16: 2^15);
-// accuracy wants less: a key that outweighs all others must have a P of exactly 1, or its rounding shows in the output.
-// Below LIMIT the others weigh enough for the output to be rounded anyway.
+// LIMIT. Then, and in blocks marked EXACT, the block is done with the exact maximum. Range would allow 2^40 (f16:
+// 2^15); accuracy wants less: P of a key that outweighs all others is rounded unless it is a power of two, by up to
+// half a unit of the dtype. An output in that dtype is rounded as much anyway, so there the limit only keeps rare rows
+// exact that would carry both errors. An f32 output shows it: below its limit the others must weigh enough to be
+// rounded too.
 #ifdef DTYPE_F16
 constexpr float LIMIT = 512.0f;
 #else
-constexpr float LIMIT = 128.0f;
+constexpr float LIMIT = GENERAL ? 128.0f : 1024.0f;
 #endif
 
 // The reference of a row that saw nothing yet: its exponentials are 0 whatever the scores. No score comes near it.
@@ -22,20 +24,26 @@ constexpr float UNSEEN = 3e38f;
 struct Consumer {
     float o[DV / 2];
     float ref[2], l[2]; // of row h: the reference; this thread's share of the sum
+    // What the step leaves for O: of a finished tile, its references and shares; else what a new reference makes of O.
+    float left[2], left_l[2];
 #if MAX_LOGITS
-    float most[2];
+    float most[2], left_most[2];
 #endif
     u32 p[2][BN / 16][4]; // P of this block and of the one before
-    int q_stage;
-    u32 q_phase, phase; // phase: of the K and V barriers; flips every two steps
-    int flags, before;  // of this block, if known; of the one before
+    u32 tiles;            // tiles whose last block went by: stage and phase of Q
+    u32 phase;            // of the barriers of K and V; flips every two steps
+    int flags, before;    // of this block, if known; of the one before, with EVEN after the first of the two steps
     bool known;
-    int tile; // index of the place of the tile before, or in progress
+
+    MEMBER u32 q_stage() const { return Q_STAGES == 2 ? tiles & 1 : 0; }
+    MEMBER u32 q_phase() const { return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1; }
+    // Of the finished tile, after a step that began another one: its block may be that tile's last, too.
+    MEMBER u32 place() const { return tiles - 1 - (before & LAST ? 1 : 0) & (PLACES - 1); }
 };
 
 // S = Q K^T of this block beside O += P V of the one before.
 template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
-    const u64 q = smem_desc(AT(q) + c.q_stage * Q_BYTES + group * 64 * 128, 16, 1024);
+    const u64 q = smem_desc(AT(q) + c.q_stage() * Q_BYTES + group * 64 * 128, 16, 1024);
     const u64 k = smem_desc(AT(k) + I * K_BYTES, 16, 1024), v = smem_desc(AT(v) + I * V_BYTES, BN * 128, 1024);
     pin(x);
     pin(c.o);
@@ -52,18 +60,30 @@ template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
     wgmma_commit();
 }
 
-// One block of the stream; true at its end.
+// Sets aside what belongs to the finished tile.
+DEV void leave_tile(Consumer &c) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        c.left[h] = c.ref[h], c.left_l[h] = c.l[h];
+        c.l[h] = 0;
+#if MAX_LOGITS
+        c.left_most[h] = c.most[h];
+        c.most[h] = NEG_INFINITY;
+#endif
+    }
+}
+
+// One block of the stream. True when O needs more: it belongs to a finished tile, or its references have changed.
 template <int I>
 DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int group, int lane, int row) {
     if (!c.known) {
-        mbar_wait(AT(k_full) + 8 * I, c.phase);
+        mbar_wait(AT(full) + 8 * I, c.phase);
         c.flags = __shfl_sync(~0u, s.block[I].flags, 0);
     }
     const int flags = c.flags;
     if (flags & FIRST) {
-        mbar_wait(AT(q_full) + 8 * c.q_stage, c.q_phase);
+        mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
     }
-    mbar_wait(AT(v_full) + 8 * I, c.phase);
     float x[BN / 2];
     products<I>(c, x, group);
     const u32 next_phase = c.phase ^ I;
@@ -83,39 +103,45 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     __syncwarp();
     mbar_arrive_if(AT(k_empty) + 8 * I, lane == 0);
     if (flags & LAST) {
-        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage, lane == 0);
-        if (Q_STAGES == 1) {
-            c.q_phase ^= 1;
-        } else {
-            c.q_phase ^= c.q_stage;
-            c.q_stage ^= 1;
-        }
+        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage(), lane == 0);
+        c.tiles++;
     }
 
-    float sum[2], ref[2] = {c.ref[0], c.ref[1]}, l[2] = {c.l[0], c.l[1]}, scale[2] = {1, 1};
+    // One instance of the exponentials serves both ways: what runs seldom must not push the step out of the
+    // instruction cache.
+    float sum[2] = {0, 0};
     bool exact = flags & (FIRST | STOP | EXACT);
 #if MAX_LOGITS
     const float most[2] = {thread_max(x, 0), thread_max(x, 1)};
 #endif
-    if (!exact) {
-        exponentials(x, c.p[I], p.scale_log2, ref, sum);
-        exact = __any_sync(~0u, !(sum[0] + sum[1] < LIMIT));
+    for (;;) {
+        if (exact) {
+            if (flags & (FIRST | STOP)) {
+                leave_tile(c);
+            }
+            if (flags & STOP) {
+                break;
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float old = flags & FIRST || c.ref[h] == UNSEEN ? NEG_INFINITY : c.ref[h];
+                const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
+                if (!(flags & FIRST)) {
+                    c.left[h] = exp2_approx(old - (m == NEG_INFINITY ? 0.0f : m));
+                    c.l[h] *= c.left[h];
+                }
+                c.ref[h] = m == NEG_INFINITY ? UNSEEN : m;
+            }
+        }
+        exponentials(x, c.p[I], p.scale_log2, c.ref, sum);
+        if (exact || !__any_sync(~0u, !(sum[0] + sum[1] < LIMIT))) {
+            break;
+        }
+        exact = true;
     }
-    c.known = mbar_test(AT(k_full) + 8 * (I ^ 1), next_phase);
+    c.known = mbar_test(AT(full) + 8 * (I ^ 1), next_phase);
     if (c.known) {
         c.flags = __shfl_sync(~0u, s.block[I ^ 1].flags, 0);
-    }
-    if (exact) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const float old = flags & FIRST || ref[h] == UNSEEN ? NEG_INFINITY : ref[h];
-            const float m = fmaxf(old, quad_max(thread_max(x, h)) * p.scale_log2);
-            const float finite = m == NEG_INFINITY ? 0.0f : m;
-            scale[h] = exp2_approx(old - finite);
-            l[h] = flags & FIRST ? 0.0f : l[h] * scale[h];
-            ref[h] = m == NEG_INFINITY ? UNSEEN : m;
-        }
-        exponentials(x, c.p[I], p.scale_log2, ref, sum);
     }
 
     pin(x);
@@ -123,43 +149,58 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     pin(c.o);
     __syncwarp();
     mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
-    if (flags & (FIRST | STOP)) {
-        store_tile<OUT_COLUMNS>(c.o, c.ref, c.l, p, s.place[c.tile], row, lane);
-#if MAX_LOGITS
-        store_maxima(c.most, p, s.place[c.tile], row, lane);
-        c.most[0] = c.most[1] = NEG_INFINITY;
-#endif
-        if (flags & STOP) {
-            return true;
-        }
-        c.tile = (c.tile + 1) & (PLACES - 1);
-    } else if (exact) {
-#pragma unroll
-        for (int i = 0; i < DV / 2; i++) {
-            c.o[i] *= scale[i / 2 % 2];
-        }
-    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        c.ref[h] = ref[h];
-        c.l[h] = l[h] + sum[h];
+        c.l[h] += sum[h];
 #if MAX_LOGITS
         c.most[h] = fmaxf(c.most[h], most[h]);
 #endif
     }
-    c.before = flags;
+    c.before = flags | (I == 0 ? EVEN : 0);
     c.phase = next_phase;
+    return exact;
+}
+
+// What a step leaves to be done with O; true at the end of the stream.
+DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int lane, int row) {
+    if (c.before & (FIRST | STOP)) {
+        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, p, s.place[c.place()], row, lane);
+#if MAX_LOGITS
+        store_maxima(c.left_most, p, s.place[c.place()], row, lane);
+#endif
+        return c.before & STOP;
+    }
+#pragma unroll
+    for (int i = 0; i < DV / 2; i++) {
+        c.o[i] *= c.left[i / 2 % 2];
+    }
     return false;
 }
 
 DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, int tid) {
     const int lane = tid & 31, row = 64 * group + 16 * (tid / 32) + lane / 4;
     Consumer c{};
-    c.before = FIRST;
-    c.tile = PLACES - 1; // has no rows: the tile before the first stores nothing
+    c.before = FIRST; // the place before the first has no rows: nothing is stored for it
 #if MAX_LOGITS
     c.most[0] = c.most[1] = NEG_INFINITY;
 #endif
-    while (!step<0>(c, p, s, group, lane, row) && !step<1>(c, p, s, group, lane, row)) {
+    // The two steps follow each other directly; only now and then the way leads through the one instance of what is
+    // between steps, and back to the step that is next.
+    for (;;) {
+        for (;;) {
+            if (step<0>(c, p, s, group, lane, row)) {
+                break;
+            }
+        second:
+            if (step<1>(c, p, s, group, lane, row)) {
+                break;
+            }
+        }
+        if (between_steps(c, p, s, lane, row)) {
+            return;
+        }
+        if (c.before & EVEN) {
+            goto second;
+        }
     }
 }

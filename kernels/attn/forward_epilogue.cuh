@@ -57,23 +57,23 @@ DEV void quad_turn(u32 (&w)[4], int lane) {
 DEV void store_piece(u16 *out, const u32 (&w)[4], int most) {
     if (most >= 8) {
         st_global_v4(out, w[0], w[1], w[2], w[3]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (i < most) {
-                out[i] = (u16)(w[i / 2] >> 16 * (i % 2));
-            }
-        }
+        return;
+    }
+    u64 lo = (u64)w[1] << 32 | w[0], hi = (u64)w[3] << 32 | w[2];
+#pragma unroll 1
+    for (int i = 0; i < most; i++) { // seldom: kept short rather than fast
+        out[i] = (u16)lo;
+        lo = lo >> 16 | hi << 48, hi >>= 16;
     }
 }
 
-DEV i64 out_offset(const magi_attn_forward_params &p, TilePlace t, int r, int token) {
+DEV i64 out_offset(const magi_attn_forward_params &p, const TilePlace &t, int r, int token) {
     return (i64)(t.row0 + token) * p.out_token + (i64)head_of(r, token, t.unit, p) * p.out_head;
 }
 
 // Columns c to c + CHUNK of the thread's rows in the input dtype, turned in registers.
 constexpr int CHUNK = 32;
-DEV void store_chunk_16_bit(const float (&x)[CHUNK / 2], const magi_attn_forward_params &p, TilePlace t, int c,
+DEV void store_chunk_16_bit(const float (&x)[CHUNK / 2], const magi_attn_forward_params &p, const TilePlace &t, int c,
                             int row, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -111,7 +111,7 @@ DEV void turn_columns(const float (&o)[DV / 2], const float (&factor)[2], int c,
 }
 
 template <int COLUMNS>
-DEV void store_columns(const magi_attn_forward_params &p, TilePlace t, int c, int row, int lane) {
+DEV void store_columns(const magi_attn_forward_params &p, const TilePlace &t, int c, int row, int lane) {
     constexpr int PIECES = COLUMNS / 8, ROWS = 32 / PIECES; // of a row; rows a warp reads at once
     const int top = row & ~15, piece = lane % PIECES, first = lane / PIECES, most = p.head_dim_v - c - piece * 8;
     const u32 buffer = AT(o) + top * COLUMNS * 2;
@@ -133,14 +133,14 @@ DEV void store_columns(const magi_attn_forward_params &p, TilePlace t, int c, in
 struct PiecePlace {
     float *out, *log2_sum;
 };
-DEV PiecePlace piece_place(const magi_attn_forward_params &p, TilePlace t, int piece, int row, int lane) {
+DEV PiecePlace piece_place(const magi_attn_forward_params &p, const TilePlace &t, int piece, int row, int lane) {
     const i64 tile = (i64)(t.slot + piece) * p.units + t.unit;
     return {p.piece_out + (tile * CONSUMER_WARPS + row / 16) * (16 * DV) + 4 * lane, p.piece_lse + tile * BM + row};
 }
 
 // Leaves a piece of a tile, divided by its sums, in the workspace. True for the last of the tile's pieces to come.
 DEV bool leave_piece(const float (&o)[DV / 2], const float (&factor)[2], const float (&log2_sum)[2],
-                     const magi_attn_forward_params &p, TilePlace t, int row, int lane) {
+                     const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
     const PiecePlace to = piece_place(p, t, t.pieces & 0xFFFF, row, lane);
 #pragma unroll
     for (int i = 0; i < DV / 8; i++) {
@@ -167,7 +167,7 @@ DEV bool leave_piece(const float (&o)[DV / 2], const float (&factor)[2], const f
 }
 
 // log2 of the sum of all pieces' sums, in their order.
-DEV void join_sums(float (&log2_sum)[2], const magi_attn_forward_params &p, TilePlace t, int row, int lane) {
+DEV void join_sums(float (&log2_sum)[2], const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
     log2_sum[0] = log2_sum[1] = NEG_INFINITY;
     for (int i = 0; i < t.pieces >> 16; i++) {
         const float *const l = piece_place(p, t, i, row, lane).log2_sum;
@@ -178,7 +178,7 @@ DEV void join_sums(float (&log2_sum)[2], const magi_attn_forward_params &p, Tile
 
 // Columns c to c + CHUNK of the output: those of all pieces, in their order, weighed by their sums.
 DEV void join_chunk(float (&x)[CHUNK / 2], const float (&log2_sum)[2], const magi_attn_forward_params &p,
-                    TilePlace t, int c, int row, int lane) {
+                    const TilePlace &t, int c, int row, int lane) {
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) {
         x[i] = 0;
@@ -204,7 +204,7 @@ DEV void join_chunk(float (&x)[CHUNK / 2], const float (&log2_sum)[2], const mag
 
 // Columns c to c + CHUNK in f32; `theirs`: the weight of the earlier result, 0 without one.
 DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const float (&theirs)[2], const magi_attn_forward_params &p,
-                         TilePlace t, int c, int row, int lane) {
+                         const TilePlace &t, int c, int row, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int r = row + 8 * h, token = token_of(r, p), column = c + 2 * (lane & 3);
@@ -229,7 +229,7 @@ DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const float (&theirs)[2], 
 }
 
 DEV void store_chunk(float (&x)[CHUNK / 2], const float (&factor)[2], const float (&theirs)[2],
-                     const magi_attn_forward_params &p, TilePlace t, int c, int row, int lane) {
+                     const magi_attn_forward_params &p, const TilePlace &t, int c, int row, int lane) {
 #pragma unroll
     for (int i = 0; i < CHUNK / 2; i++) {
         x[i] = times(x[i], factor[i / 2 % 2]);
@@ -243,7 +243,7 @@ DEV void store_chunk(float (&x)[CHUNK / 2], const float (&factor)[2], const floa
 // Joins the row sums with the sinks and the earlier result and stores them. factor becomes what O is to be multiplied
 // with, theirs the weight of the earlier output.
 DEV void store_sums(float (&factor)[2], float (&theirs)[2], const float (&log2_sum)[2],
-                    const magi_attn_forward_params &p, TilePlace t, int row, int lane) {
+                    const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int r = row + 8 * h, token = token_of(r, p), head = head_of(r, token, t.unit, p);
@@ -284,7 +284,7 @@ DEV float from_ordered_bits(u32 x) {
 }
 
 // Raises the maxima of the tile's heads in the workspace.
-DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p, TilePlace t, int row,
+DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p, const TilePlace &t, int row,
                       int lane) {
     asm volatile("" : "+r"(row), "+r"(lane)::"memory"); // as in store_tile
     if (p.pack == 1) {
@@ -312,9 +312,14 @@ DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p,
 // Finishes a tile: o and l (shares of the row sums) relative to 2^ref.
 template <int COLUMNS>
 DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[2], const magi_attn_forward_params &p,
-                    TilePlace t, int row, int lane) {
+                    const TilePlace &place, int row, int lane) {
     // Nothing of this may be computed ahead of the stream's loop: it would hold registers there.
     asm volatile("" : "+r"(row), "+r"(lane)::"memory");
+#if GENERAL
+    const TilePlace &t = place; // read again where needed: registers are short
+#else
+    const TilePlace t = place;
+#endif
     float factor[2], log2_sum[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -346,6 +351,7 @@ DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[
         for (int i = 0; i < CHUNK / 2; i++) {
             x[i] = o[c / 2 + i];
         }
+        asm volatile("" : "+r"(row), "+r"(lane)::"memory"); // addresses of one chunk at a time
         store_chunk(x, factor, theirs, p, t, c, row, lane);
     }
 #else

@@ -20,19 +20,22 @@
 #define GENERAL 0
 #endif
 
-// Rows of a tile, 64 for each consumer warpgroup, and keys of a step.
+// Rows of a tile, 64 for each consumer warpgroup, and keys of a step. Exponentials bound small heads: a third warpgroup
+// fills the pauses of the others, where its registers suffice.
+#define SMALL_HEADS (HEAD_DIM <= 64 && HEAD_DIM_V <= 64 && !GENERAL)
 #ifndef BLOCK_Q
-#define BLOCK_Q 128
+#define BLOCK_Q (SMALL_HEADS ? 192 : 128)
 #endif
 #ifndef BLOCK_K
-#define BLOCK_K (HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : 64)
+#define BLOCK_K (SMALL_HEADS ? 96 : HEAD_DIM_V <= 128 ? 128 : HEAD_DIM_V <= 192 ? 96 : GENERAL ? 48 : 64)
 #endif
 
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
 
-// K and V have two stages, so that a step knows its own when it is compiled.
+// K and V have two stages, so that a step knows its own when it is compiled. A step takes K of its block and V of the
+// one before, which share a barrier.
 constexpr int STAGES = 2;
 constexpr u32 Q_BYTES = D_CHUNKS * BM * 128, K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128;
 constexpr u32 SHARED_MOST = 232448;
@@ -51,13 +54,18 @@ DEV constexpr int outColumns(int q_stages) {
 constexpr int Q_STAGES = outColumns(2) > 0 ? 2 : 1;
 constexpr int OUT_COLUMNS = outColumns(Q_STAGES);
 
-// Registers of a producer thread and of a consumer thread. Fewer than 40 make the producer spill.
-constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : 56, CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : 224;
+// Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
+// waits for its share for ever. Few of them slow the producer down.
+constexpr bool MANY = DV > 128 || GENERAL; // registers of a consumer
+constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : MANY ? 40 : 56;
+constexpr int CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : MANY ? 232 : 224;
+static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
+              "more registers than a block has");
 
 // Of a block: where it stands in its tile, and what it needs. EXACT: a row may see its first key here.
-enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32 };
+enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32, EVEN = 64 };
 
-// What consumers know of a block of keys. Rows count from the tile's first, columns and band from the block's first key.
+// What consumers know of a block of keys. Rows count from the tile's first, columns and band from its own first key.
 struct alignas(16) Block {
     int flags, key;
     int left, right, lo, hi;
@@ -69,9 +77,19 @@ struct alignas(16) TilePlace {
     int row0, unit, rows, slot, pieces;
 };
 
-// A warp asks for the place of a tile while the first block of the next one is at hand; the producer may then describe
-// two blocks more, which may be two tiles.
-constexpr int PLACES = 4;
+// A warp asks for the place of a tile while the first block of the next one is at hand. The producer may then be two
+// blocks further, which may be two tiles, and the scheduling warp one tile more.
+constexpr int PLACES = 8;
+
+// An item of a tile, as the scheduling warp lays it out for the producer: sides of the band for the tile's first row,
+// `full_last` the last key at which a block may begin that needs no limits, `exact` the first key at which a block
+// begins in which no row can see its first key.
+struct alignas(16) Brief {
+    int flags; // FIRST and LAST of its tile; what blocks that are not full need; STOP: there is no more work
+    int kv_head, source;
+    int start, run1, full0, full_last, exact;
+    int run0, lo, hi, row0, row1, limits;
+};
 
 // Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
 constexpr int DIRTY = 4;
@@ -81,8 +99,10 @@ struct alignas(1024) Shared {
     u8 o[CONSUMER_WARPS][16 * OUT_COLUMNS * 2 + (OUT_COLUMNS == 0)];
     Block block[STAGES];
     TilePlace place[PLACES];
+    Brief brief[2];
     int dirty[DIRTY][2]; // {stage of V, first row that nothing sees}; stage -1: no more
-    u64 q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], dirty_full[DIRTY];
+    u64 q_full[2], q_empty[2], full[STAGES], k_empty[STAGES], v_empty[STAGES], dirty_full[DIRTY];
+    u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 

@@ -25,11 +25,6 @@ DEV void st_global_v4(void *p, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Brings 16 bytes close; nobody waits for them.
-DEV void touch(const void *p) {
-    asm volatile("{ .reg .b32 a, b, c, d; ld.global.v4.b32 {a, b, c, d}, [%0]; }" ::"l"(p) : "memory");
-}
-
 // Volatile, so that many of them in a row do not all wait for registers at once.
 DEV float4 ld_global_f32x4(const float *p) {
     float4 x;
@@ -67,7 +62,7 @@ DEV void ld_shared_v4(u32 (&w)[4], u32 a) {
 
 // Four 8 x 8 matrices of 16-bit elements, a row from each lane's address.
 DEV void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1),
-                 "r"(r2), "r"(r3)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1), "r"(r2),
+                 "r"(r3)
                  : "memory");
 }

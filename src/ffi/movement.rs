@@ -149,11 +149,12 @@ pub unsafe extern "C" fn magi_undispatch_sharded(
     })
 }
 
-/// Shifts tokens along the global sequence, those at the end to the front: token `(i + shift) mod total` of the result is
-/// token i of `local_x`, whichever ranks own them.
+/// Shifts tokens along the global sequence, those at the end to the front: token `(i + shift) mod valid` of the result is
+/// token i of `local_x`, whichever ranks own them. Tokens from `valid` on, padding that the caller put there, stay.
 ///
 /// `local_x`, `local_y`: `[local tokens of side, ..]`, same dtype and trailing shape, any strides. `shift` may be negative or
-/// larger than the total. Errors: as magi_undispatch. Collective. Its gradient is magi_roll of the gradients by -shift.
+/// larger than the total. `valid`: 0 to the side's total, or -1 for all; equal on all ranks, as `shift`. Errors: as
+/// magi_undispatch, and INVALID_ARGUMENT. Collective. Its gradient is magi_roll of the gradients by -shift.
 ///
 /// # Safety
 /// The tensors must be as magi_tensor says.
@@ -163,13 +164,22 @@ pub unsafe extern "C" fn magi_roll(
     side: i32,
     local_x: *const magi_tensor,
     shift: i64,
+    valid: i64,
     local_y: *const magi_tensor,
     stream: magi_stream,
 ) -> Status {
     with_key("magi_roll", key, |k| {
         // SAFETY: the caller's promise.
         let (local_x, local_y) = unsafe { (tensor("local_x", local_x)?, tensor("local_y", local_y)?) };
-        roll::roll(k, side_of(side)?, local_x, shift, local_y, stream_of(stream))
+        roll::roll(
+            k,
+            side_of(side)?,
+            local_x,
+            shift,
+            valid,
+            local_y,
+            stream_of(stream),
+        )
     })
 }
 

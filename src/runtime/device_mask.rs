@@ -126,9 +126,10 @@ fn make_forward(
 ) -> Result<ForwardTiles> {
     let (slices, rows) = stage(mask);
     let mut kernel = ForwardKernel::load(gpu, asked)?;
-    let pack = forward::pack(shape, mask.total_q(), i64::from(kernel.block_q));
     let processors = i64::from(gpu.properties().multiprocessors);
     loop {
+        // The general form may have other tiles.
+        let pack = forward::pack(shape, mask.total_q(), i64::from(kernel.block_q));
         let tile = TileShape::new(kernel.block_q / pack as i32, kernel.block_k);
         let list = query_tiles(&slices, &rows, &tile)?;
         let limit = forward::may_cut(&kernel, mask.total_k())

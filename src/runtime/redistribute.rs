@@ -71,15 +71,16 @@ impl Redistribution {
     }
 }
 
-/// Where the new rows of one rank come from when all `total` rows move `shift` places along and around the end:
-/// (old global rows, first new local row), by ascending new row.
-fn origins(new: &Ranges, total: i64, shift: i64) -> Vec<(Range, i64)> {
+/// Where the new rows of one rank come from when the first `valid` rows move `shift` places along and around their end, and
+/// those behind stay: (old global rows, first new local row), by ascending new row.
+fn origins(new: &Ranges, valid: i64, shift: i64) -> Vec<(Range, i64)> {
     let mut out = Vec::new();
     for (run, row) in new.iter().zip(offsets(new)) {
-        // Rows before `shift` come from the end of the sequence.
+        // Rows before `shift` come from the end of the valid ones.
         let wrapped = run.intersect(&Range::new(0, shift));
-        let straight = run.intersect(&Range::new(shift, total));
-        for (part, by) in [(wrapped, total - shift), (straight, -shift)] {
+        let straight = run.intersect(&Range::new(shift, valid));
+        let behind = run.intersect(&Range::new(valid, run.end.max(valid)));
+        for (part, by) in [(wrapped, valid - shift), (straight, -shift), (behind, 0)] {
             if !part.is_empty() {
                 out.push((part.shift(by), row + part.start - run.start));
             }
@@ -105,10 +106,10 @@ fn taken(old: &Ranges, from: &[i64], wanted: &[(Range, i64)]) -> Vec<(Range, Ran
 }
 
 impl Redistribution {
-    /// What `rank` does so that row `(i + shift) % total` becomes what row `i` was, every rank holding the same rows
-    /// before and after. `shift` is 0 to total - 1. Sends are sorted by (peer, new row of the peer).
-    pub fn rolled(rank: usize, layout: &Ownership, total: i64, shift: i64) -> Redistribution {
-        let mine = origins(&layout[rank], total, shift);
+    /// What `rank` does so that, of the first `valid` rows, row `(i + shift) % valid` becomes what row `i` was, every rank
+    /// holding the same rows before and after. `shift` is 0 to valid - 1. Sends are sorted by (peer, new row of the peer).
+    pub fn rolled(rank: usize, layout: &Ownership, valid: i64, shift: i64) -> Redistribution {
+        let mine = origins(&layout[rank], valid, shift);
         let from = offsets(&layout[rank]);
         let mut plan = Redistribution {
             sends: Vec::new(),
@@ -120,7 +121,7 @@ impl Redistribution {
                 peer: peer as u32,
                 rows,
             };
-            let out = taken(&layout[rank], &from, &origins(theirs, total, shift));
+            let out = taken(&layout[rank], &from, &origins(theirs, valid, shift));
             plan.sends.extend(out.into_iter().map(|(old, _)| piece(old)));
             let come = taken(theirs, &offsets(theirs), &mine);
             plan.recvs.extend(come.into_iter().map(|(_, new)| piece(new)));

@@ -5,22 +5,33 @@ use super::{check, key::Key, movement};
 use crate::device::Stream;
 use crate::types::{Error, Result, Side, Tensor};
 
-/// Moves every token `shift` places along, those at the end to the front: `y[(i + shift) mod total] = x[i]` in global
-/// positions. `local_x` and `local_y`: `[local tokens of side, ..]`, same dtype and trailing shape. `shift` may be
-/// anything, also negative. Collective. The gradient is the roll of the gradients by `-shift`.
+/// Moves the first `valid` tokens `shift` places along, those at their end to the front: `y[(i + shift) mod valid] = x[i]`
+/// in global positions. Tokens behind them, a caller's padding, stay. `local_x` and `local_y`: `[local tokens of side, ..]`,
+/// same dtype and trailing shape. `shift` may be anything, also negative; `valid` is 0 to the side's total, or -1 for all.
+/// Collective. The gradient is the roll of the gradients by `-shift`.
 pub fn roll(
     key: &Key,
     side: Side,
     local_x: Tensor,
     shift: i64,
+    valid: i64,
     local_y: Tensor,
     stream: Stream,
 ) -> Result<()> {
     check::rolled(key, side, &local_x, &local_y, stream)?;
-    let session = key.collective(stream)?;
     let total = key.placement(side).total();
-    let shift = if total == 0 { 0 } else { shift.rem_euclid(total) };
-    let plan = Redistribution::rolled(key.context().rank(), &movement::layout(key, side), total, shift);
+    let valid = match valid {
+        -1 => total,
+        n if (0..=total).contains(&n) => n,
+        n => {
+            return Err(Error::argument(format!(
+                "valid is {n}; it must be 0 to {total}, the tokens of this side, or -1 for all of them"
+            )));
+        }
+    };
+    let session = key.collective(stream)?;
+    let shift = if valid == 0 { 0 } else { shift.rem_euclid(valid) };
+    let plan = Redistribution::rolled(key.context().rank(), &movement::layout(key, side), valid, shift);
     movement::carry_out(&session, &plan, &local_x, &local_y, stream)
 }
 
