@@ -103,6 +103,7 @@ class FlexOptions(Sized):
         ("deterministic", C.c_int32),
         ("sm_margin", C.c_int32),
         ("accumulate", C.c_int32),
+        ("max_items", C.c_int64),
     ]
 
 

@@ -57,6 +57,9 @@ void spans() {
 
 void masks() {
     CHECK_INT(magi::compute_pad_size(19, 4, 3), 5);
+    const magi_attn_shape asked = magi::attn_shape(2, 1, 16, MAGI_DTYPE_F32);
+    const std::string support = magi::explain_support(MAGI_DEVICE_TYPE_CPU, 0, asked, MAGI_WITH_BACKWARD);
+    CHECK_HAS(support.c_str(), "forward: the CPU");
     CHECK_INT(magi::mask::from_dense({0xf1, 0xf3, 0xf7}, 1, 3, 4).area(), 6);
     throws(MAGI_STATUS_INVALID_ARGUMENT, "too few", [] { magi::mask::from_dense({1, 2}, 1, 3, 4); });
     CHECK_INT(magi::mask::from_prefix_tree({-1, 0, 0}, {4, 2, 3}).area(), 10 + (8 + 3) + (12 + 6));

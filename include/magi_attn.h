@@ -20,7 +20,7 @@ typedef struct CUstream_st *magi_stream;
 #define MAGI_FORWARD_ARGS_INIT {sizeof(magi_forward_args), NULL, NULL, NULL, NULL, 0.0, 0.0, NULL, NULL, NULL}
 #define MAGI_BACKWARD_ARGS_INIT                                                                              \
     {sizeof(magi_backward_args), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0.0, 0.0, NULL, NULL, NULL, NULL, 0, 0}
-#define MAGI_FLEX_OPTIONS_INIT {sizeof(magi_flex_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0}
+#define MAGI_FLEX_OPTIONS_INIT {sizeof(magi_flex_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0}
 #define MAGI_ATTN_SHAPE_INIT {sizeof(magi_attn_shape), 0, 0, 0, 0, 0, 0}
 
 /**
@@ -62,6 +62,66 @@ typedef struct CUstream_st *magi_stream;
  * dsink is added to what it holds.
  */
 #define MAGI_ACCUMULATE_DSINK 8
+
+/**
+ * Gradients are asked for too.
+ */
+#define MAGI_WITH_BACKWARD 1
+
+/**
+ * A sink.
+ */
+#define MAGI_WITH_SINK 2
+
+/**
+ * max_logits.
+ */
+#define MAGI_WITH_MAX_LOGITS 4
+
+/**
+ * out in the accumulator type.
+ */
+#define MAGI_WITH_ACC_OUT 8
+
+/**
+ * options.accumulate.
+ */
+#define MAGI_WITH_ACCUMULATE 16
+
+/**
+ * The mask as ranges in memory of the CUDA device.
+ */
+#define MAGI_WITH_DEVICE_RANGES 32
+
+/**
+ * Dropout: supported nowhere.
+ */
+#define MAGI_WITH_DROPOUT 64
+
+/**
+ * An additive bias or ALiBi: supported nowhere.
+ */
+#define MAGI_WITH_BIAS 128
+
+/**
+ * Tensors in an 8-bit floating-point type: supported nowhere.
+ */
+#define MAGI_WITH_FP8 256
+
+/**
+ * Keys and values in pages: supported nowhere.
+ */
+#define MAGI_WITH_PAGED_KEYS 512
+
+/**
+ * A mask of its own for each head: supported nowhere.
+ */
+#define MAGI_WITH_HEAD_MASKS 1024
+
+/**
+ * Gradients into lse: supported nowhere.
+ */
+#define MAGI_WITH_LSE_GRADIENT 2048
 
 /**
  * What a call came to. 1xx argument, 2xx not supported, 3xx resources, 4xx CUDA, 5xx communication, 6xx timeout and abort,
@@ -1230,8 +1290,10 @@ typedef struct magi_flex_options {
      */
     size_t size;
     /**
-     * NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals;
-     * a cell that is covered twice counts twice.
+     * NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals
+     * before a type's diagonals are laid through their corners; a cell that is covered twice counts twice. On a CUDA device
+     * the fast forward kernels alone take them: the lists are read there, in the order of the stream, so they may change
+     * between calls and between replays of a graph.
      */
     const struct magi_tensor *q_ranges;
     /**
@@ -1266,6 +1328,11 @@ typedef struct magi_flex_options {
      * 0 or 1, forward only: out (in acc) and lse hold an earlier result, into which this one is merged. Not with a sink.
      */
     int32_t accumulate;
+    /**
+     * Forward over ranges on a CUDA device: room for this many pairs of a query tile and a range that meet. 0 for the
+     * default: query tiles + 4 n.
+     */
+    int64_t max_items;
 } magi_flex_options;
 
 #ifdef __cplusplus
@@ -2000,6 +2067,10 @@ magi_status magi_calc_attn_backward(const struct magi_key *key,
  * Attention of `args.q` over `args.k` and `args.v` as `mask` says. Shapes as in magi_forward_args, with the mask's totals
  * for the local tokens.
  *
+ * With ranges on a CUDA device a type that is none, or more than `options.max_items` items, is found there: out and lse
+ * become NaN (max_logits -inf), and the next call with ranges on the device returns INVALID_ENUM or BUFFER_TOO_SMALL in
+ * place of computing, once.
+ *
  * `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
  * INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
  * BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY (outputs may then be partly written). Any thread.
@@ -2016,7 +2087,8 @@ magi_status magi_flex_flash_attn_forward(const struct magi_mask *mask,
  * Makes what a call of magi_flex_flash_attn_forward with the same mask, options and kinds of arguments (shapes, dtypes,
  * device, which of them are NULL) needs beside its tensors: plans the mask's tiles, uploads them, loads kernels and
  * compiles those that are not compiled yet. Such calls then only enqueue, and may be captured into a CUDA graph. Without
- * it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU.
+ * it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU. For ranges on a
+ * CUDA device it only loads kernels: it then holds for calls of any number of ranges.
  *
  * Tensors are checked, their memory is not touched. Errors: as magi_flex_flash_attn_forward, and COMPILE_FAILED. Any
  * thread.
@@ -2071,6 +2143,29 @@ magi_status magi_flex_flash_attn_forward_workspace_size(const struct magi_forwar
 magi_status magi_flex_flash_attn_backward_workspace_size(const struct magi_backward_args *args,
                                                          const struct magi_flex_options *options,
                                                          size_t *bytes);
+
+/**
+ * Says in words which kernels magi_flex_flash_attn_forward and _backward would compute with on a device, and what no device
+ * computes. Meant for people; the wording may change. Strides and addresses are not part of the question.
+ *
+ * `device_type`: a magi_device_type. `device_index`: 0 on the CPU. `backend`: a magi_backend. `softmax_scale`, `softcap`: as
+ * in magi_forward_args. `flags`: MAGI_WITH_*, what the calls are to do; without MAGI_WITH_BACKWARD only forward has to be
+ * possible. `text`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included.
+ * Errors: NOT_SUPPORTED when the calls cannot be computed there, the message holding every reason; NULL_POINTER, STRUCT_SIZE,
+ * INVALID_ARGUMENT, INVALID_ENUM, DTYPE_MISMATCH, BUFFER_TOO_SMALL, NO_DEVICE. Any thread.
+ *
+ * # Safety
+ * `shape` must point to a magi_attn_shape; `text` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_explain_support(int32_t device_type,
+                                 int32_t device_index,
+                                 const struct magi_attn_shape *shape,
+                                 int32_t backend,
+                                 double softmax_scale,
+                                 double softcap,
+                                 uint32_t flags,
+                                 char *text,
+                                 size_t *size);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -505,6 +505,18 @@ inline std::size_t flex_flash_attn_backward_workspace_size(const magi_backward_a
         [&](auto *p) { return magi_flex_flash_attn_backward_workspace_size(&args, &options, p); });
 }
 
+// Which kernels compute on a device, in words. Throws with every reason when the calls cannot be computed there. flags:
+// MAGI_WITH_*.
+inline std::string explain_support(magi_device_type device_type, std::int32_t device_index,
+                                   const magi_attn_shape &shape, std::uint32_t flags = 0,
+                                   magi_backend backend = MAGI_BACKEND_DEFAULT, double softmax_scale = 0,
+                                   double softcap = 0) {
+    return detail::text([&](char *words, std::size_t *size) {
+        return magi_explain_support(device_type, device_index, &shape, backend, softmax_scale, softcap, flags, words,
+                                    size);
+    });
+}
+
 } // namespace magi
 
 #endif

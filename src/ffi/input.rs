@@ -88,6 +88,18 @@ pub(super) unsafe fn sized<T: Copy>(param: &str, data: *const T) -> Result<T> {
     Ok(unsafe { data.read_unaligned() })
 }
 
+/// The device that a magi_device_type and an index name; `of` is what stands before the names in messages.
+pub(super) fn device(of: &str, device_type: i32, index: i32) -> Result<Device> {
+    match device_type {
+        0 => Ok(Device::Cpu),
+        1 => Ok(Device::Cuda(index)),
+        other => {
+            let message = format!("{of}device_type is {other}; it must be 0 (cpu) or 1 (cuda)");
+            Err(Error::new(Status::InvalidEnum, message))
+        }
+    }
+}
+
 /// Checks a descriptor and makes a tensor of it.
 ///
 /// # Safety
@@ -100,14 +112,7 @@ pub(super) unsafe fn tensor(param: &str, data: *const magi_tensor) -> Result<Ten
     let t = unsafe { data.read_unaligned() };
     let named = |e: Error| Error::new(e.status, format!("{param}.{}", e.message));
     let dtype = DType::from_i32(t.dtype).map_err(named)?;
-    let device = match t.device_type {
-        0 => Device::Cpu,
-        1 => Device::Cuda(t.device_index),
-        other => {
-            let message = format!("{param}.device_type is {other}; it must be 0 (cpu) or 1 (cuda)");
-            return Err(Error::new(Status::InvalidEnum, message));
-        }
-    };
+    let device = device(&format!("{param}."), t.device_type, t.device_index)?;
     let ndim = usize::try_from(t.ndim)
         .ok()
         .filter(|n| (1..=MAX_DIMS).contains(n))

@@ -28,8 +28,10 @@ pub enum magi_backend {
 pub struct magi_flex_options {
     /// sizeof(magi_flex_options).
     pub size: usize,
-    /// NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals;
-    /// a cell that is covered twice counts twice.
+    /// NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals
+    /// before a type's diagonals are laid through their corners; a cell that is covered twice counts twice. On a CUDA device
+    /// the fast forward kernels alone take them: the lists are read there, in the order of the stream, so they may change
+    /// between calls and between replays of a graph.
     pub q_ranges: *const magi_tensor,
     /// NULL with a mask; without one i32 `[n, 2]` key ranges.
     pub k_ranges: *const magi_tensor,
@@ -47,6 +49,9 @@ pub struct magi_flex_options {
     pub sm_margin: i32,
     /// 0 or 1, forward only: out (in acc) and lse hold an earlier result, into which this one is merged. Not with a sink.
     pub accumulate: i32,
+    /// Forward over ranges on a CUDA device: room for this many pairs of a query tile and a range that meet. 0 for the
+    /// default: query tiles + 4 n.
+    pub max_items: i64,
 }
 
 /// The range lists in the options; `None` when there are none at all.
@@ -94,17 +99,22 @@ fn source_of<'a>(
     }
 }
 
+/// The choice that a magi_backend stands for.
+pub(super) fn backend_of(param: &str, value: i32) -> Result<single::Choice> {
+    match value {
+        0 => Ok(single::Choice::Default),
+        1 => Ok(single::Choice::Ffa),
+        2 => Ok(single::Choice::Sdpa),
+        other => {
+            let message = format!("{param} is {other}; it must be a magi_backend (0, 1 or 2)");
+            Err(Error::new(Status::InvalidEnum, message))
+        }
+    }
+}
+
 /// Checks the options and gathers them for the runtime.
 fn options_of(o: &magi_flex_options) -> Result<single::Options> {
-    let backend = match o.backend {
-        0 => single::Choice::Default,
-        1 => single::Choice::Ffa,
-        2 => single::Choice::Sdpa,
-        other => {
-            let message = format!("options.backend is {other}; it must be a magi_backend (0, 1 or 2)");
-            return Err(Error::new(Status::InvalidEnum, message));
-        }
-    };
+    let backend = backend_of("options.backend", o.backend)?;
     flag("options.deterministic", o.deterministic)?;
     if o.sm_margin < 0 {
         return Err(Error::argument(format!(
@@ -112,10 +122,17 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
             o.sm_margin
         )));
     }
+    if o.max_items < 0 {
+        return Err(Error::argument(format!(
+            "options.max_items is {}; it must be 0 or more",
+            o.max_items
+        )));
+    }
     Ok(single::Options {
         backend,
         accumulate: flag("options.accumulate", o.accumulate)?,
         sm_margin: o.sm_margin,
+        max_items: o.max_items,
         workspace: o.workspace.cast(),
         workspace_bytes: o.workspace_size,
     })
@@ -123,6 +140,10 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
 
 /// Attention of `args.q` over `args.k` and `args.v` as `mask` says. Shapes as in magi_forward_args, with the mask's totals
 /// for the local tokens.
+///
+/// With ranges on a CUDA device a type that is none, or more than `options.max_items` items, is found there: out and lse
+/// become NaN (max_logits -inf), and the next call with ranges on the device returns INVALID_ENUM or BUFFER_TOO_SMALL in
+/// place of computing, once.
 ///
 /// `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
 /// INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
@@ -154,7 +175,8 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward(
 /// Makes what a call of magi_flex_flash_attn_forward with the same mask, options and kinds of arguments (shapes, dtypes,
 /// device, which of them are NULL) needs beside its tensors: plans the mask's tiles, uploads them, loads kernels and
 /// compiles those that are not compiled yet. Such calls then only enqueue, and may be captured into a CUDA graph. Without
-/// it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU.
+/// it the first call does this. May allocate and wait; not while `stream` is captured. Does nothing on the CPU. For ranges on a
+/// CUDA device it only loads kernels: it then holds for calls of any number of ranges.
 ///
 /// Tensors are checked, their memory is not touched. Errors: as magi_flex_flash_attn_forward, and COMPILE_FAILED. Any
 /// thread.
@@ -246,7 +268,9 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward_workspace_size(
     guard("magi_flex_flash_attn_forward_workspace_size", || {
         // SAFETY: the caller's promise.
         let (args, options) = unsafe { (forward_of(&sized("args", args)?)?, read_options(options)?) };
-        let needed = single::forward_workspace(&args, &options_of(&options)?)?;
+        // SAFETY: the caller's promise.
+        let lists = unsafe { lists_of(&options) }?;
+        let needed = single::forward_workspace(lists.as_ref(), &args, &options_of(&options)?)?;
         // SAFETY: the caller's promise.
         unsafe { input::write_out("bytes", bytes, needed) }
     })
@@ -289,6 +313,7 @@ unsafe fn read_options(options: *const magi_flex_options) -> Result<magi_flex_op
             deterministic: 0,
             sm_margin: 0,
             accumulate: 0,
+            max_items: 0,
         });
     }
     // SAFETY: the caller's promise.

@@ -186,20 +186,21 @@ fn either(dtype: DType) -> Vec<DType> {
 /// NaN.
 const LEAST_SOFTCAP: f64 = 1e-100;
 
-fn numbers(softmax_scale: f64, softcap: f64) -> Result<()> {
+/// `of` is what stands before the names in messages.
+pub(super) fn numbers(of: &str, softmax_scale: f64, softcap: f64) -> Result<()> {
     if !softmax_scale.is_finite() {
         return Err(Error::argument(format!(
-            "args.softmax_scale is {softmax_scale}; it must be finite"
+            "{of}softmax_scale is {softmax_scale}; it must be finite"
         )));
     }
     if !(softcap.is_finite() && softcap >= 0.0) {
         return Err(Error::argument(format!(
-            "args.softcap is {softcap}; it must be finite and 0 or more"
+            "{of}softcap is {softcap}; it must be finite and 0 or more"
         )));
     }
     if softcap > 0.0 && softcap < LEAST_SOFTCAP {
         return Err(Error::argument(format!(
-            "args.softcap is {softcap:e}; it must be 0 or at least {LEAST_SOFTCAP:e}"
+            "{of}softcap is {softcap:e}; it must be 0 or at least {LEAST_SOFTCAP:e}"
         )));
     }
     Ok(())
@@ -250,7 +251,7 @@ pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
         stream(s)?;
     }
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
-    numbers(a.softmax_scale, a.softcap)?;
+    numbers("args.", a.softmax_scale, a.softcap)?;
     inputs(&a.q, &a.k, &a.v, e)?;
     attention(
         ("args.out", &a.out),
@@ -282,7 +283,7 @@ pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
     }
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
     let grads = either(shape.dtype);
-    numbers(a.softmax_scale, a.softcap)?;
+    numbers("args.", a.softmax_scale, a.softcap)?;
     inputs(&a.q, &a.k, &a.v, e)?;
     let out_shape = [e.tokens_q, shape.heads_q, shape.head_dim_v];
     attention(("args.out", &a.out), &grads, &out_shape, e)?;

@@ -42,7 +42,7 @@ pub struct DeviceMask {
 }
 
 /// Fails while `on` is being captured: what is missing cannot be made then.
-fn expect_prepared(gpu: &Gpu, on: Stream) -> Result<()> {
+pub(super) fn expect_prepared(gpu: &Gpu, on: Stream) -> Result<()> {
     if !stream::is_capturing(gpu, on)? {
         return Ok(());
     }

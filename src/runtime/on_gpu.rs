@@ -7,8 +7,9 @@ use super::check::{self, Extents};
 use super::device_mask::DeviceMask;
 use super::single::{Choice, Options};
 use crate::backend::cuda::CudaBackend;
-use crate::backend::cuda::forward::{self, ForwardCall, ForwardTiles};
+use crate::backend::cuda::forward::{self, ForwardTiles};
 use crate::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
+use crate::backend::cuda::forward_launch::ForwardCall;
 use crate::backend::cuda::forward_maps;
 use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
@@ -92,7 +93,7 @@ pub(super) fn textbook(mask: &Mask, kept: &DeviceMask, e: &Extents, on: Stream) 
 }
 
 /// Strides and addresses that the kernels can copy by.
-fn check_layout(a: &Forward) -> Result<()> {
+pub(super) fn check_layout(a: &Forward) -> Result<()> {
     for (name, t) in [
         ("args.q", &a.q),
         ("args.k", &a.k),
@@ -120,27 +121,9 @@ pub(super) fn prepare(
     kept.forward(mask, &gpu, &e.shape, asked, on)
 }
 
-/// Enqueues a call of the fast kernels. Errors as the C function documents.
-pub(super) fn forward(
-    mask: &Mask,
-    kept: &DeviceMask,
-    a: &Forward,
-    e: &Extents,
-    asked: ForwardChoice,
-    options: &Options,
-    on: Stream,
-) -> Result<()> {
-    let tiles = prepare(mask, kept, a, e, asked, on)?;
-    let needed = tiles.workspace_bytes();
-    if options.workspace_bytes < needed {
-        let message = format!(
-            "options.workspace_size is {}; this call needs {needed} bytes",
-            options.workspace_bytes
-        );
-        return Err(Error::new(Status::BufferTooSmall, message));
-    }
-    check_workspace(a, options, needed, e.device)?;
-    let launch = ForwardCall {
+/// What a call brings to a launch.
+pub(super) fn call_of(a: &Forward, e: &Extents, options: &Options) -> ForwardCall {
+    ForwardCall {
         q: a.q,
         k: [Some(a.k), None],
         v: [Some(a.v), None],
@@ -153,14 +136,42 @@ pub(super) fn forward(
         accumulate: options.accumulate,
         sm_margin: options.sm_margin,
         workspace: options.workspace,
-    };
+    }
+}
+
+/// Enqueues a call of the fast kernels. Errors as the C function documents.
+pub(super) fn forward(
+    mask: &Mask,
+    kept: &DeviceMask,
+    a: &Forward,
+    e: &Extents,
+    asked: ForwardChoice,
+    options: &Options,
+    on: Stream,
+) -> Result<()> {
+    let tiles = prepare(mask, kept, a, e, asked, on)?;
+    check_workspace(a, options, tiles.workspace_bytes(), e.device, &[])?;
+    let launch = call_of(a, e, options);
     // SAFETY: the tensors were checked, and their memory is the caller's promise (see Tensor); the mask handle keeps
     // the tiles, and must outlive what was enqueued with it.
     unsafe { tiles.enqueue(&launch, on) }
 }
 
-/// The workspace is aligned and shares no memory with the call's tensors.
-fn check_workspace(a: &Forward, options: &Options, needed: usize, device: Device) -> Result<()> {
+/// The workspace is large enough and aligned, and shares no memory with the call's tensors and those in `beside`.
+pub(super) fn check_workspace(
+    a: &Forward,
+    options: &Options,
+    needed: usize,
+    device: Device,
+    beside: &[check::Named<'_>],
+) -> Result<()> {
+    if options.workspace_bytes < needed {
+        let message = format!(
+            "options.workspace_size is {}; this call needs {needed} bytes",
+            options.workspace_bytes
+        );
+        return Err(Error::new(Status::BufferTooSmall, message));
+    }
     if needed == 0 {
         return Ok(());
     }
@@ -191,6 +202,7 @@ fn check_workspace(a: &Forward, options: &Options, needed: usize, device: Device
             .iter()
             .filter_map(|(name, t)| t.as_ref().map(|t| (*name, t))),
     );
+    others.extend(beside);
     check::written(&[("options.workspace", &used)], &others)
 }
 

@@ -3,10 +3,12 @@
 use super::attn_args::{Backward, Forward, scale};
 use super::check::{self, Extents};
 use super::device_mask::DeviceMask;
+use super::device_ranges;
 use super::on_gpu;
 use super::scratch::Scratch;
 use crate::backend::cuda::forward_kernel::ForwardChoice;
 use crate::backend::{Backend, BackwardArgs, CpuBackend, ForwardArgs};
+use crate::device::cuda::Gpu;
 use crate::device::{Carver, Stream};
 use crate::types::{
     AttnShape, DType, Device, Error, Mask, MaskType, Range, Result, Slice, StageSlice, Status, Tensor,
@@ -54,6 +56,8 @@ pub struct Options {
     pub accumulate: bool,
     /// Multiprocessors left to others.
     pub sm_margin: i32,
+    /// Ranges on a device: room for pairs of a query tile and a range that meet; 0 for the default.
+    pub max_items: i64,
     /// Workspace, aligned to 256 bytes.
     pub workspace: *mut u8,
     /// Bytes of workspace.
@@ -235,13 +239,13 @@ fn carve_backward(a: &Backward, s: &AttnShape, carver: &mut Carver) -> Result<[T
     Ok([delta, dq, dk, dv, dsink])
 }
 
-/// The mask of a call on a device.
+/// The mask of a backward call on a device.
 fn on_device<'a>(source: &Source<'a>) -> Result<(&'a Mask, &'a DeviceMask)> {
     match source {
         Source::Mask(mask, kept) => Ok((mask, kept)),
         Source::Ranges(_) => Err(Error::new(
             Status::NotSupported,
-            "options holds ranges: this build takes ranges in host memory only; make a mask of them",
+            "options holds ranges for gradients on a CUDA device: backward needs key tiles, which are made on the host              only; make a mask of the ranges (magi_mask_create)",
         )),
     }
 }
@@ -250,6 +254,8 @@ fn on_device<'a>(source: &Source<'a>) -> Result<(&'a Mask, &'a DeviceMask)> {
 enum Engine<'a> {
     /// The fast kernels of a CUDA device.
     Fast(&'a Mask, &'a DeviceMask, ForwardChoice),
+    /// The same, over ranges that lie there.
+    Ranges(&'a RangeLists, ForwardChoice),
     /// The CPU, or textbook kernels.
     Steps(Box<dyn Backend>),
 }
@@ -270,12 +276,23 @@ fn forward_engine<'a>(
         return Ok(Engine::Steps(Box::new(cpu(options)?)));
     }
     let gpu = on_gpu::gpu_of(e)?;
-    let (mask, kept) = on_device(source)?;
-    if let Some(asked) = on_gpu::choice(a, e, options, &gpu)? {
-        return Ok(Engine::Fast(mask, kept, asked));
+    match (source, on_gpu::choice(a, e, options, &gpu)?) {
+        (Source::Mask(mask, kept), Some(asked)) => Ok(Engine::Fast(mask, kept, asked)),
+        (Source::Mask(mask, kept), None) => {
+            check::forward(a, e, stream)?;
+            Ok(Engine::Steps(Box::new(on_gpu::textbook(mask, kept, e, stream)?)))
+        }
+        (Source::Ranges(lists), Some(asked)) => Ok(Engine::Ranges(lists, asked)),
+        (Source::Ranges(_), None) => Err(no_ranges(a, e, options, &gpu)),
     }
-    check::forward(a, e, stream)?;
-    Ok(Engine::Steps(Box::new(on_gpu::textbook(mask, kept, e, stream)?)))
+}
+
+/// Why ranges on a device cannot be taken where the fast kernels do not compute.
+fn no_ranges(a: &Forward, e: &Extents, options: &Options, gpu: &Gpu) -> Error {
+    device_ranges::refuse(&match options.backend {
+        Choice::Sdpa => vec!["options.backend is sdpa".to_owned()],
+        _ => on_gpu::reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu),
+    })
 }
 
 /// What computes a backward call: the CPU, or textbook kernels.
@@ -318,6 +335,7 @@ pub fn forward_prepare(source: Source<'_>, a: &Forward, options: &Options, strea
     let e = extents(&source, &a.q, &a.k, &a.v)?;
     match forward_engine(&source, a, &e, options, stream)? {
         Engine::Fast(mask, kept, asked) => on_gpu::prepare(mask, kept, a, &e, asked, stream).map(|_| ()),
+        Engine::Ranges(lists, asked) => device_ranges::prepare(lists, a, &e, asked, stream).map(|_| ()),
         Engine::Steps(_) => Ok(()),
     }
 }
@@ -335,8 +353,8 @@ fn forward_steps_workspace(a: &Forward) -> Result<usize> {
     Ok(carver.used())
 }
 
-/// Bytes of workspace that `forward` needs.
-pub fn forward_workspace(a: &Forward, options: &Options) -> Result<usize> {
+/// Bytes of workspace that `forward` needs, over `lists` when they give the mask.
+pub fn forward_workspace(lists: Option<&RangeLists>, a: &Forward, options: &Options) -> Result<usize> {
     if a.q.device() == Device::Cpu {
         cpu(options)?;
         return forward_steps_workspace(a);
@@ -347,9 +365,12 @@ pub fn forward_workspace(a: &Forward, options: &Options) -> Result<usize> {
         shape: shape_of(&a.q, &a.k, &a.v)?,
         device: a.q.device(),
     };
-    match on_gpu::choice(a, &e, options, &*on_gpu::gpu_of(&e)?)? {
-        Some(asked) => on_gpu::forward_workspace(a, &e, asked),
-        None => forward_steps_workspace(a),
+    let gpu = on_gpu::gpu_of(&e)?;
+    match (lists, on_gpu::choice(a, &e, options, &gpu)?) {
+        (None, Some(asked)) => on_gpu::forward_workspace(a, &e, asked),
+        (None, None) => forward_steps_workspace(a),
+        (Some(lists), Some(asked)) => device_ranges::workspace(lists, &e, asked, options),
+        (Some(_), None) => Err(no_ranges(a, &e, options, &gpu)),
     }
 }
 
@@ -369,6 +390,9 @@ pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Strea
     let backend = match forward_engine(&source, a, &e, options, stream)? {
         Engine::Fast(mask, kept, asked) => {
             return on_gpu::forward(mask, kept, a, &e, asked, options, stream);
+        }
+        Engine::Ranges(lists, asked) => {
+            return device_ranges::forward(lists, a, &e, asked, options, stream);
         }
         Engine::Steps(backend) => backend,
     };

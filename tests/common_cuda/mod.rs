@@ -1,6 +1,7 @@
 //! Tensors in the memory of the first CUDA device, for tests that are skipped where there is none; and the processor as
 //! such a device, through a driver for tests (tests/host_driver).
 
+#![allow(dead_code)] // Every test program includes all of it and uses its own part.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -67,7 +68,7 @@ fn kernels_for_the_processor() -> (String, String) {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/convert.cuh"));
     let convert = convert.unwrap();
     let all = "#include \"elementwise.cu\"\n#include \"ranges.cu\"\n#undef MINUS_INFINITY\n#include \"running.cu\"\n\
-               #include \"textbook_forward.cu\"\n#include \"textbook_backward.cu\"\n";
+               #include \"textbook_forward.cu\"\n#include \"textbook_backward.cu\"\n#include \"range_tiles.cu\"\n";
     let read = |name: &str| match name {
         "all" => Some(all),
         "ptx/convert.cuh" => Some(convert.as_str()),
@@ -83,6 +84,7 @@ fn kernels_for_the_processor() -> (String, String) {
         "running",
         "textbook_forward",
         "textbook_backward",
+        "range_tiles",
     ];
     let names = variants
         .iter()

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Checks magi_flex_flash_attn_forward on a CUDA device against f64, on a machine with torch: every listed mask, random
-masks, and every option, within the bounds of docs/kernels.md. Outputs are poisoned, tokens that nothing sees hold NaN,
+masks, and every option, within the bounds of docs/kernels.md; the same masks as ranges in device memory, which a captured
+graph finds changed, and lists that cannot be made. Outputs are poisoned, tokens that nothing sees hold NaN,
 and every call is repeated for equal bits.
 
     tests/gpu/forward.py [--library libmagi_attn.so] [--random 300] [--only NAME] [--seed 0]
@@ -121,6 +122,32 @@ def softmax(call, k, v, see, dtype, rounded=False):
     return out, lse, maxima
 
 
+class NoMask:
+    """In place of a mask handle, for calls whose options hold ranges."""
+
+    handle = None
+
+
+class Ranges:
+    """Slices (q0, q1, k0, k1, type) in device memory, with room for `room` of them; the rest are empty."""
+
+    def __init__(self, slices, room=None):
+        n = room or len(slices)
+        self.lists = [torch.empty(*shape, dtype=torch.int32, device=DEVICE) for shape in ((n, 2), (n, 2), (n,))]
+        self.set(slices)
+        self.described = [magi.tensor(t.data_ptr(), magi.I32, list(t.shape), list(t.stride()), magi.CUDA, t.device.index or 0)
+                          for t in self.lists]
+
+    def set(self, slices):
+        n = self.lists[2].shape[0]
+        rows = torch.tensor(list(slices) + [(0, 0, 0, 0, 0)] * (n - len(slices)), dtype=torch.int32).reshape(n, 5)
+        for t, part in zip(self.lists, (rows[:, 0:2], rows[:, 2:4], rows[:, 4])):
+            t.copy_(part)
+
+    def into(self, options):
+        options.q_ranges, options.k_ranges, options.mask_types = (C.pointer(t) for t in self.described)
+
+
 class Suite:
     def __init__(self, library):
         self.library, self.cases, self.failures, self.worst = library, 0, 0, 0.0
@@ -129,7 +156,7 @@ class Suite:
         self.failures += 1
         print(f"FAIL {what}: {why}", flush=True)
 
-    def run(self, what, slices, tq, tk, call, repeats=2):
+    def run(self, what, slices, tq, tk, call, repeats=2, ranges=False):
         self.cases += 1
         see = visible(slices, tq, tk)
         unseen = ~see.any(0) if tk else torch.zeros(0, dtype=torch.bool, device=DEVICE)
@@ -152,10 +179,14 @@ class Suite:
         args = magi.ForwardArgs(q=q_, k=k_, v=v_, sink=C.pointer(sink) if sink else None, softmax_scale=call.scale,
                                 softcap=call.softcap, out=out_, lse=lse_, max_logits=max_ if call.maxima else None)
         options = magi.FlexOptions(accumulate=int(call.accumulate), sm_margin=call.margin, backend=call.backend)
+        lists = Ranges(slices) if ranges else None
+        if ranges:
+            lists.into(options)
+            options.max_items = max(1, len(slices) * (tq // 64 + 1))
         needed = self.library.workspace_bytes(args, options)
         space = torch.full((max(1, needed),), 0xFF, dtype=torch.uint8, device=DEVICE)
         options.workspace, options.workspace_size = space.data_ptr(), needed
-        mask = magi.Mask(self.library, slices, tq, tk)
+        mask = NoMask() if ranges else magi.Mask(self.library, slices, tq, tk)
         enqueue = self.library.enqueue(mask, args, options, torch.cuda.current_stream().cuda_stream)
         first = None
         for _ in range(repeats):
@@ -170,6 +201,87 @@ class Suite:
             first = first or bits
         self.compare(what, call, out, lse, maxima, softmax(call, k, v, seen, torch.float64),
                      softmax(call, k, v, seen, torch.float32, rounded=True)[0])
+
+    def simple(self, tq, tk, slices, room=None, max_items=0):
+        """A call over ranges, out, lse, the ranges, and a function that enqueues it on the current stream."""
+        call = Call(random.Random(5), tq, tk, (4, 2), (128, 128), torch.bfloat16)
+        out = torch.full((tq, 4, 128), math.nan, device=DEVICE, dtype=torch.bfloat16)
+        lse = torch.full((tq, 4), math.nan, device=DEVICE)
+        lists, options = Ranges(slices, room), magi.FlexOptions(max_items=max_items)
+        lists.into(options)
+        described = [C.pointer(describe(t)) for t in (call.q, call.k, call.v, out, lse)]
+        args = magi.ForwardArgs(q=described[0], k=described[1], v=described[2], out=described[3], lse=described[4])
+        needed = self.library.workspace_bytes(args, options)
+        space = torch.full((needed,), 0xFF, dtype=torch.uint8, device=DEVICE)
+        options.workspace, options.workspace_size = space.data_ptr(), needed
+        self.library.prepare_forward(NoMask(), args, options)
+
+        def enqueue():
+            stream = torch.cuda.current_stream().cuda_stream
+            self.library.enqueue(NoMask(), args, options, stream)()
+
+        enqueue.keep = (space, described, args, options)
+        return call, out, lse, lists, enqueue
+
+    def replay(self):
+        """A captured call reads the ranges that are there when the graph runs. Cells covered twice count twice."""
+        tq, tk, n = 1337, 900, 12
+        call, out, lse, lists, enqueue = self.simple(tq, tk, [], room=n, max_items=n * 32)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            enqueue()
+        rng = random.Random(7)
+        masks = [[(0, tq, 0, tk, magi.CAUSAL)], [(5, 900, 3, 700, magi.BI_CAUSAL), (1000, 1337, 0, 900, magi.FULL)], []]
+        while len(masks) < 12:
+            slices, a, b = random_mask(rng)
+            if a <= tq and b <= tk and len(slices) <= n:
+                masks.append(slices)
+        for i, slices in enumerate(masks):
+            self.cases += 1
+            lists.set(slices)
+            out.fill_(math.nan)
+            lse.fill_(math.nan)
+            graph.replay()
+            torch.cuda.synchronize()
+            see = visible(slices, tq, tk)
+            self.compare(f"graph replay {i}: {slices}", call, out, lse, None, softmax(call, call.k, call.v, see, torch.float64),
+                         softmax(call, call.k, call.v, see, torch.float32, rounded=True)[0])
+        lists.set([(0, tq, 0, tk, magi.FULL)])
+        graph.replay()
+        torch.cuda.synchronize()
+        once = lse.clone()
+        lists.set([(0, tq, 0, tk, magi.FULL), (-9, tq + 9, -9, tk + 9, magi.FULL)])
+        graph.replay()
+        torch.cuda.synchronize()
+        self.cases += 1
+        if not torch.allclose(lse, once + math.log(2), atol=1e-3):
+            self.fail("ranges twice", "lse is not larger by log 2")
+
+    def impossible(self):
+        """Lists that cannot be made: NaN, told by the next call, which computes nothing; the one after it computes."""
+        for what, slices, room, status, part in (
+            ("type", [(0, 300, 0, 300, 0), (0, 9, 0, 9, 7)], 0, 103, "options.mask_types[1]"),
+            ("room", [(0, 300, 0, 300, 0), (0, 300, 0, 9, 1)], 2, 109, "options.max_items"),
+        ):
+            self.cases += 1
+            _, out, lse, lists, enqueue = self.simple(300, 300, slices, max_items=room)
+            out.zero_()
+            lse.zero_()
+            enqueue()
+            torch.cuda.synchronize()
+            if not bool(out.isnan().all()) or not bool(lse.isnan().all()):
+                self.fail(what, "outputs are not NaN")
+            lists.set([(0, 128, 0, 300, magi.FULL), (0, 0, 0, 0, 0)])
+            try:
+                enqueue()
+                self.fail(what, "the next call says nothing")
+            except magi.Error as e:
+                if e.status != status or part not in str(e):
+                    self.fail(what, f"the next call says {e}")
+            enqueue()
+            torch.cuda.synchronize()
+            if bool(out.isnan().any()) or bool(lse[:128].isinf().any()) or not bool((lse[128:] == -math.inf).all()):
+                self.fail(what, "the call after it is wrong")
 
     def compare(self, what, call, out, lse, maxima, reference, textbook):
         want, want_lse, want_max = reference
@@ -278,12 +390,21 @@ def main():
         for dims in ((64, 64), (128, 128), (256, 256)):
             suite.run(f"{name} {dims}", slices, tq, tk, Call(rng, tq, tk, (4, 2), dims, torch.bfloat16))
         suite.run(f"{name} options", slices, tq, tk, random_call(rng, tq, tk))
+        if slices:
+            suite.run(f"{name} ranges", slices, tq, tk, Call(rng, tq, tk, (4, 2), (128, 128), torch.bfloat16), ranges=True)
     print(f"listed masks: {suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
     for i in range(0 if options.only else options.random):
         slices, tq, tk = random_mask(rng)
         call = random_call(rng, tq, tk)
         what = f"random {i}: {len(slices)} slices, {tq} x {tk}, heads {call.q.shape[1]}:{call.k.shape[1]}, dims {call.q.shape[2]}, {call.v.shape[2]}, {call.dtype}"
         suite.run(what, slices, tq, tk, call)
+        if slices:
+            call = random_call(rng, tq, tk)
+            call.backend = 0  # textbook kernels take no ranges
+            suite.run(what + ", as ranges", slices, tq, tk, call, ranges=True)
+    if not options.only:
+        suite.replay()
+        suite.impossible()
     print(f"{suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
     return 1 if suite.failures else 0
 

@@ -53,6 +53,12 @@ static int min(int a, int b) {
 static void atomicMax(int *to, int x) {
     *to = max(*to, x);
 }
+template <class T> static T atomicAdd(T *to, T x) {
+    const T before = *to;
+    *to += x;
+    return before;
+}
+static void __threadfence() {}
 static void atomicMin(unsigned *to, unsigned x) {
     *to = *to < x ? *to : x;
 }
@@ -240,6 +246,11 @@ int cuMemFree_v2(uint64_t address) {
     }
     free((char *)address);
     return SUCCESS;
+}
+int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
+    NEEDS_CONTEXT;
+    *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    return *at == nullptr ? OUT_OF_MEMORY : SUCCESS;
 }
 int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) {
     return cuMemAlloc_v2(address, bytes);

@@ -98,7 +98,10 @@ fn call(state: &mut State, b: &mut Bytes) {
         19 | 20 => attention::one_device(state, b, false),
         21 => attention::one_device(state, b, true),
         22 => handles::init_config(b),
-        _ => init_tensor(b),
+        _ => {
+            init_tensor(b);
+            attention::explain_support(b);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tensor maps of the forward kernel: `ForwardMaps` of kernels/attn/forward_producer.cuh.
 
-use super::forward::ForwardCall;
 use super::forward_kernel::ForwardKernel;
+use super::forward_launch::ForwardCall;
 use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{Error, Result, Status, Tensor};
 

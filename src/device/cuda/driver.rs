@@ -36,6 +36,7 @@ const NEEDED: &[&CStr] = &[
     c"cuMemAlloc_v2",
     c"cuMemFreeAsync",
     c"cuMemFree_v2",
+    c"cuMemHostAlloc",
     c"cuMemcpyDtoH_v2",
     c"cuMemcpyHtoD_v2",
     c"cuMemsetD32Async",

@@ -4,6 +4,7 @@
 pub mod driver;
 mod event;
 mod gpu;
+mod host_word;
 mod launch;
 mod memory;
 mod module;
@@ -13,6 +14,7 @@ mod tensor_map;
 
 pub use event::Event;
 pub use gpu::{Current, Gpu, Properties};
+pub use host_word::HostWord;
 pub use launch::{Arguments, Launch};
 pub use memory::{DeviceMemory, StreamMemory, fill_words};
 pub use module::{Function, Module};

@@ -5,8 +5,9 @@ use super::said;
 use super::state::{HeldKey, State, totals};
 use crate::bytes::Bytes;
 use magi_attn::ffi::attn::*;
-use magi_attn::ffi::plain::{magi_stream, magi_tensor};
+use magi_attn::ffi::plain::{magi_attn_shape, magi_stream, magi_tensor};
 use magi_attn::ffi::single::*;
+use magi_attn::ffi::support::magi_explain_support;
 use magi_attn::types::Status;
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -209,6 +210,7 @@ fn options(b: &mut Bytes, ranges: bool) -> Options {
         deterministic: b.mostly(1) as i32,
         sm_margin: b.mostly(0) as i32,
         accumulate: b.mostly(0) as i32,
+        max_items: 0,
     };
     Options {
         _lists: lists,
@@ -285,4 +287,45 @@ pub fn one_device(state: &mut State, b: &mut Bytes, backward: bool) {
         }
     });
     said("magi_flex_flash_attn", status);
+}
+
+/// magi_explain_support, with a buffer that fits or not.
+pub fn explain_support(b: &mut Bytes) {
+    let (device_type, device_index) = (b.mostly(0) as i32, b.mostly(0) as i32);
+    let heads_kv = b.mostly(1);
+    let shape = magi_attn_shape {
+        size: 0,
+        heads_q: heads_kv.saturating_mul(b.mostly(2)),
+        heads_kv,
+        head_dim: b.mostly(64),
+        head_dim_v: b.mostly(64),
+        dtype: b.mostly(2) as i32,
+        reserved: 0,
+    };
+    let (backend, flags) = (b.mostly(0) as i32, b.mostly(3) as u32);
+    let (scale, softcap) = (b.mostly(0) as f64, b.mostly(0) as f64);
+    let room = b.below(4096);
+    let mut words = vec![0; room];
+    let status = with_struct(
+        b,
+        |size| magi_attn_shape { size, ..shape },
+        |s| {
+            let mut room = room;
+            // SAFETY: the buffer has the room that it is said to have.
+            unsafe {
+                magi_explain_support(
+                    device_type,
+                    device_index,
+                    s,
+                    backend,
+                    scale,
+                    softcap,
+                    flags,
+                    words.as_mut_ptr(),
+                    &raw mut room,
+                )
+            }
+        },
+    );
+    said("magi_explain_support", status);
 }
