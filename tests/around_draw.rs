@@ -419,6 +419,12 @@ fn travelling_queries_are_told_and_drawn() {
     well_formed(&svg);
     inside(&svg);
     readable(&svg);
+    // No key travels here: the matrix and the bars show queries.
+    assert_eq!(volume.keys, 0);
+    assert!(svg.contains(">keys and queries that travel</text>"));
+    assert!(svg.contains(">keys and queries received in a forward pass, by rank</text>"));
+    let most = (0..5).map(|r| stats.queries_received[r]).max().unwrap();
+    assert!(most > 0 && svg.contains(">at most:</text>") && !svg.contains(">1 tokens</text>"));
     // Results go home in the forward pass too.
     assert_eq!(
         svg.matches(">reduce</text>").count(),

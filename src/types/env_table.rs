@@ -319,7 +319,7 @@ pub const TABLE: &[Variable] = &[
         "0",
         Acts::Key,
         "Textbook attention instead of the fast kernels, in f16, bf16, f32 and f64.",
-        "the CPU computes all of these dtypes with one backend",
+        "keys compute on the CPU, whose one backend takes all of these dtypes; single-device calls have options.backend",
     ),
     idle(
         "MAGI_ATTENTION_KERNEL_BACKEND",

@@ -7,11 +7,11 @@ use super::{LABELLED, RIGHT, TOP};
 use crate::plan::traffic::Traffic;
 use crate::types::draw::{Anchor, Svg, short, thousands};
 
-/// Keys by sender and receiver, the darker the more.
-pub(super) fn matrix(svg: &mut Svg, traffic: &Traffic) {
+/// Tokens by sender and receiver, the darker the more; `what` names them.
+pub(super) fn matrix(svg: &mut Svg, traffic: &Traffic, what: &str) {
     let (left, top, n) = (RIGHT, TOP + 226.0, traffic.groups);
     let side = 224.0;
-    svg.heading(left, top - 25.0, "keys that travel");
+    svg.heading(left, top - 25.0, &format!("{what} that travel"));
     svg.text(left, top - 7.0, Anchor::Start, "dim", "to rank \u{2192}");
     svg.text(left - 7.0, top + 12.0, Anchor::End, "dim", "from");
     svg.text(left - 7.0, top + 28.0, Anchor::End, "dim", "rank \u{2193}");
@@ -49,7 +49,14 @@ pub(super) fn matrix(svg: &mut Svg, traffic: &Traffic) {
         }
     }
     let (first, last) = traffic.ranks(0);
-    let mut notes = vec!["at most:".to_owned(), format!("{} keys", thousands(most))];
+    let mut notes = vec![
+        "at most:".to_owned(),
+        format!(
+            "{} {}",
+            thousands(most),
+            if what == "keys" { what } else { "tokens" }
+        ),
+    ];
     if last > first {
         notes.extend(["a square:".to_owned(), format!("{} ranks each", last - first + 1)]);
     }

@@ -4,6 +4,7 @@ mod bars;
 mod lanes;
 mod matrix;
 
+use super::timeline::StageStats;
 use super::traffic::Traffic;
 use super::{Placement, Stats};
 use crate::types::draw::{Anchor, MOST_PIECES, Plot, Svg, rank_colour, thousands};
@@ -30,12 +31,15 @@ const GROUPS: usize = 48;
 /// Ranks that bars are labelled for.
 const LABELLED: usize = 32;
 
-/// The mask coloured by the rank that computes each part, a bar of cells for every rank, the matrix of keys that travel, a bar
-/// of keys received, stage upon stage, for every rank, and the predicted times of two ranks; as SVG of at most some hundred
+/// The mask coloured by the rank that computes each part, a bar of cells for every rank, the matrix of keys and queries that travel, a
+/// bar of those received, stage upon stage, for every rank, and the predicted times of two ranks; as SVG of at most some hundred
 /// kilobytes. `stats` are those of `mask` on `placement`.
 pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
     let traffic = match &stats.work {
-        Some(work) => Traffic::of(placement, &work.keys, GROUPS),
+        Some(work) => {
+            let of = |side, remote| Traffic::of(placement, side, remote, GROUPS);
+            of(Side::K, &work.keys).and(&of(Side::Q, &work.queries))
+        }
         None => Traffic::new(mask, placement, GROUPS),
     };
     let passes = [(&stats.forward, false), (&stats.backward, true)].map(|(timeline, backward)| Lanes {
@@ -76,8 +80,13 @@ pub fn draw_key(placement: &Placement, mask: &Mask, stats: &Stats) -> String {
     }
     parts(&mut svg, placement, mask, stats);
     areas(&mut svg, stats);
-    matrix(&mut svg, &traffic);
-    received(&mut svg, stats);
+    let what = if volume.queries > 0 {
+        "keys and queries"
+    } else {
+        "keys"
+    };
+    matrix(&mut svg, &traffic, what);
+    received(&mut svg, stats, what);
     let mut y = LANES;
     for pass in &passes {
         pass.draw(&mut svg, y);
@@ -148,10 +157,12 @@ fn areas(svg: &mut Svg, stats: &Stats) {
     svg.text(RIGHT + CHART, TOP - 7.0, Anchor::End, "dim", "dashed: mean");
 }
 
-/// Keys that each rank receives, stage upon stage.
-fn received(svg: &mut Svg, stats: &Stats) {
+/// Tokens that each rank receives, stage upon stage; `what` names them.
+fn received(svg: &mut Svg, stats: &Stats, what: &str) {
     let (left, top, width) = (LEFT, 628.0, RIGHT + CHART - LEFT);
-    svg.heading(left, top - 25.0, "keys received in a forward pass, by rank");
+    let heading = format!("{what} received in a forward pass, by rank");
+    svg.heading(left, top - 25.0, &heading);
+    let tokens = |s: &StageStats| s.received + s.queries_received;
     let stages = &stats.forward.stages;
     let world = stats.area.len();
     let apart = world * stages.len() <= MOST_PIECES;
@@ -162,7 +173,7 @@ fn received(svg: &mut Svg, stats: &Stats) {
         height: 110.0,
         stacks: (0..world)
             .map(|r| {
-                let each = stages.iter().map(|s| s[r].received);
+                let each = stages.iter().map(|s| tokens(&s[r]));
                 if apart { each.collect() } else { vec![each.sum()] }
             })
             .collect(),
@@ -175,7 +186,7 @@ fn received(svg: &mut Svg, stats: &Stats) {
     let mut x = left + width;
     for stage in (0..stages.len())
         .rev()
-        .filter(|&s| stages[s].iter().any(|rank| rank.received > 0))
+        .filter(|&s| stages[s].iter().any(|rank| tokens(rank) > 0))
     {
         svg.text(x, top - 14.0, Anchor::End, "dim", &format!("stage {stage}"));
         svg.rect([x - 69.0, top - 25.0, 12.0, 12.0], &rank_colour(stage));
