@@ -283,11 +283,15 @@ impl<'a> Search<'a> {
             std::mem::swap(&mut self.own[rank], &mut self.lists[i]);
             self.received[rank] = self.fresh[i];
         }
-        for (out, back) in swap.pairs() {
-            self.owners[out as usize] = swap.to as u32;
-            if let Some(back) = back {
-                self.owners[back as usize] = swap.from as u32;
-            }
+        // Written out: of `pairs` the compiler makes a branch on bytes that no pair has, which memory checkers tell of.
+        let (from, to) = (swap.from as u32, swap.to as u32);
+        self.owners[swap.out as usize] = to;
+        if let Some(back) = swap.back {
+            self.owners[back as usize] = from;
+        }
+        if let Some((out, back)) = swap.more {
+            self.owners[out as usize] = to;
+            self.owners[back as usize] = from;
         }
     }
 }
