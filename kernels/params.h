@@ -50,7 +50,7 @@ typedef struct magi_row_limits {
     int lo, hi;
 } magi_row_limits;
 
-/* ------------------------------------------------------------------ attention forward: src/backend/cuda/forward.rs */
+/* ----------------------------------------------------------- attention forward: src/backend/cuda/forward_params.rs */
 
 /* Strides count elements. A unit is a query head, or, when `pack` query heads of one key head share a tile, all of
    those: row r of a tile is then token r / pack, query head unit * pack + r % pack. */

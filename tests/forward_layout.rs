@@ -1,10 +1,11 @@
 //! kernels/params.h and src/backend/cuda/forward_params.rs describe the same bytes: a C compiler asserts it.
 
+mod common_layout;
+
 use std::fmt::Write as _;
 use std::mem::offset_of;
-use std::path::Path;
-use std::process::Command;
 
+use common_layout::assert_compiles;
 use magi_attn::backend::cuda::forward_params::ForwardParams;
 
 macro_rules! offsets {
@@ -81,20 +82,5 @@ fn host_and_device_agree() {
     ] {
         writeln!(text, "_Static_assert({flag} == {value}, \"{flag}\");").unwrap();
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let file = folder.join("forward_layout.c");
-    std::fs::write(&file, text).unwrap();
-    let compiled = Command::new("cc")
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "-I"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"))
-        .arg(&file)
-        .arg("-o")
-        .arg(folder.join("forward_layout.o"))
-        .output()
-        .expect("a C compiler is on PATH");
-    assert!(
-        compiled.status.success(),
-        "{}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
+    assert_compiles("forward_layout", &text);
 }

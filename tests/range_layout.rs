@@ -1,10 +1,11 @@
 //! kernels/helper/range_tiles.h and src/backend/cuda/range_tiles.rs describe the same bytes: a C program asserts it.
 
+mod common_layout;
+
 use std::fmt::Write as _;
 use std::mem::offset_of;
-use std::path::Path;
-use std::process::Command;
 
+use common_layout::assert_compiles;
 use magi_attn::backend::cuda::range_tiles::{BAD_TYPE, RangeCounters, RangeParams, THREADS, TOO_MANY};
 
 /// C assertions that the members of `$c` lie where those of `$rust` do, and that both are equally large.
@@ -73,20 +74,5 @@ fn host_and_device_agree() {
     ] {
         writeln!(text, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let file = folder.join("range_tiles.c");
-    std::fs::write(&file, text).unwrap();
-    let compiled = Command::new("cc")
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "-I"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"))
-        .arg(&file)
-        .arg("-o")
-        .arg(folder.join("range_tiles.o"))
-        .output()
-        .expect("a C compiler is on PATH");
-    assert!(
-        compiled.status.success(),
-        "{}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
+    assert_compiles("range_tiles", &text);
 }
