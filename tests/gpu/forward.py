@@ -112,10 +112,11 @@ def softmax(call, k, v, see, dtype, rounded=False):
         lse[:, h] = torch.logsumexp(z, 1)
         if rounded:
             m = s.max(1, keepdim=True).values
-            m = torch.where(m.isinf(), torch.zeros_like(m), m)
+            empty = m.isinf()  # of such a row the lse is that of sinks, and exp(0 - lse) may be infinite
+            m = torch.where(empty, torch.zeros_like(m), m)
             p = torch.exp(s - m).to(call.dtype).to(dtype)
-            weight = torch.exp(m[:, 0] - lse[:, h])
-            out[:, h] = p @ vh * torch.where(lse[:, h].isinf(), torch.zeros_like(weight), weight)[:, None]
+            weight = torch.exp(m - lse[:, h, None])
+            out[:, h] = p @ vh * torch.where(empty, torch.zeros_like(weight), weight)
         else:
             safe = torch.where(lse[:, h].isinf(), torch.zeros_like(lse[:, h]), lse[:, h])
             out[:, h] = torch.exp(s - safe[:, None]) @ vh
