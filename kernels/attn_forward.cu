@@ -13,7 +13,7 @@ __device__ int magi_attn_forward_sizes[4] = {BM, BN, THREADS, sizeof(Shared)};
 DEV u32 arrivals(int i) {
     const u32 at = AT(q_full) + 8 * i;
     const bool consumers = at >= AT(q_empty) && at < AT(full) || at >= AT(k_empty) && at < AT(dirty_full);
-    return consumers ? CONSUMER_WARPS : at >= AT(full) && at < AT(k_empty) ? 2 : 1;
+    return consumers ? CONSUMER_WARPS * WARP_ARRIVALS : at >= AT(full) && at < AT(k_empty) ? 2 : 1;
 }
 
 // Warp 0: barriers. Warp 1: maps.

@@ -112,9 +112,9 @@ DEV bool step(Consumer &c, const ForwardMaps &maps, const magi_attn_forward_para
         apply_mask(x, s.block[I], p.limits, token, 2 * (lane & 3));
     }
     __syncwarp();
-    mbar_arrive_if(AT(k_empty) + 8 * I, lane == 0);
+    mbar_arrive_warp(AT(k_empty) + 8 * I, lane);
     if (flags & LAST) {
-        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage(), lane == 0);
+        mbar_arrive_warp(AT(q_empty) + 8 * c.q_stage(), lane);
         c.tiles++;
     }
 
@@ -159,7 +159,7 @@ DEV bool step(Consumer &c, const ForwardMaps &maps, const magi_attn_forward_para
     wgmma_wait<0>();
     pin(c.o);
     __syncwarp();
-    mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
+    mbar_arrive_warp(AT(v_empty) + 8 * I, lane);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         c.l[h] += sum[h];
