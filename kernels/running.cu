@@ -16,11 +16,13 @@ extern "C" __global__ void __launch_bounds__(256)
     const i64 total = tokens * heads;
     for (i64 index = first_index(); index < total; index += index_step()) {
         const i64 token = divide(index, heads), head = index - token * heads;
-        f64 largest = MINUS_INFINITY;
+        // A NaN stays in their plain sum; a maximum drops it.
+        f64 largest = MINUS_INFINITY, start = MINUS_INFINITY;
         for (int s = 0; s < sinks.count; s++) {
-            largest = fmax(largest, sink_logit(sinks, token, s, head));
+            const f64 logit = sink_logit(sinks, token, s, head);
+            largest = fmax(largest, logit);
+            start += logit;
         }
-        f64 start = largest;
         if (largest != MINUS_INFINITY) {
             f64 sum = 0;
             for (int s = 0; s < sinks.count; s++) {

@@ -313,6 +313,16 @@ fn running_results_start_with_their_sinks() {
             b.attn_init(t[0], t[1], None, None).unwrap()
         });
         assert!(outcome[1].iter().all(|&x| x == f64::NEG_INFINITY));
+        // A NaN among sinks is not lost, whatever stands beside it.
+        for beside in [f64::NEG_INFINITY, 1.0] {
+            let mut out = Buffer::poisoned(&[4, 1, 16], dtype, Layout::Dense);
+            let mut lse = Buffer::new(&[0.0; 4], &[4, 1], dtype.accumulator(), Layout::Dense);
+            let mut sink = Buffer::new(&[f64::NAN, beside], &[2, 1], DType::F32, Layout::Dense);
+            let outcome = both(&gpu, &mut [&mut out, &mut lse, &mut sink], 1, |b, t| {
+                b.attn_init(t[0], t[1], None, Some(t[2])).unwrap()
+            });
+            assert!(outcome.iter().flatten().all(|x| x.is_nan()), "{dtype:?} {beside}");
+        }
     }
 }
 

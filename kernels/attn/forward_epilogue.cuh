@@ -283,12 +283,14 @@ DEV float from_ordered_bits(u32 x) {
     return x == 0 ? NEG_INFINITY : __uint_as_float(x & 0x80000000u ? x & 0x7FFFFFFFu : ~x);
 }
 
-// Raises the maxima of the tile's heads in the workspace.
+// Raises the maxima of the tile's heads in the workspace. Rows behind the end of the tensor, zeros, have logits of 0 in
+// blocks that no limits touch; they count for nothing.
 DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p, const TilePlace &t, int row,
                       int lane) {
     asm volatile("" : "+r"(row), "+r"(lane)::"memory"); // as in store_tile
     if (p.pack == 1) {
-        float m = quad_max(fmaxf(most[0], most[1]));
+        const float upper = row < t.rows ? most[0] : NEG_INFINITY, lower = row + 8 < t.rows ? most[1] : NEG_INFINITY;
+        float m = quad_max(fmaxf(upper, lower));
 #pragma unroll
         for (int d = 4; d < 32; d *= 2) {
             m = fmaxf(m, __shfl_xor_sync(~0u, m, d));
@@ -302,7 +304,7 @@ DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p,
     for (int h = 0; h < 2; h++) {
         const float m = quad_max(most[h]);
         const int r = row + 8 * h, token = token_of(r, p);
-        if ((lane & 3) == 0 && m != NEG_INFINITY) {
+        if ((lane & 3) == 0 && token < t.rows && m != NEG_INFINITY) {
             atomicMax(p.maxima + head_of(r, token, t.unit, p), ordered_bits(m * p.scale_log2 * LN_2));
         }
     }

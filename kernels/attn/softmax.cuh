@@ -85,8 +85,8 @@ DEV float quad_sum(float a) {
     return a + __shfl_xor_sync(~0u, a, 2);
 }
 
-// log2(2^a + 2^b); -inf is 2^a = 0.
+// log2(2^a + 2^b); -inf is 2^a = 0. NaN stays, which a maximum and a minimum would drop.
 DEV float log2_add(float a, float b) {
-    const float most = fmaxf(a, b), least = fminf(a, b);
-    return most == NEG_INFINITY ? most : most + log2_approx(1.0f + exp2_approx(least - most));
+    const float most = fmaxf(a, b);
+    return most == NEG_INFINITY ? a + b : most + log2_approx(1.0f + exp2_approx(-fabsf(a - b)));
 }

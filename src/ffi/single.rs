@@ -145,6 +145,9 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
 /// become NaN (max_logits -inf), and the next call with ranges on the device returns INVALID_ENUM or BUFFER_TOO_SMALL in
 /// place of computing, once.
 ///
+/// On a CUDA device calls with one mask may be under way on 64 streams at once, and beside them 448 calls that were captured; a captured
+/// call must not run twice at the same time, as in two executable graphs of one graph.
+///
 /// `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
 /// INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
 /// BUFFER_TOO_SMALL (workspace), NOT_SUPPORTED, OUT_OF_MEMORY (outputs may then be partly written). Any thread.

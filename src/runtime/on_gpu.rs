@@ -1,5 +1,6 @@
 //! Attention on one CUDA device.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::attn_args::{Forward, scale};
@@ -15,9 +16,15 @@ use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
 use crate::types::{AttnShape, DType, Device, Error, Mask, Result, Status, Tensor};
 
+/// Positive scales that the fast kernels take: in f32, they and their products with logits stay normal numbers.
+const SCALES: RangeInclusive<f64> = 1e-30..=1e6;
+
+/// Softcaps that they take: their tanh is right to 2^-23 of 1, which the softcap makes an error of a logit.
+const SOFTCAPS: RangeInclusive<f64> = 1e-6..=1e3;
+
 /// Why the fast forward kernels cannot compute a call, each reason on its own; empty when they can.
-pub fn reasons(shape: &AttnShape, softmax_scale: f64, gpu: &Gpu) -> Vec<String> {
-    let mut reasons = Vec::new();
+pub fn reasons(shape: &AttnShape, softmax_scale: f64, softcap: f64, gpu: &Gpu) -> Vec<String> {
+    let mut reasons = numbers(softmax_scale, softcap);
     let p = gpu.properties();
     if p.major != 9 {
         reasons.push(format!(
@@ -39,10 +46,23 @@ pub fn reasons(shape: &AttnShape, softmax_scale: f64, gpu: &Gpu) -> Vec<String> 
             reasons.push(format!("{name} {value}; the fast kernels take up to 256"));
         }
     }
-    if softmax_scale <= 0.0 {
-        reasons.push(format!(
-            "softmax_scale {softmax_scale}; the fast kernels take positive ones"
-        ));
+    reasons
+}
+
+/// Those of them that lie in numbers.
+fn numbers(softmax_scale: f64, softcap: f64) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for (name, value, taken, or) in [
+        ("softmax_scale", softmax_scale, SCALES, ""),
+        ("softcap", softcap, SOFTCAPS, "0 or "),
+    ] {
+        if !taken.contains(&value) && (or.is_empty() || value != 0.0) {
+            reasons.push(format!(
+                "{name} {value:e}; the fast kernels take {or}{:e} to {:e}",
+                taken.start(),
+                taken.end()
+            ));
+        }
     }
     reasons
 }
@@ -66,7 +86,7 @@ pub(super) fn choice(
     if options.backend == Choice::Sdpa {
         return Ok(None);
     }
-    let why = reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu);
+    let why = reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), a.softcap, gpu);
     if !why.is_empty() {
         return match options.backend {
             Choice::Ffa => {
@@ -215,4 +235,28 @@ pub(super) fn forward_workspace(a: &Forward, e: &Extents, asked: ForwardChoice) 
     };
     let kernel = ForwardKernel::load(&gpu, general)?;
     Ok(forward::workspace_bound(&gpu, &kernel, a.k.tokens()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    /// Outside of them f32 arithmetic makes NaN of -inf, or tanh too coarse a logit.
+    #[test]
+    fn numbers_that_f32_cannot_carry_are_named() {
+        for (softmax_scale, softcap) in [(0.088, 0.0), (1e-30, 15.0), (1e6, 1e3), (1.0, 1e-6)] {
+            assert!(numbers(softmax_scale, softcap).is_empty());
+        }
+        for (softmax_scale, softcap, name) in [
+            (-0.1, 0.0, "softmax_scale -1e-1"),
+            (1e-46, 0.0, "softmax_scale 1e-46"),
+            (1e39, 30.0, "softmax_scale 1e39"),
+            (0.1, 1e-60, "softcap 1e-60"),
+            (0.1, 1e4, "softcap 1e4"),
+        ] {
+            let reasons = numbers(softmax_scale, softcap);
+            assert!(reasons.len() == 1 && reasons[0].starts_with(name), "{reasons:?}");
+        }
+        assert_eq!(numbers(-1.0, 1e9).len(), 2);
+    }
 }

@@ -291,7 +291,7 @@ fn forward_engine<'a>(
 fn no_ranges(a: &Forward, e: &Extents, options: &Options, gpu: &Gpu) -> Error {
     device_ranges::refuse(&match options.backend {
         Choice::Sdpa => vec!["options.backend is sdpa".to_owned()],
-        _ => on_gpu::reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu),
+        _ => on_gpu::reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), a.softcap, gpu),
     })
 }
 

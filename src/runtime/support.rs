@@ -131,7 +131,7 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
     let p = gpu.properties();
     let fast = match q.backend {
         Choice::Sdpa => vec!["the backend is sdpa".to_owned()],
-        _ => on_gpu::reasons(&q.shape, scale(q.softmax_scale, q.shape.head_dim), gpu),
+        _ => on_gpu::reasons(&q.shape, scale(q.softmax_scale, q.shape.head_dim), q.softcap, gpu),
     };
     if q.backend == Choice::Ffa {
         reasons.extend(fast.iter().map(|why| format!("backend ffa: {why}")));

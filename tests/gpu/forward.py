@@ -86,6 +86,13 @@ class Call:
         return view
 
 
+def intact(view):
+    """Whether the tensor that `Call.place` put the view in still holds NaN around it."""
+    around = view._base.clone()
+    around.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(math.nan)
+    return bool(around.isnan().all())
+
+
 def softmax(call, k, v, see, dtype, rounded=False):
     """out, lse, maxima in `dtype`; `rounded` computes as a textbook does that rounds P to the inputs' dtype."""
     hq, hkv = call.q.shape[1], k.shape[1]
@@ -200,6 +207,8 @@ class Suite:
             if first and not all(torch.equal(a, b) for a, b in zip(first, bits)):
                 self.fail(what, "another run gave other bits")
             first = first or bits
+        if not intact(out):
+            self.fail(what, "something was written beside out")
         self.compare(what, call, out, lse, maxima, softmax(call, k, v, seen, torch.float64),
                      softmax(call, k, v, seen, torch.float32, rounded=True)[0])
 
@@ -318,6 +327,35 @@ def repeated(suite, rng):
     ):
         for dims in ((64, 64), (128, 128), (192, 128), (256, 256)):
             suite.run(f"twenty runs, {what}, {dims}", slices, tq, tk, Call(rng, tq, tk, heads, dims, torch.bfloat16), repeats=20)
+
+
+def edges(suite, rng):
+    """Maxima below 0 where the last tile is short, numbers at the ends of what f32 carries, and a NaN among sinks."""
+    for tq, heads in ((100, (2, 2)), (389, (3, 3)), (3, (8, 1))):
+        call = Call(rng, tq, 1000, heads, (128, 128), torch.bfloat16, maxima=True)
+        call.q.fill_(1)
+        call.k = -(call.k.abs() + 0.5)
+        suite.run(f"maxima below 0, {tq} queries", [(0, tq, 0, 1000, magi.FULL)], tq, 1000, call)
+    n = 200
+    for scale, softcap in ((1e-6, 0), (1e-46, 0), (1e-60, 0), (100.0, 0), (-0.1, 0), (0, 0.5), (0, 300.0), (0, 1e3), (0, 1e4), (0, 1e9)):
+        call = Call(rng, n, n, (2, 1), (128, 128), torch.bfloat16, scale=scale, softcap=softcap)
+        suite.run(f"scale {scale}, softcap {softcap}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
+    n = 2500
+    cells = [(a, a + 50, b, b + 50, rng.randrange(4)) for a in range(0, n, 50) for b in range(0, n, 50)]
+    for ranges in (False, True):
+        suite.run("2,500 slices of 50 x 50", cells, n, n, Call(rng, n, n, (2, 1), (128, 128), torch.bfloat16), ranges=ranges)
+    n = 200
+    for sinks in ([math.nan], [1.0, math.nan], [math.nan, -math.inf]):
+        suite.cases += 1
+        call = Call(rng, n, n, (2, 1), (128, 128), torch.bfloat16)
+        out, lse = torch.zeros_like(call.q), torch.zeros(n, 2, device=DEVICE)
+        sink = torch.tensor(sinks, device=DEVICE)[:, None].expand(-1, 2).contiguous()
+        q, k, v, o, l, s = (C.pointer(describe(t)) for t in (call.q, call.k, call.v, out, lse, sink))
+        args, options = magi.ForwardArgs(q=q, k=k, v=v, out=o, lse=l, sink=s), magi.FlexOptions()
+        suite.library.enqueue(magi.Mask(suite.library, [(9, n, 0, n, magi.FULL)], n, n), args, options)()
+        torch.cuda.synchronize()
+        if not bool(lse.isnan().all()) or not bool(out[9:].isnan().all()) or bool((out[:9] != 0).any()):
+            suite.fail(f"sinks {sinks}", "NaN was lost")
 
 
 def longest(suite):
@@ -443,6 +481,7 @@ def main():
             suite.run(what + ", as ranges", slices, tq, tk, call, ranges=True)
     if not options.only:
         repeated(suite, rng)
+        edges(suite, rng)
         longest(suite)
         suite.replay()
         suite.impossible()

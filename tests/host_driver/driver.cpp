@@ -285,6 +285,9 @@ int cuPointerGetAttribute(void *value, int which, uint64_t address) {
 int cuStreamGetCtx(void *, void **context) {
     return *context = &context_of_the_device, SUCCESS;
 }
+int cuStreamGetId(void *stream, unsigned long long *id) {
+    return *id = (uintptr_t)stream, SUCCESS;
+}
 int cuStreamIsCapturing(void *, int *status) {
     return *status = 0, SUCCESS;
 }

@@ -53,7 +53,8 @@ impl Sink {
         let logits = self.sinks.iter().map(|s| s.get(token, head));
         let max = logits.clone().fold(f64::NEG_INFINITY, f64::max);
         if max == f64::NEG_INFINITY {
-            return max;
+            // -inf, or a NaN, which a maximum drops.
+            return logits.sum();
         }
         max + libm::log(logits.map(|z| libm::exp(z - max)).sum::<f64>())
     }

@@ -1,21 +1,18 @@
 //! Launching the forward kernel: a mask's tiles on a device, and what a call adds to them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::forward_kernel::ForwardKernel;
 use super::forward_launch::{self, ForwardCall, ForwardLaunch, ForwardLists};
 use super::pieces;
+use super::tickets::{self, Tickets};
 use super::tile_lists::DeviceTiles;
 use crate::device::Stream;
-use crate::device::cuda::{DeviceMemory, Gpu};
+use crate::device::cuda::{DeviceMemory, Gpu, stream};
 use crate::types::{AttnShape, Error, Result, Status, TileList};
 
 /// Fewer blocks of keys than this are never cut into pieces: a call on them needs no workspace.
 const LEAST_BLOCKS: i64 = 12;
-
-/// Calls with one mask that may be under way at once, on whatever streams; each has counters of its own.
-const TICKETS: usize = 256;
 
 /// The most query heads of a key head that share a tile, where that saves at least a quarter of the tiles; else 1.
 pub fn pack(shape: &AttnShape, tokens_q: i64, block_q: i64) -> i64 {
@@ -57,9 +54,9 @@ pub struct ForwardTiles {
     tiles: DeviceTiles,
     pack: i64,
     slots: i64,
-    tickets: DeviceMemory,
+    words: DeviceMemory,
     ticket_words: usize,
-    next: AtomicUsize,
+    tickets: Tickets,
 }
 
 impl ForwardTiles {
@@ -94,7 +91,7 @@ impl ForwardTiles {
             return Err(Error::new(Status::NotSupported, message));
         }
         let ticket_words = forward_launch::words(&kernel, shape, pack, slots);
-        let tickets = DeviceMemory::upload(gpu, &vec![0; TICKETS * ticket_words * size_of::<u32>()])?;
+        let words = DeviceMemory::upload(gpu, &vec![0; tickets::COUNT * ticket_words * size_of::<u32>()])?;
         Ok(ForwardTiles {
             gpu: gpu.clone(),
             kernel,
@@ -102,9 +99,9 @@ impl ForwardTiles {
             tiles,
             pack,
             slots,
-            tickets,
+            words,
             ticket_words,
-            next: AtomicUsize::new(0),
+            tickets: Tickets::default(),
         })
     }
 
@@ -124,8 +121,12 @@ impl ForwardTiles {
     /// The call's tensors and workspace are good until the kernel has run, and are what `ForwardCall` says; nobody else
     /// uses the workspace meanwhile.
     pub unsafe fn enqueue(&self, call: &ForwardCall, stream: Stream) -> Result<()> {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed) % TICKETS;
-        let words: *mut u32 = self.tickets.as_ptr().cast();
+        let ticket = if stream::is_capturing(&self.gpu, stream)? {
+            self.tickets.captured()
+        } else {
+            self.tickets.on_stream(stream::id(&self.gpu, stream)?)
+        };
+        let words: *mut u32 = self.words.as_ptr().cast();
         let launch = ForwardLaunch {
             gpu: &self.gpu,
             kernel: &self.kernel,

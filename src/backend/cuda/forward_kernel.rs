@@ -23,7 +23,8 @@ pub struct ForwardChoice {
     pub softcap: bool,
     /// The maximum logit of each head is kept.
     pub max_logits: bool,
-    /// f32 outputs, merging into an earlier result, sinks, several heads in a tile, tiles cut into pieces.
+    /// f32 outputs, merging into an earlier result, sinks, several heads in a tile, tiles cut into pieces, rows of out
+    /// that end inside 16 bytes: the copy engine, which stores those of the plain form, writes whole 16 bytes.
     pub general: bool,
 }
 
@@ -39,7 +40,7 @@ impl ForwardChoice {
             dtype: shape.dtype,
             softcap,
             max_logits,
-            general,
+            general: general || shape.head_dim_v % 8 != 0,
         })
     }
 
@@ -157,6 +158,19 @@ mod tests {
         assert_eq!(of(8, 256), Some((256, 256)));
         assert_eq!(of(257, 64), None);
         assert!(ForwardChoice::new(&shape(64, 64, DType::F32), false, false, false).is_none());
+    }
+
+    #[test]
+    fn rows_that_end_inside_16_bytes_are_not_left_to_the_copy_engine() {
+        for head_dim_v in 8..=256 {
+            for dtype in [DType::Bf16, DType::F16] {
+                let general = |asked| {
+                    ForwardChoice::new(&shape(64, head_dim_v, dtype), false, false, asked).map(|c| c.general)
+                };
+                assert_eq!(general(false), Some(head_dim_v * 2 % 16 != 0), "{head_dim_v}");
+                assert_eq!(general(true), Some(true));
+            }
+        }
     }
 
     /// A listed variant is compiled as the library would compile it at run time.

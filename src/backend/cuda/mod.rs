@@ -23,6 +23,7 @@ pub mod ranges;
 pub mod source;
 pub mod textbook;
 pub mod textbook_params;
+pub mod tickets;
 pub mod tile_lists;
 pub mod variant;
 pub mod walk;

@@ -46,6 +46,7 @@ const NEEDED: &[&CStr] = &[
     c"cuModuleUnload",
     c"cuPointerGetAttribute",
     c"cuStreamGetCtx",
+    c"cuStreamGetId",
     c"cuStreamIsCapturing",
     c"cuStreamSynchronize",
     c"cuStreamWaitEvent",

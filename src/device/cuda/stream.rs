@@ -22,6 +22,16 @@ pub fn is_capturing(gpu: &Gpu, stream: Stream) -> Result<bool> {
     Ok(status != Capture::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
+/// A number that no other stream of the process has or will have; a handle is given again once its stream is destroyed.
+pub fn id(gpu: &Gpu, stream: Stream) -> Result<u64> {
+    let _current = gpu.enter()?;
+    let mut id = 0;
+    // SAFETY: the caller's stream; the pointer is good for a number.
+    let code = unsafe { sys::cuStreamGetId(handle(stream), &mut id) };
+    check(code, "cuStreamGetId")?;
+    Ok(id)
+}
+
 /// Fails with `Status::DeviceMismatch` unless `stream` belongs to the device's primary context; the default stream
 /// belongs to every context.
 pub fn expect_on(gpu: &Gpu, stream: Stream) -> Result<()> {
