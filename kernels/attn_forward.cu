@@ -2,6 +2,7 @@
 //
 // A thread block is a producer warpgroup and consumer warpgroups of 64 rows each; blocks are as many as
 // multiprocessors and take tiles from a counter.
+// Switches: DTYPE_F16 SOFTCAP=1 MAX_LOGITS=1 GENERAL=1
 // SPDX-License-Identifier: Apache-2.0
 #include "attn/forward_consumer.cuh"
 #include "attn/forward_producer.cuh"

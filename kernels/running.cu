@@ -16,20 +16,18 @@ extern "C" __global__ void __launch_bounds__(256)
     const i64 total = tokens * heads;
     for (i64 index = first_index(); index < total; index += index_step()) {
         const i64 token = divide(index, heads), head = index - token * heads;
-        // A NaN stays in their plain sum; a maximum drops it.
-        f64 largest = MINUS_INFINITY, start = MINUS_INFINITY;
+        f64 largest = MINUS_INFINITY;
+        for (int s = 0; s < sinks.count; s++) {
+            largest = fmax(largest, sink_logit(sinks, token, s, head));
+        }
+        // Where no logit is larger than -inf, their plain sum is -inf or NaN; the maximum has dropped a NaN.
+        const bool none = largest == MINUS_INFINITY;
+        f64 sum = none ? MINUS_INFINITY : 0;
         for (int s = 0; s < sinks.count; s++) {
             const f64 logit = sink_logit(sinks, token, s, head);
-            largest = fmax(largest, logit);
-            start += logit;
+            sum += none ? logit : exp(logit - largest);
         }
-        if (largest != MINUS_INFINITY) {
-            f64 sum = 0;
-            for (int s = 0; s < sinks.count; s++) {
-                sum += exp(sink_logit(sinks, token, s, head) - largest);
-            }
-            start = largest + log(sum);
-        }
+        const f64 start = none ? sum : largest + log(sum);
         store(lse.dtype, lse.data + token * lse.token + head * lse.head, start);
     }
     if (max_logits != nullptr) {

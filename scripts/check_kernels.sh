@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Compiles every kernel variant with nvcc and with NVRTC and reads what ptxas says. Fails on stack, on spilled registers, on
-# warnings that products of the tensor cores are waited for one by one, and on an attention kernel without such products.
+# Compiles every kernel variant with nvcc and with NVRTC, and with nvcc every other form that the library may ask for at run
+# time, and reads what ptxas says. Fails on stack, on spilled registers, on warnings that products of the tensor cores are waited
+# for one by one, and on an attention kernel without such products.
 #
-#   scripts/check_kernels.sh               all variants; then --self-test
+#   scripts/check_kernels.sh               all variants and forms; then --self-test
 #   scripts/check_kernels.sh --self-test   only: kernels with each of these faults are found faulty
 #
 # Needs what `scripts/setup.sh test` installs; no GPU.
@@ -96,8 +97,66 @@ all_variants() {
     say "$count variants, each with nvcc and NVRTC: no stack, no spills, no serialised products"
 }
 
+# Forms of the attention kernels: their listed head dimensions with any of the switches that the source names in a line
+# "// Switches: ...". Lines: source, label, defines.
+forms() {
+    local line source dims switches set i
+    grep -E '^[a-z0-9_]+ +attention ' kernels/variants.txt | grep -vE 'DTYPE_F16|[A-Z]=[01]( |$)' | while read -r line; do
+        source="$(grep -oE '[a-z_]+\.cu' <<<"$line")"
+        dims="$(grep -oE 'HEAD_DIM(_V)?=[0-9]+' <<<"$line" | tr '\n' ' ')"
+        read -ra switches <<<"$(sed -n 's|^// Switches: ||p' "kernels/$source")"
+        for ((set = 0; set < 1 << ${#switches[@]}; set++)); do
+            local defines="$dims"
+            for i in "${!switches[@]}"; do
+                ((set >> i & 1)) && defines+="${switches[i]} "
+            done
+            printf '%s %s\n' "$source" "$defines"
+        done
+    done | sort -u
+}
+
+# form <number> <source> <define...>: compiles one; prints what is wrong.
+form() {
+    local stem="$work/forms/$1" source="$2" found
+    shift 2
+    nvcc_compile "kernels/$source" "$stem" "${@/#/-D}"
+    found="$(faults attention "$stem.log" "$stem.cubin")"
+    rm -f "$stem.cubin"
+    [ -z "$found" ] || printf '%s %s:\n%s\n' "$source" "$*" "$(sed 's/^/    /' <<<"$found")"
+}
+
+all_forms() {
+    local count=0 running=0 line
+    mkdir -p "$work/forms"
+    forms >"$work/forms/list"
+    while read -ra line; do
+        count=$((count + 1))
+        form "$count" "${line[@]}" >"$work/forms/$count.faults" &
+        running=$((running + 1))
+        if [ "$running" -ge "$JOBS" ]; then
+            wait -n || die "a form does not compile"
+            running=$((running - 1))
+        fi
+        [ ! -t 2 ] || printf '\r%d of %d forms' "$count" "$(wc -l <"$work/forms/list")" >&2
+    done <"$work/forms/list"
+    while [ "$running" -gt 0 ]; do
+        wait -n || die "a form does not compile"
+        running=$((running - 1))
+    done
+    [ "$count" -gt 0 ] || die "no forms"
+    cat "$work"/forms/*.faults >"$work/forms/faults"
+    if [ -s "$work/forms/faults" ]; then
+        cat "$work/forms/faults" >&2
+        die "kernels are faulty, see above"
+    fi
+    say "$count forms with nvcc: no stack, no spills, no serialised products"
+}
+
 case "${1:-}" in
-"") all_variants ;;
+"")
+    all_variants
+    all_forms
+    ;;
 --self-test) ;;
 *) die "usage: scripts/check_kernels.sh [--self-test]" ;;
 esac

@@ -260,7 +260,7 @@ DEV void store_sums(float (&factor)[2], float (&theirs)[2], const float (&log2_s
             const float old = *lse * LOG2_E;
             total = log2_add(total, old);
             theirs[h] = old == NEG_INFINITY ? 0.0f : exp2_approx(old - total);
-            __syncwarp(__activemask()); // every thread of the row has read the old one
+            __syncwarp(0xFu << (lane & 28)); // every thread of the row has read the old one
         }
         if (total != log2_sum[h]) {
             factor[h] = log2_sum[h] == NEG_INFINITY ? 0.0f : factor[h] * exp2_approx(log2_sum[h] - total);
