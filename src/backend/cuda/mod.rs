@@ -4,6 +4,7 @@
 //! was built, and as sources, which NVRTC compiles on first use everywhere else (`compile`). Calls enqueue on the stream
 //! and return; nothing is allocated or waited for, except in `CudaBackend::new` and `has_nan`.
 
+pub mod backward_rows;
 pub mod cache;
 pub mod compile;
 pub mod digest;
