@@ -83,7 +83,7 @@ fn queries(q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
 
 /// Keys or values: one copy for all columns of a block when they are whole chunks, else one for each chunk, which ends
 /// where the columns do. Returns the number of copies too.
-fn keys(t: &Tensor, head_dim: i64, block_k: i64) -> Result<(TensorMap, i32)> {
+pub(super) fn keys(t: &Tensor, head_dim: i64, block_k: i64) -> Result<(TensorMap, i32)> {
     let own = t.shape()[2];
     let chunks = (head_dim + CHUNK - 1) / CHUNK;
     let whole = own == head_dim && own % CHUNK == 0;
