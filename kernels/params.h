@@ -116,4 +116,29 @@ typedef struct magi_textbook_params {
     int head_dim, head_dim_v;
 } magi_textbook_params;
 
+/* --------------------------- attention backward, dq alone: src/backend/cuda/backward_queries_params.rs */
+
+/* One call over a list of query tiles. Strides count elements and, with the address of dq, are multiples of 16 bytes.
+   A unit is a query head. */
+typedef struct magi_attn_backward_queries_params {
+    const magi_tile *tiles; /* in the order of the work */
+    const magi_item *items;
+    const magi_row_limits *limits;
+    int *counters; /* {next work, blocks done}; 0 before a launch, and after it */
+    void *dq;      /* [tokens, heads_q, head_dim] */
+    long long dq_token, dq_head;
+    int tile_count, units, group, section; /* group: query heads of a key head; section: heads walked together */
+    int tokens_k[2];                       /* of the local tensor and of the receive buffer */
+    int head_dim, flags;
+    int copies_k, copies_v; /* of a block of K and a piece of Q, of V and of dout: 1, or one for each 64 columns */
+    float scale;            /* softmax_scale: of dq */
+    float scale_log2;       /* of a logit, or of tanh with softcap: factor to base 2 */
+    float softcap_scale;    /* softmax_scale / softcap */
+    int reserved0;          /* 0 */
+} magi_attn_backward_queries_params;
+
+/* Flags of the dq kernel. */
+#define MAGI_BACKWARD_QUERIES_F32 1        /* dq is f32, else the input dtype */
+#define MAGI_BACKWARD_QUERIES_ACCUMULATE 2 /* add to dq, which is f32 */
+
 #endif
