@@ -67,3 +67,11 @@ DEV void mbar_wait(u32 bar, u32 parity) {
 DEV void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+// Named barriers of `threads` threads: arrive without waiting, or wait for all.
+DEV void named_arrive(int barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+DEV void named_sync(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}

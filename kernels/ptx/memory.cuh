@@ -66,3 +66,18 @@ DEV void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
                  "r"(r3)
                  : "memory");
 }
+
+DEV float2 ld_shared_f32x2(u32 a) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(a) : "memory");
+    return x;
+}
+
+DEV void add_global_f32x2(float *p, float a, float b) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
+}
+
+DEV void add_global_f32x4(float *p, float a, float b, float c, float d) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(a), "f"(b), "f"(c), "f"(d)
+                 : "memory");
+}

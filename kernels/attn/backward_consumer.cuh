@@ -1,0 +1,225 @@
+// The consumer warpgroups: 64 keys each. A block of queries is multiplied with the tile's keys, transposed: a row of S
+// is a key, a column a query.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "backward_epilogue.cuh"
+#include "columns.cuh"
+
+struct Consumer {
+    float dk[D / 2], dv[DV / 2];
+    float x[BQ / 2], y[BQ / 2]; // S, then P; dP
+    u32 p[BQ / 16][4];          // P as A fragments
+    u32 unseen[2];              // of the thread's two keys: the queries that do not see them, by the bits of columns_below
+    int flags;
+    u32 n;    // blocks so far
+    u32 tile; // tiles so far
+};
+
+// What the threads of a warpgroup know of their place.
+struct Place {
+    int group, lane, row; // row: the thread's first key of the tile
+};
+
+// S = K Q^T of block n.
+DEV void scores(float (&x)[BQ / 2], const Consumer &c, int group) {
+    const u32 i = c.n & 1;
+    const u64 k = smem_desc(AT(k) + group * 64 * 128, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
+    const u64 q = smem_desc(AT(q), 16, 1024) + i * (Q_BYTES / 16);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < D / 16; j++) {
+        wgmma_ss(x, k + (j / 4 * BK * 128 + j % 4 * 32) / 16, q + (j / 4 * BQ * 128 + j % 4 * 32) / 16, j != 0);
+    }
+    wgmma_commit();
+}
+
+// dP = V dO^T of block n.
+DEV void probability_gradients(float (&y)[BQ / 2], const Consumer &c, int group) {
+    const u32 i = c.n & 1;
+    const u64 v = smem_desc(AT(v) + group * 64 * 128, 16, 1024) + (c.tile & 1) * (V_BYTES / 16);
+    const u64 dout = smem_desc(AT(dout), 16, 1024) + i * (DO_BYTES / 16);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < DV / 16; j++) {
+        wgmma_ss(y, v + (j / 4 * BK * 128 + j % 4 * 32) / 16, dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, j != 0);
+    }
+    wgmma_commit();
+}
+
+// What does not see becomes 0.
+DEV void select(float (&x)[BQ / 2], const u32 (&unseen)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int i = 0; i < BQ / 4; i++) {
+            if (unseen[h] >> i & 1) {
+                x[4 * (i / 2) + 2 * h + i % 2] = 0;
+            }
+        }
+    }
+}
+
+// P = 2^(S * scale - lse), also as A fragments.
+DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
+    const u32 i = c.n & 1, lse = AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3);
+    const float scale = p.scale_log2;
+#pragma unroll
+    for (int j = 0; j < BQ / 8; j++) {
+        const float2 l = ld_shared_f32x2(lse + 32 * j);
+        c.x[4 * j] = exp2_approx(__fmaf_rn(c.x[4 * j], scale, -l.x));
+        c.x[4 * j + 1] = exp2_approx(__fmaf_rn(c.x[4 * j + 1], scale, -l.y));
+        c.x[4 * j + 2] = exp2_approx(__fmaf_rn(c.x[4 * j + 2], scale, -l.x));
+        c.x[4 * j + 3] = exp2_approx(__fmaf_rn(c.x[4 * j + 3], scale, -l.y));
+    }
+    if (c.flags & MASKED) {
+        find_unseen(c.unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        select(c.x, c.unseen);
+    }
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        c.p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
+    }
+}
+
+// A new array, of whose values the compiler knows that nobody needs them.
+DEV void keep(float (&to)[BQ / 2], const float (&from)[BQ / 2]) {
+#pragma unroll
+    for (int j = 0; j < BQ / 2; j++) {
+        to[j] = from[j];
+    }
+}
+
+// Waits for block n and brings it as far as the loop wants it: P and dP.
+DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
+    const u32 i = c.n & 1;
+    mbar_wait(AT(full) + 8 * i, c.n >> 1 & 1);
+    c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
+    float x[BQ / 2], y[BQ / 2];
+    scores(x, c, at.group);
+    probability_gradients(y, c, at.group);
+    wgmma_wait<1>();
+    pin(x);
+    keep(c.x, x);
+    probabilities(c, p, s, at);
+    wgmma_wait<0>();
+    pin(y);
+    keep(c.y, y);
+}
+
+// dS = P (dP - delta) as A fragments and, transposed, in shared memory.
+DEV void score_gradients(Consumer &c, u32 (&ds)[BQ / 16][4], const Place &at) {
+    const u32 i = c.n & 1, delta = AT(stats) + i * STATS_BYTES + BQ * 4 + 8 * (at.lane & 3);
+#pragma unroll
+    for (int j = 0; j < BQ / 8; j++) {
+        const float2 d = ld_shared_f32x2(delta + 32 * j);
+        c.y[4 * j] = c.x[4 * j] * (c.y[4 * j] - d.x);
+        c.y[4 * j + 1] = c.x[4 * j + 1] * (c.y[4 * j + 1] - d.y);
+        c.y[4 * j + 2] = c.x[4 * j + 2] * (c.y[4 * j + 2] - d.x);
+        c.y[4 * j + 3] = c.x[4 * j + 3] * (c.y[4 * j + 3] - d.y);
+    }
+    if (c.flags & MASKED) {
+        select(c.y, c.unseen);
+    }
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        ds[j / 4][j % 4] = pack(c.y[2 * j], c.y[2 * j + 1]);
+    }
+    const u32 row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + i * DS_BYTES + row * 128;
+#pragma unroll
+    for (int j = 0; j < BQ / 16; j++) {
+        stmatrix_x4(to + (((2 * j + at.lane / 16) ^ (row & 7)) * 16), ds[j][0], ds[j][1], ds[j][2], ds[j][3]);
+    }
+    fence_proxy_async();
+}
+
+// acc += A times the queries (or gradients of the output) of block n.
+template <int N> DEV void add_product(float (&acc)[N], const u32 (&a)[BQ / 16][4], u64 b, int keep) {
+    pin(acc);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < BQ / 16; j++) {
+        wgmma_rs_t(acc, a[j], b + j * 16 * 128 / 16, j != 0 || keep);
+    }
+    wgmma_commit();
+}
+
+// The warpgroup's half of the columns of dQ = dS K.
+DEV void query_gradients(const Consumer &c, float (&dq)[D / 4], int group) {
+    const u64 ds = smem_desc(AT(ds), 16, 1024) + (c.n & 1) * (DS_BYTES / 16);
+    const u64 k = smem_desc(AT(k) + group * BK * 128, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < BK / 16; j++) {
+        wgmma_ss_t(dq, ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
+    }
+    wgmma_commit();
+}
+
+// A step of the tile, from P and dP of block n to those of block n + 1; without `more`, to its end.
+DEV void step(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at, bool first, bool more) {
+    const u32 i = c.n & 1;
+    add_product(c.dv, c.p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
+    u32 ds[BQ / 16][4];
+    score_gradients(c, ds, at);
+    named_arrive(1 + 2 * i + at.group, 256);
+    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
+    named_sync(1 + 2 * i + (at.group ^ 1), 256);
+    float dq[D / 4];
+    query_gradients(c, dq, at.group);
+    const QueryPlace to = query_place(p, s.block[i], at.row & 63, 64 * at.group + 2 * (at.lane & 3));
+    c.n++;
+    wgmma_wait<1>(); // the queries are done with, and so are fragments: there are no registers for more
+    pin(c.dv);
+    pin(c.dk);
+    __syncwarp();
+    mbar_arrive_if(AT(empty) + 8 * i, at.lane == 0);
+    if (!more) {
+        wgmma_wait<0>();
+        pin(dq);
+        add_queries(dq, p, to);
+        return;
+    }
+    mbar_wait(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
+    c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
+    float x[BQ / 2], y[BQ / 2];
+    scores(x, c, at.group);
+    wgmma_wait<1>();
+    pin(dq);
+    add_queries(dq, p, to);
+    probability_gradients(y, c, at.group);
+    wgmma_wait<1>();
+    pin(x);
+    keep(c.x, x);
+    probabilities(c, p, s, at);
+    wgmma_wait<0>();
+    pin(y);
+    keep(c.y, y);
+}
+
+DEV void consume(const magi_attn_backward_params &p, const Shared &s, int group, int tid) {
+    const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
+    Consumer c;
+    c.n = 0;
+    for (c.tile = 0;; c.tile++) {
+        const u32 i = c.tile & 1;
+        mbar_wait(AT(kv_full) + 8 * i, c.tile >> 1 & 1);
+        const int blocks = __shfl_sync(~0u, s.place[i].blocks, 0);
+        if (blocks < 0) {
+            return;
+        }
+        if (blocks > 0) {
+            begin(c, p, s, at);
+#pragma unroll 1
+            for (int j = 1; j < blocks; j++) {
+                step(c, p, s, at, j == 1, true);
+            }
+            step(c, p, s, at, blocks == 1, false);
+            store_keys(c.dk, c.dv, p, s.place[i], AT(v) + i * V_BYTES, at.row, at.lane);
+        } else {
+            store_zeros(p, s.place[i], group, tid);
+        }
+        fence_proxy_async();
+        __syncwarp();
+        mbar_arrive_if(AT(kv_empty) + 8 * i, at.lane == 0);
+    }
+}

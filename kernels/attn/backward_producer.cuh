@@ -1,0 +1,177 @@
+// The producer warpgroup: one thread takes the work and fetches keys, one fetches queries, one warp cleans queries that
+// are not the run's.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "backward_shape.cuh"
+
+// One parameter of the kernel, so that a source picks its map by address. Index: the source.
+struct BackwardMaps {
+    TensorMap q, dout, k[2], v[2], stats;
+};
+
+// Rows of one head. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
+// dimension do.
+template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
+    tma_load_4d(dst, m, bar, 0, row, 0, head);
+#pragma unroll 1
+    for (int c = 1; c < copies; c++) {
+        tma_load_4d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, 0, head);
+    }
+}
+
+struct Producer {
+    const BackwardMaps &maps;
+    const magi_attn_backward_params &p;
+    Shared &s;
+    int n = 0, dirty = 0; // blocks and dirty blocks so far
+
+    // What a block needs that some row of the tile does not see entirely.
+    MEMBER void describe(Block &b, const Brief &it, int query) {
+        b.left = it.run0 - query, b.right = it.run1 - query, b.lo = it.lo - query, b.hi = it.hi - query;
+        b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits;
+    }
+
+    // Queries and what belongs to them, into stage i. Those behind the run may hold anything, and 0 * NaN is NaN: the
+    // cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy engine does.
+    MEMBER void load(int i, int query, int head, int seen) {
+        u32 bar = AT(full) + 8 * i;
+        if (seen < BQ && query + seen < p.tokens_q) {
+            s.dirty[dirty & (DIRTY - 1)][0] = i;
+            s.dirty[dirty & (DIRTY - 1)][1] = seen;
+            bar = AT(dirty_full) + 8 * (dirty & (DIRTY - 1));
+            dirty++;
+        }
+        mbar_expect(bar, Q_BYTES + DO_BYTES + STATS_BYTES);
+        load_rows<BQ * 128>(AT(q) + i * Q_BYTES, &maps.q, bar, query, head, p.copies_k);
+        tma_load_3d(AT(stats) + i * STATS_BYTES, &maps.stats, bar, query, 0, head);
+        load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
+    }
+
+    MEMBER void item(const Brief &it) {
+        const int run1 = it.run1, full0 = it.full0, full_last = it.full_last, head = it.head;
+        float *dq = p.dq + head * p.dq_head + it.start * p.dq_token;
+#pragma unroll 1
+        for (int query = it.start; query < run1; query += BQ) {
+            const int i = n & 1;
+            mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
+            Block &b = s.block[i];
+            int flags = 0;
+            if (query < full0 || query > full_last) {
+                flags = it.flags;
+                describe(b, it, query);
+            }
+            b.flags = flags, b.query = query, b.seen = run1 - query, b.dq = dq;
+            load(i, query, head, run1 - query);
+            dq += BQ * p.dq_token;
+            n++;
+        }
+    }
+
+    // All the work that this thread block gets.
+    MEMBER void run() {
+        for (int i = 0;; i++) {
+            mbar_wait(AT(brief_full) + 8 * (i & 1), i >> 1 & 1);
+            const Brief &it = s.brief[i & 1];
+            if (it.flags < 0) {
+                break;
+            }
+            item(it);
+            mbar_arrive(AT(brief_empty) + 8 * (i & 1));
+        }
+        s.dirty[dirty & (DIRTY - 1)][0] = -1;
+        mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
+    }
+};
+
+// The scheduling warp, of which one thread works: takes tiles from the counter, reads lists and fetches keys, so that
+// the producer never waits for memory other than shared memory.
+struct Scheduler {
+    const BackwardMaps &maps;
+    const magi_attn_backward_params &p;
+    Shared &s;
+    int n = 0, tiles = 0; // items and tiles so far
+
+    MEMBER TilePlace &next_place() {
+        mbar_wait(AT(kv_empty) + 8 * (tiles & 1), (tiles >> 1 & 1) ^ 1);
+        return s.place[tiles & 1];
+    }
+
+    MEMBER void load_keys(int row0, int head, int source) {
+        const int i = tiles & 1;
+        mbar_expect(AT(kv_full) + 8 * i, K_BYTES + V_BYTES);
+        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(kv_full) + 8 * i, row0, head, p.copies_k);
+        load_rows<BK * 128>(AT(v) + i * V_BYTES, &maps.v[source], AT(kv_full) + 8 * i, row0, head, p.copies_v);
+    }
+
+    MEMBER void brief(const magi_tile &t, const magi_item &it, int head) {
+        mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
+        Brief &b = s.brief[n & 1];
+        b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
+        b.head = head;
+        // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full step.
+        b.start = it.start, b.run1 = it.run1, b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
+        b.run0 = it.run0, b.limits = it.limits;
+        b.lo = it.lo + t.row0, b.hi = it.hi + t.row0, b.row0 = it.row0, b.row1 = it.row1;
+        mbar_arrive(AT(brief_full) + 8 * (n & 1));
+        n++;
+    }
+
+    // Tiles come longest first, one key head after the other within a section of heads; of a head, its splits.
+    MEMBER void tile(int work) {
+        const int split = work % p.splits, whole = work / p.splits;
+        const int per_section = p.tile_count * p.section, section = whole / per_section;
+        const int in = whole - section * per_section;
+        const int head = section * p.section + in % p.section, index = in / p.section;
+        const magi_tile t = p.tiles[index];
+        const int heads = p.group / p.splits, head0 = head * p.group + split * heads;
+        TilePlace &place = next_place();
+        place = {t.row0, t.rows, head, t.source, t.items > 0 ? t.steps * heads : 0, index * p.heads_kv + head, split};
+        load_keys(t.row0, head, t.source);
+        tiles++;
+#pragma unroll 1
+        for (int h = 0; h < heads; h++) {
+#pragma unroll 1
+            for (int i = 0; i < t.items; i++) {
+                const magi_item it = p.items[t.item0 + i];
+                brief(t, it, head0 + h);
+            }
+        }
+    }
+
+    MEMBER void run() {
+        int work = blockIdx.x;
+        while (work < p.tile_count * p.heads_kv * p.splits) {
+            tile(work);
+            work = atomicAdd(&p.counters[0], 1) + gridDim.x;
+        }
+        next_place().blocks = -1;
+        mbar_arrive(AT(kv_full) + 8 * (tiles & 1));
+        mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
+        s.brief[n & 1].flags = -1;
+        mbar_arrive(AT(brief_full) + 8 * (n & 1));
+    }
+};
+
+// The cleaning warp: zeroes queries that are not the run's, then says that the block is there.
+DEV void clean(Shared &s, int lane) {
+    for (int d = 0;; d++) {
+        mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
+        const int stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
+        if (stage < 0) {
+            return;
+        }
+        for (int i = seen * 8 + lane; i < BQ * 8; i += 32) { // 16 bytes of a row
+#pragma unroll
+            for (int c = 0; c < D_CHUNKS; c++) {
+                st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+            }
+#pragma unroll
+            for (int c = 0; c < DV_CHUNKS; c++) {
+                st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+            }
+        }
+        fence_proxy_async();
+        __syncwarp();
+        mbar_arrive_if(AT(full) + 8 * stage, lane == 0);
+    }
+}
