@@ -171,7 +171,7 @@ BACKWARD_ROWS(f32, f16)
 BACKWARD_ROWS(f16, f16)
 
 template <class T> MAGI_DEVICE void dq_element(T &to, f32 sum, const magi_backward_dq &p) {
-    narrow(to, p.add ? widen(to) + sum * p.scale : sum * p.scale);
+    narrow(to, p.add ? widen(to) + sum : sum);
 }
 
 // A thread for eight columns of a row.
@@ -207,5 +207,6 @@ template <class T> MAGI_DEVICE void dq_convert(const magi_backward_dq &p) {
         ptx::wait_for_previous();                                                                                      \
         dq_convert<T>(p);                                                                                              \
     }
+BACKWARD_DQ(f32)
 BACKWARD_DQ(bf16)
 BACKWARD_DQ(f16)

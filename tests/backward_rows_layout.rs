@@ -77,8 +77,8 @@ fn host_and_device_agree() {
         tokens,
         heads,
         width,
-        scale,
-        add
+        add,
+        reserved
     );
     for (name, value) in [
         ("MAGI_BACKWARD_ROWS_THREADS", i64::from(THREADS)),

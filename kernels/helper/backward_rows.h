@@ -37,15 +37,15 @@ typedef struct magi_backward_rows {
     int flags, reserved;
 } magi_backward_rows;
 
-/* f32 sums to dq in the input dtype. */
+/* f32 sums to dq, of the input dtype or f32. */
 typedef struct magi_backward_dq {
     const float *from; /* [tokens, heads, width] */
     void *to;          /* likewise */
     long long from_token, from_head, to_token, to_head;
     long long tokens;
     int heads, width;
-    float scale; /* factor of every sum */
-    int add;     /* 0 or 1: to what is there */
+    int add; /* 0 or 1: to what is there */
+    int reserved;
 } magi_backward_dq;
 
 #endif

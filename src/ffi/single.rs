@@ -115,7 +115,6 @@ pub(super) fn backend_of(param: &str, value: i32) -> Result<single::Choice> {
 /// Checks the options and gathers them for the runtime.
 fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     let backend = backend_of("options.backend", o.backend)?;
-    flag("options.deterministic", o.deterministic)?;
     if o.sm_margin < 0 {
         return Err(Error::argument(format!(
             "options.sm_margin is {}; it must be 0 or more",
@@ -131,6 +130,7 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     Ok(single::Options {
         backend,
         accumulate: flag("options.accumulate", o.accumulate)?,
+        deterministic: flag("options.deterministic", o.deterministic)?,
         sm_margin: o.sm_margin,
         max_items: o.max_items,
         workspace: o.workspace.cast(),
@@ -289,7 +289,9 @@ pub unsafe extern "C" fn magi_flex_flash_attn_backward_workspace_size(
     guard("magi_flex_flash_attn_backward_workspace_size", || {
         // SAFETY: the caller's promise.
         let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
-        let needed = single::backward_workspace(&args, &options_of(&options)?)?;
+        // SAFETY: the caller's promise.
+        let lists = unsafe { lists_of(&options) }?;
+        let needed = single::backward_workspace(lists.as_ref(), &args, &options_of(&options)?)?;
         // SAFETY: the caller's promise.
         unsafe { input::write_out("bytes", bytes, needed) }
     })

@@ -2,8 +2,10 @@
 
 use super::attn_args::scale;
 use super::check;
+use super::gpu_backward;
 use super::on_gpu;
 use super::single::Choice;
+use crate::backend::cuda::backward_kernel::BackwardChoice;
 use crate::backend::cuda::embedded;
 use crate::backend::cuda::forward_kernel::ForwardChoice;
 use crate::device::cuda::{Gpu, Properties};
@@ -127,18 +129,48 @@ fn on_cpu(q: &Question, reasons: &mut Vec<String>) -> (String, String) {
     (text.clone(), text)
 }
 
+/// A pass on a CUDA device: why the fast kernels do not compute it, and what they are called.
+struct Pass {
+    why_not: Vec<String>,
+    fast: Option<String>,
+}
+
+impl Pass {
+    fn text(&self, place: &str) -> String {
+        match self.fast.as_ref().filter(|_| self.why_not.is_empty()) {
+            Some(name) => format!("{name}, {place}"),
+            None => format!(
+                "textbook kernels, {place}; not the fast ones: {}",
+                self.why_not.join("; ")
+            ),
+        }
+    }
+}
+
 fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, String) {
     let p = gpu.properties();
-    let fast = match q.backend {
+    let factor = scale(q.softmax_scale, q.shape.head_dim);
+    let why = |pass: fn(&AttnShape, f64, &Gpu) -> Vec<String>| match q.backend {
         Choice::Sdpa => vec!["the backend is sdpa".to_owned()],
-        _ => on_gpu::reasons(&q.shape, scale(q.softmax_scale, q.shape.head_dim), gpu),
+        _ => pass(&q.shape, factor, gpu),
+    };
+    let forward = Pass {
+        why_not: why(on_gpu::reasons),
+        fast: fast_forward(q),
+    };
+    let backward = Pass {
+        why_not: why(gpu_backward::reasons),
+        fast: fast_backward(q),
+    };
+    // What stands in the way of the passes that are asked for, each reason once: backward has those of forward.
+    let asked = if q.wants(Wish::Backward) {
+        &backward
+    } else {
+        &forward
     };
     if q.backend == Choice::Ffa {
-        reasons.extend(fast.iter().map(|why| format!("backend ffa: {why}")));
-        if q.wants(Wish::Backward) {
-            reasons.push("backend ffa: this build has no fast backward kernel".to_owned());
-        }
-    } else if p.major < 8 && (!fast.is_empty() || q.wants(Wish::Backward)) {
+        reasons.extend(asked.why_not.iter().map(|why| format!("backend ffa: {why}")));
+    } else if p.major < 8 && !asked.why_not.is_empty() {
         reasons.push(format!(
             "CUDA device {} ({}) has compute capability {}.{}; the textbook kernels need 8.0 or later",
             gpu.ordinal(),
@@ -147,26 +179,12 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
             p.minor
         ));
     }
-    if q.wants(Wish::DeviceRanges) {
-        let textbook = fast.iter().filter(|_| q.backend != Choice::Ffa);
-        reasons.extend(textbook.map(|why| format!("ranges on the device need the fast kernels: {why}")));
-        if q.wants(Wish::Backward) {
-            reasons.push("ranges on the device: backward takes a mask handle only".to_owned());
-        }
+    if q.wants(Wish::DeviceRanges) && q.backend != Choice::Ffa {
+        let missing = asked.why_not.iter();
+        reasons.extend(missing.map(|why| format!("ranges on the device need the fast kernels: {why}")));
     }
-    let forward = match fast_name(q).filter(|_| fast.is_empty()) {
-        Some(name) => format!("{name}, {}", place(gpu.ordinal(), p)),
-        None => format!(
-            "textbook kernels, {}; not the fast ones: {}",
-            place(gpu.ordinal(), p),
-            fast.join("; ")
-        ),
-    };
-    let backward = match q.backend {
-        Choice::Ffa => "none: this build has no fast backward kernel".to_owned(),
-        _ => format!("textbook kernels, {}", place(gpu.ordinal(), p)),
-    };
-    (forward, backward)
+    let place = place(gpu.ordinal(), p);
+    (forward.text(&place), backward.text(&place))
 }
 
 fn place(ordinal: i32, p: &Properties) -> String {
@@ -176,16 +194,31 @@ fn place(ordinal: i32, p: &Properties) -> String {
     )
 }
 
-/// The fast forward kernel. Where heads share tiles or long tiles are cut, which the mask decides, its general form.
-fn fast_name(q: &Question) -> Option<String> {
-    let general = [Wish::Sink, Wish::AccOut, Wish::Accumulate]
-        .iter()
-        .any(|w| q.wants(*w));
-    let choice = ForwardChoice::new(&q.shape, q.softcap > 0.0, q.wants(Wish::MaxLogits), general)?;
-    let name = choice.variant().name;
+/// How a kernel of this name comes to the device.
+fn named(name: &str) -> String {
     let when = match embedded::CUBINS.iter().any(|(built, _)| *built == name) {
         true => "compiled ahead of time",
         false => "compiled at the first use",
     };
-    Some(format!("the fast kernel {name}, {when}"))
+    format!("the fast kernel {name}, {when}")
+}
+
+/// The fast forward kernel. Where heads share tiles or long tiles are cut, which the mask decides, its general form.
+fn fast_forward(q: &Question) -> Option<String> {
+    let general = [Wish::Sink, Wish::AccOut, Wish::Accumulate]
+        .iter()
+        .any(|w| q.wants(*w));
+    let choice = ForwardChoice::new(&q.shape, q.softcap > 0.0, q.wants(Wish::MaxLogits), general)?;
+    Some(named(&choice.variant().name))
+}
+
+/// The fast backward kernels, those of deterministic mode in brackets.
+fn fast_backward(q: &Question) -> Option<String> {
+    let names = |deterministic: bool| {
+        let choice = BackwardChoice::new(&q.shape, q.softcap > 0.0, deterministic)?;
+        let kernels = choice.kernels().iter();
+        let names: Vec<String> = kernels.map(|&g| named(&choice.variant(g).name)).collect();
+        Some(names.join(", then "))
+    };
+    Some(format!("{} (deterministic: {})", names(false)?, names(true)?))
 }

@@ -18,10 +18,10 @@ pub struct Stats {
     pub padded: i64,
 }
 
-/// What a call brings. Tensors as `BackwardArgs` of the backend says, on the device, with the strides that
+/// What every kernel of a call reads. Tensors as `BackwardArgs` of the backend says, on the device, with the strides that
 /// `forward_maps::check` accepts.
 #[derive(Clone, Copy, Debug)]
-pub struct KeysCall {
+pub struct Operands {
     /// Queries.
     pub q: Tensor,
     /// Keys of the local tensor and of the receive buffer; `None` when no slice names it.
@@ -36,6 +36,34 @@ pub struct KeysCall {
     pub softmax_scale: f64,
     /// 0 is off.
     pub softcap: f64,
+    /// Multiprocessors left to others.
+    pub sm_margin: i32,
+}
+
+impl Operands {
+    /// Factor on a logit, to base 2; with softcap on its tanh.
+    pub(super) fn scale_log2(&self) -> f32 {
+        let factor = if self.softcap > 0.0 {
+            self.softcap
+        } else {
+            self.softmax_scale
+        };
+        (factor * std::f64::consts::LOG2_E) as f32
+    }
+
+    /// What makes a product the argument of tanh; 0 without softcap.
+    pub(super) fn softcap_scale(&self) -> f32 {
+        if self.softcap > 0.0 {
+            (self.softmax_scale / self.softcap) as f32
+        } else {
+            0.0
+        }
+    }
+}
+
+/// What a launch over key tiles adds to.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysOutputs {
     /// f32, added to; `None` for kernels that leave it to another.
     pub dq: Option<Tensor>,
     /// Input dtype or f32. Present where `k` is.
@@ -44,8 +72,6 @@ pub struct KeysCall {
     pub dv: [Option<Tensor>; 2],
     /// `dk` and `dv`, which are f32, are added to.
     pub accumulate: bool,
-    /// Multiprocessors left to others.
-    pub sm_margin: i32,
     /// `Split::piece_bytes` bytes, aligned to 256.
     pub pieces: *mut u8,
 }
@@ -105,7 +131,11 @@ impl Split {
 
     /// How many words a launch counts in: 0 before it, and after it.
     pub fn words(&self, kernel: &BackwardKernel) -> usize {
-        let done = if self.parts == 1 { 0 } else { self.owners as usize * kernel.warps() };
+        let done = if self.parts == 1 {
+            0
+        } else {
+            self.owners as usize * kernel.warps()
+        };
         (4 + done).next_multiple_of(4)
     }
 }
@@ -131,16 +161,17 @@ impl KeysLaunch<'_> {
     /// Enqueues the launch, which neither allocates nor waits and may be captured.
     ///
     /// # Safety
-    /// The call's tensors and workspace are good until the kernel has run, and are what `KeysCall` says; the list and words
-    /// are good until then too, and name rows and tokens of the tensors. Nobody else uses workspace and words meanwhile.
-    pub unsafe fn enqueue(&self, call: &KeysCall, on: Stream) -> Result<()> {
+    /// The tensors and the workspace are good until the kernel has run, and are what `Operands` and `KeysOutputs` say; the
+    /// list and words are good until then too, and name rows and tokens of the tensors. Nobody else uses workspace and words
+    /// meanwhile.
+    pub unsafe fn enqueue(&self, o: &Operands, outputs: &KeysOutputs, on: Stream) -> Result<()> {
         let work = self.split.owners * self.split.parts;
         if work == 0 {
             return Ok(());
         }
-        let maps = backward_maps::encode(call, self.kernel)?;
-        let params = self.params(call, &maps);
-        let processors = i64::from(self.gpu.properties().multiprocessors - call.sm_margin).max(1);
+        let maps = backward_maps::of_keys(o, self.kernel)?;
+        let params = self.params(o, outputs, &maps);
+        let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
         let launch = Launch {
             shared_bytes: self.kernel.shared_bytes,
             ..Launch::linear(work.min(processors) as u32, self.kernel.threads)
@@ -151,22 +182,17 @@ impl KeysLaunch<'_> {
         unsafe { launch.run(self.gpu, self.kernel.function, on, &mut arguments) }
     }
 
-    fn params(&self, call: &KeysCall, maps: &BackwardMaps) -> BackwardParams {
+    fn params(&self, o: &Operands, out: &KeysOutputs, maps: &BackwardMaps) -> BackwardParams {
         let (shape, split) = (self.shape, self.split.parts);
         let data = |pair: &[Option<Tensor>; 2]| pair.each_ref().map(|t| t.map_or(null_mut(), |t| t.data()));
         let stride =
             |pair: &[Option<Tensor>; 2], i: usize| pair.each_ref().map(|t| t.map_or(0, |t| t.stride()[i]));
-        let dq_stride = |i: usize| call.dq.map_or(0, |t| t.stride()[i]);
-        let factor = if call.softcap > 0.0 {
-            call.softcap
-        } else {
-            call.softmax_scale
-        };
+        let dq_stride = |i: usize| out.dq.map_or(0, |t| t.stride()[i]);
         let mut flags = 0;
-        if call.dk.iter().flatten().any(|t| t.dtype() != shape.dtype) {
+        if out.dk.iter().flatten().any(|t| t.dtype() != shape.dtype) {
             flags |= BackwardParams::OUT_F32;
         }
-        if call.accumulate {
+        if out.accumulate {
             flags |= BackwardParams::ACCUMULATE;
         }
         BackwardParams {
@@ -174,10 +200,10 @@ impl KeysLaunch<'_> {
             items: self.list.items,
             limits: self.list.limits,
             counters: self.words.cast(),
-            dq: call.dq.map_or(null_mut(), |t| t.data().cast()),
-            dk: data(&call.dk),
-            dv: data(&call.dv),
-            piece: if split > 1 { call.pieces.cast() } else { null_mut() },
+            dq: out.dq.map_or(null_mut(), |t| t.data().cast()),
+            dk: data(&out.dk),
+            dv: data(&out.dv),
+            piece: if split > 1 { out.pieces.cast() } else { null_mut() },
             piece_done: if split > 1 {
                 self.words.wrapping_add(4).cast()
             } else {
@@ -185,38 +211,34 @@ impl KeysLaunch<'_> {
             },
             dq_token: dq_stride(0),
             dq_head: dq_stride(1),
-            dk_token: stride(&call.dk, 0),
-            dk_head: stride(&call.dk, 1),
-            dv_token: stride(&call.dv, 0),
-            dv_head: stride(&call.dv, 1),
+            dk_token: stride(&out.dk, 0),
+            dk_head: stride(&out.dk, 1),
+            dv_token: stride(&out.dv, 0),
+            dv_head: stride(&out.dv, 1),
             tile_count: self.list.count,
             heads_kv: shape.heads_kv as i32,
             group: (shape.heads_q / shape.heads_kv) as i32,
-            section: self.section(call) as i32,
+            section: self.section(o, out) as i32,
             splits: split as i32,
-            tokens_q: call.q.tokens() as i32,
+            tokens_q: o.q.tokens() as i32,
             head_dim: shape.head_dim as i32,
             head_dim_v: shape.head_dim_v as i32,
             copies_k: maps.copies_k,
             copies_v: maps.copies_v,
             flags,
-            scale_log2: (factor * std::f64::consts::LOG2_E) as f32,
-            scale: call.softmax_scale as f32,
-            softcap_scale: if call.softcap > 0.0 {
-                (call.softmax_scale / call.softcap) as f32
-            } else {
-                0.0
-            },
+            scale_log2: o.scale_log2(),
+            scale: o.softmax_scale as f32,
+            softcap_scale: o.softcap_scale(),
         }
     }
 
     /// Key heads whose queries, gradients of out and sums of dq stay in the L2 cache together: a divisor of all.
-    fn section(&self, call: &KeysCall) -> i64 {
+    fn section(&self, o: &Operands, out: &KeysOutputs) -> i64 {
         let shape = self.shape;
         let size = shape.dtype.size() as i64;
-        let sums = call.dq.map_or(0, |_| shape.head_dim * size_of::<f32>() as i64);
+        let sums = out.dq.map_or(0, |_| shape.head_dim * size_of::<f32>() as i64);
         let row = (shape.head_dim + shape.head_dim_v) * size + sums;
-        let bytes = call.q.tokens() * (shape.heads_q / shape.heads_kv) * row;
+        let bytes = o.q.tokens() * (shape.heads_q / shape.heads_kv) * row;
         let fit = i64::from(self.gpu.properties().l2_bytes) * 5 / 8 / bytes.max(1);
         (1..=shape.heads_kv)
             .rev()

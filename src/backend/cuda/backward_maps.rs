@@ -1,69 +1,111 @@
-//! Tensor maps of the backward kernel over key tiles: `BackwardMaps` of kernels/attn/backward_producer.cuh.
+//! Tensor maps of the backward kernels: `BackwardMaps` of kernels/attn/backward_producer.cuh and `BackwardQueriesMaps` of
+//! kernels/attn/backward_queries_producer.cuh.
 
 use super::backward_kernel::BackwardKernel;
-use super::backward_launch::{KeysCall, Stats};
+use super::backward_launch::{Operands, Stats};
 use super::forward_maps::keys;
 use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{DType, Error, Result, Tensor};
 
-/// The kernel's first parameter, and what its second one says of it.
+/// Rows that one copy of queries brings to the dq kernel: those of a warpgroup.
+const QUERIES_COPY: i64 = 64;
+
+/// A kernel's first parameter, and what its second one says of it.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardMaps {
     /// q, dout, keys and values of both sources, row sums.
     pub maps: [TensorMap; 7],
-    /// Copies of one block of q, or of one tile of keys.
+    /// Copies of one block of q or of keys.
     pub copies_k: i32,
-    /// Copies of one block of dout, or of one tile of values.
+    /// Copies of one block of dout or of values.
     pub copies_v: i32,
 }
 
-/// lse2 and delta of `step` queries of a head.
-fn stats(s: &Stats, tokens: i64, heads: i64, step: i32) -> Result<TensorMap> {
+/// Tokens that copies bring.
+#[derive(Clone, Copy, Debug)]
+struct Extents {
+    /// Of q and dout.
+    queries: i64,
+    /// Of keys and values.
+    keys: i64,
+    /// Of row sums.
+    stats: i32,
+}
+
+/// Maps of the kernel over key tiles.
+pub fn of_keys(o: &Operands, kernel: &BackwardKernel) -> Result<BackwardMaps> {
+    let extents = Extents {
+        queries: kernel.step.into(),
+        keys: kernel.rows.into(),
+        stats: kernel.step,
+    };
+    encode(o, kernel.choice.head_dims, &extents)
+}
+
+/// Maps of the kernel over query tiles.
+pub fn of_queries(o: &Operands, kernel: &BackwardKernel) -> Result<BackwardMaps> {
+    let extents = Extents {
+        queries: QUERIES_COPY,
+        keys: kernel.step.into(),
+        stats: kernel.rows,
+    };
+    encode(o, kernel.choice.head_dims, &extents)
+}
+
+/// lse2 and delta of `rows` queries of a head.
+fn stats(s: &Stats, tokens: i64, heads: i64, rows: i32) -> Result<TensorMap> {
     let bytes = |elements: i64| elements as u64 * size_of::<f32>() as u64;
     TensorMap::tiled(&Tiled {
         dtype: DType::F32,
         data: s.lse2.cast(),
         dims: &[tokens as u64, 2, heads as u64],
         strides: &[bytes(s.padded * heads), bytes(s.padded)],
-        extent: &[step as u32, 2, 1],
+        extent: &[rows as u32, 2, 1],
         swizzle: Swizzle::None,
         promotion: Promotion::B128,
     })
 }
 
-/// The maps of a call. A tensor that is not there, or has no tokens, gets another's map: no copy names it.
-pub fn encode(call: &KeysCall, kernel: &BackwardKernel) -> Result<BackwardMaps> {
-    let (d, dv) = kernel.choice.head_dims;
-    let (rows, step) = (i64::from(kernel.rows), i64::from(kernel.step));
-    let side = |one: &Tensor, sources: &[Option<Tensor>; 2], head_dim: i64| -> Result<[Option<(TensorMap, i32)>; 3]> {
-        let map = |t: Option<Tensor>, block: i64| {
-            t.filter(|t| t.tokens() > 0)
-                .map(|t| keys(&t, head_dim, block))
-                .transpose()
+/// Of the queries' tensor and of both sources of keys, and the number of copies; a tensor that is not there, or has no
+/// tokens, has no map.
+fn side(
+    queries: &Tensor,
+    sources: &[Option<Tensor>; 2],
+    head_dim: i64,
+    extents: &Extents,
+) -> Result<([Option<TensorMap>; 3], i32)> {
+    let mut copies = 1;
+    let mut map = |t: Option<Tensor>, tokens: i64| {
+        let Some(t) = t.filter(|t| t.tokens() > 0) else {
+            return Ok(None);
         };
-        Ok([map(Some(*one), step)?, map(sources[0], rows)?, map(sources[1], rows)?])
+        let (map, needed) = keys(&t, head_dim, tokens)?;
+        copies = needed;
+        Ok::<_, Error>(Some(map))
     };
-    let of_k = side(&call.q, &call.k, d)?;
-    let of_v = side(&call.dout, &call.v, dv)?;
-    let any = of_k.iter().flatten().next();
-    let any = any.ok_or_else(|| Error::internal("a backward launch without queries and keys"))?.0;
-    let copies = |maps: &[Option<(TensorMap, i32)>; 3]| maps.iter().flatten().map(|m| m.1).max().unwrap_or(1);
-    let map = |m: Option<(TensorMap, i32)>| m.map_or(any, |m| m.0);
-    let stats = match call.q.tokens() {
+    let maps = [
+        map(Some(*queries), extents.queries)?,
+        map(sources[0], extents.keys)?,
+        map(sources[1], extents.keys)?,
+    ];
+    Ok((maps, copies))
+}
+
+fn encode(o: &Operands, head_dims: (i64, i64), extents: &Extents) -> Result<BackwardMaps> {
+    let ([q, k0, k1], copies_k) = side(&o.q, &o.k, head_dims.0, extents)?;
+    let ([dout, v0, v1], copies_v) = side(&o.dout, &o.v, head_dims.1, extents)?;
+    let all = [q, dout, k0, k1, v0, v1];
+    let any = all.iter().flatten().next();
+    // No copy names what is not there.
+    let any = *any.ok_or_else(|| Error::internal("a backward launch without queries and keys"))?;
+    let [q, dout, k0, k1, v0, v1] = all.map(|map| map.unwrap_or(any));
+    let sums = match o.q.tokens() {
         0 => any,
-        tokens => stats(&call.stats, tokens, call.q.shape()[1], kernel.step)?,
+        tokens => stats(&o.stats, tokens, o.q.shape()[1], extents.stats)?,
     };
     Ok(BackwardMaps {
-        maps: [
-            map(of_k[0]),
-            map(of_v[0]),
-            map(of_k[1]),
-            map(of_k[2]),
-            map(of_v[1]),
-            map(of_v[2]),
-            stats,
-        ],
-        copies_k: copies(&of_k),
-        copies_v: copies(&of_v),
+        maps: [q, dout, k0, k1, v0, v1, sums],
+        copies_k,
+        copies_v,
     })
 }

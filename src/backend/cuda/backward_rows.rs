@@ -131,10 +131,10 @@ pub struct DqParams {
     pub heads: i32,
     /// Elements of a row.
     pub width: i32,
-    /// Factor of every sum.
-    pub scale: f32,
     /// 0 or 1: to what is there.
     pub add: i32,
+    /// 0.
+    pub reserved: i32,
 }
 
 /// Sinks of a call and their gradients.
@@ -203,7 +203,8 @@ pub struct BackwardRows {
     dtype: DType,
     /// For out in f32, and in the input dtype.
     prepare: [Function; 2],
-    convert: Function,
+    /// To f32, and to the input dtype.
+    convert: [Function; 2],
     /// Keeps the functions valid.
     _kernels: Arc<Kernels>,
 }
@@ -221,7 +222,10 @@ impl BackwardRows {
                 function(format!("backward_rows_f32_{name}"))?,
                 function(format!("backward_rows_{name}_{name}"))?,
             ],
-            convert: function(format!("backward_dq_{name}"))?,
+            convert: [
+                function("backward_dq_f32".to_owned())?,
+                function(format!("backward_dq_{name}"))?,
+            ],
             _kernels: kernels,
         })
     }
@@ -244,19 +248,12 @@ impl BackwardRows {
         }
     }
 
-    /// Enqueues `to` = `scale` times the f32 sums `from`, or adds that; both `[tokens, heads, width]`. It begins while the
-    /// kernel before it on the stream ends.
+    /// Enqueues `to` = the f32 sums `from`, or adds them; both `[tokens, heads, width]`, `to` of the input dtype or f32. It
+    /// begins while the kernel before it on the stream ends.
     ///
     /// # Safety
     /// As `prepare`, of `from` and `to`.
-    pub unsafe fn convert(
-        &self,
-        from: &Tensor,
-        to: &Tensor,
-        scale: f32,
-        add: bool,
-        on: Stream,
-    ) -> Result<()> {
+    pub unsafe fn convert(&self, from: &Tensor, to: &Tensor, add: bool, on: Stream) -> Result<()> {
         let width = to.shape()[2];
         let params = DqParams {
             from: from.data().cast(),
@@ -268,17 +265,18 @@ impl BackwardRows {
             tokens: to.tokens(),
             heads: to.shape()[1] as i32,
             width: width as i32,
-            scale,
             add: add.into(),
+            reserved: 0,
         };
         let threads = to.tokens() * to.shape()[1] * ((width + 7) / 8);
         let blocks = (threads + i64::from(THREADS) - 1) / i64::from(THREADS);
         let mut arguments = Arguments::new();
         arguments.push(&params);
+        let function = self.convert[usize::from(to.dtype() == self.dtype)];
         // SAFETY: as in `prepare`.
         unsafe {
             self.blocks(blocks, true)
-                .run(&self.gpu, self.convert, on, &mut arguments)
+                .run(&self.gpu, function, on, &mut arguments)
         }
     }
 

@@ -334,7 +334,7 @@ impl RangeTiles {
     }
 
     /// Enqueues making the list in `space`, `ListSpace::of(shape).bytes` bytes aligned to 256: one launch behind the
-    /// zeros of the counters. Neither allocates nor waits, and may be captured. A list without tiles is nothing.
+    /// zeros of the counters. Neither allocates nor waits, and may be captured. For a list without tiles the zeros are all.
     ///
     /// # Safety
     /// The ranges, the space and the outputs are good until the kernel has run, and are what their types say; nobody
@@ -347,14 +347,11 @@ impl RangeTiles {
         space: *mut u8,
         on: Stream,
     ) -> Result<()> {
-        let tiles = shape.tile_count();
-        if tiles == 0 {
-            return Ok(());
-        }
         let params = self.params(ranges, shape, outputs, space)?;
         let zeros = ListSpace::zeros(shape) / size_of::<u32>();
         // SAFETY: the counters and words, inside the space.
         unsafe { fill_words(&self.gpu, params.counters.cast(), 0, zeros, on)? };
+        let tiles = shape.tile_count();
         let most = i64::from(self.gpu.properties().multiprocessors) * BLOCKS;
         let launch = Launch::linear(tiles.min(most.max(1)) as u32, THREADS);
         let mut arguments = Arguments::new();
