@@ -170,6 +170,9 @@ DEV void clean(Shared &s, int lane) {
                 st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
             }
         }
+        for (int i = seen + lane; i < BQ; i += 32) {
+            s.stats[stage][0][i] = s.stats[stage][1][i] = 0;
+        }
         fence_proxy_async();
         __syncwarp();
         mbar_arrive_if(AT(full) + 8 * stage, lane == 0);
