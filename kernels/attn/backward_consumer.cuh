@@ -167,7 +167,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     if (!more) {
         wgmma_wait<0>();
         pin(c.y);
-        add_queries(c.y, params, to);
+        add_queries(c.y, params, to, at.lane);
         return;
     }
     mbar_wait(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
@@ -175,7 +175,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     scores(c.x, c, at.group);
     wgmma_wait<1>();
     pin(c.y);
-    add_queries(c.y, params, to);
+    add_queries(c.y, params, to, at.lane);
     probability_gradients(c.y, c, at.group);
     wgmma_wait<1>();
     pin(c.x);

@@ -30,7 +30,27 @@ DEV QueryPlace query_place(const magi_attn_backward_params &p, const Block &b, i
     return {b.dq + row * p.dq_token + column, b.seen - row};
 }
 
-DEV void add_queries(float (&dq)[D / 4], const magi_attn_backward_params &p, const QueryPlace &at) {
+#if DQ_RED == 4
+// Two lanes side by side exchange what makes 16 bytes of memory of it: even lanes take columns of one eight, odd lanes
+// of the next.
+DEV void add_queries(float (&dq)[D / 4], const magi_attn_backward_params &p, const QueryPlace &at, int lane) {
+    const bool odd = lane & 1;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float *const to = at.to + 8 * h * p.dq_token + (odd ? 6 : 0);
+#pragma unroll
+        for (int j = 0; j < D / 16; j += 2) {
+            const float a0 = dq[4 * j + 2 * h] * p.scale, a1 = dq[4 * j + 2 * h + 1] * p.scale;
+            const float b0 = dq[4 * j + 4 + 2 * h] * p.scale, b1 = dq[4 * j + 5 + 2 * h] * p.scale;
+            const float r0 = __shfl_xor_sync(~0u, odd ? a0 : b0, 1), r1 = __shfl_xor_sync(~0u, odd ? a1 : b1, 1);
+            if (8 * h < at.left) {
+                add_global_f32x4(to + 8 * j, odd ? r0 : a0, odd ? r1 : a1, odd ? b0 : r0, odd ? b1 : r1);
+            }
+        }
+    }
+}
+#else
+DEV void add_queries(float (&dq)[D / 4], const magi_attn_backward_params &p, const QueryPlace &at, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float *const to = at.to + 8 * h * p.dq_token;
@@ -42,6 +62,7 @@ DEV void add_queries(float (&dq)[D / 4], const magi_attn_backward_params &p, con
         }
     }
 }
+#endif
 
 // 8 elements of a row, of which the first `most` exist.
 DEV void store_piece(u16 *out, const u32 (&w)[4], int most) {

@@ -15,6 +15,9 @@
 #ifndef GENERAL
 #define GENERAL 0
 #endif
+#ifndef DQ_RED
+#define DQ_RED 2
+#endif
 #ifndef DQ
 #define DQ 1
 #endif
