@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_epilogue.cuh"
+#include "backward_maps.cuh"
 #include "columns.cuh"
 
 struct Consumer {
@@ -35,7 +36,7 @@ DEV void scores(float (&x)[BQ / 2], const Consumer &c, int group) {
 // dP = V dO^T of block n.
 DEV void probability_gradients(float (&y)[BQ / 2], const Consumer &c, int group) {
     const u32 i = c.n & 1;
-    const u64 v = smem_desc(AT(v) + group * 64 * 128, 16, 1024) + (c.tile & 1) * (V_BYTES / 16);
+    const u64 v = smem_desc(AT(v) + group * 64 * 128, 16, 1024);
     const u64 dout = smem_desc(AT(dout), 16, 1024) + i * (DO_BYTES / 16);
     wgmma_fence();
 #pragma unroll
@@ -72,6 +73,7 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
     }
     if (c.flags & MASKED) {
         find_unseen(c.unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        __syncwarp(); // products want all lanes
         select(c.x, c.unseen);
     }
 }
@@ -91,6 +93,7 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
     mbar_wait(AT(full) + 8 * i, c.n >> 1 & 1);
     c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
     scores(c.x, c, at.group);
+    mbar_wait(AT(v_full), c.tile & 1);
     probability_gradients(c.y, c, at.group);
     wgmma_wait<1>();
     pin(c.x);
@@ -147,7 +150,7 @@ DEV void query_gradients(const Consumer &c, float (&dq)[D / 4], int group) {
 }
 
 // A step of the tile, from P and dP of block n to those of block n + 1; without `more`, to its end.
-DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared &s, const Place &at, bool first, bool more) {
+DEV void step(Consumer &c, const BackwardMaps &maps, const magi_attn_backward_params &params, const Shared &s, const Place &at, bool first, bool more) {
     const u32 i = c.n & 1;
     u32 p[BQ / 16][4], ds[BQ / 16][4];
     fragments(c, p, ds, at);
@@ -157,7 +160,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
     named_sync(1 + 2 * i + (at.group ^ 1), 256);
     query_gradients(c, c.y, at.group);
-    const QueryPlace to = query_place(params, s.block[i], at.row & 63, 64 * at.group + 2 * (at.lane & 3));
+    const QueryPlace to = query_place(s.block[i], at.row & 48);
     c.n++;
     wgmma_wait<1>(); // the queries are done with, and so are fragments: there are no registers for more
     pin(c.dv);
@@ -167,7 +170,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     if (!more) {
         wgmma_wait<0>();
         pin(c.y);
-        add_queries(c.y, params, to, at.lane);
+        add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
         return;
     }
     mbar_wait(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
@@ -175,7 +178,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     scores(c.x, c, at.group);
     wgmma_wait<1>();
     pin(c.y);
-    add_queries(c.y, params, to, at.lane);
+    add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
     probability_gradients(c.y, c, at.group);
     wgmma_wait<1>();
     pin(c.x);
@@ -183,13 +186,13 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     take_gradients(c);
 }
 
-DEV void consume(const magi_attn_backward_params &p, const Shared &s, int group, int tid) {
+DEV void consume(const BackwardMaps &maps, const magi_attn_backward_params &p, const Shared &s, int group, int tid) {
     const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
     Consumer c;
     c.n = 0;
     for (c.tile = 0;; c.tile++) {
         const u32 i = c.tile & 1;
-        mbar_wait(AT(kv_full) + 8 * i, c.tile >> 1 & 1);
+        mbar_wait(AT(k_full) + 8 * i, c.tile >> 1 & 1);
         const int blocks = __shfl_sync(~0u, s.place[i].blocks, 0);
         if (blocks < 0) {
             return;
@@ -198,15 +201,22 @@ DEV void consume(const magi_attn_backward_params &p, const Shared &s, int group,
             begin(c, p, s, at);
 #pragma unroll 1
             for (int j = 1; j < blocks; j++) {
-                step(c, p, s, at, j == 1, true);
+                step(c, maps, p, s, at, j == 1, true);
             }
-            step(c, p, s, at, blocks == 1, false);
-            store_keys(c.dk, c.dv, p, s.place[i], AT(v) + i * V_BYTES, at.row, at.lane);
+            mbar_arrive_if(AT(v_empty), at.lane == 0);
+            step(c, maps, p, s, at, blocks == 1, false);
+            if (at.lane == 0) {
+                bulk_wait_read<0>();
+            }
+            __syncwarp();
+            store_keys(c.dk, c.dv, p, s.place[i], AT(dq), at.row, at.lane);
         } else {
+            mbar_wait(AT(v_full), c.tile & 1);
+            mbar_arrive_if(AT(v_empty), at.lane == 0);
             store_zeros(p, s.place[i], group, tid);
         }
         fence_proxy_async();
         __syncwarp();
-        mbar_arrive_if(AT(kv_empty) + 8 * i, at.lane == 0);
+        mbar_arrive_if(AT(k_empty) + 8 * i, at.lane == 0);
     }
 }
