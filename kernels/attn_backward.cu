@@ -14,11 +14,12 @@ DEV void set_up(const BackwardMaps &maps) {
     tma_prefetch(&maps.q);
     tma_prefetch(&maps.dout);
     tma_prefetch(&maps.stats);
+    tma_prefetch(&maps.dq);
     for (int i = 0; i < 2; i++) {
         tma_prefetch(&maps.k[i]);
         tma_prefetch(&maps.v[i]);
-        mbar_init(AT(kv_full) + 8 * i, 1);
-        mbar_init(AT(kv_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(k_full) + 8 * i, 1);
+        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(full) + 8 * i, 1);
         mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(brief_full) + 8 * i, 1);
@@ -27,6 +28,8 @@ DEV void set_up(const BackwardMaps &maps) {
     for (int i = 0; i < DIRTY; i++) {
         mbar_init(AT(dirty_full) + 8 * i, 1);
     }
+    mbar_init(AT(v_full), 1);
+    mbar_init(AT(v_empty), CONSUMER_WARPS);
     mbar_fence_init();
 }
 
@@ -64,6 +67,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();
-        consume(p, s, group - 1, threadIdx.x & 127);
+        consume(maps, p, s, group - 1, threadIdx.x & 127);
     }
 }

@@ -3,12 +3,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_epilogue.cuh"
+#include "backward_maps.cuh"
 #include "columns.cuh"
 
 struct Consumer {
     float dk[D / 2], dv[DV / 2];
     float x[BQ / 2], y[BQ / 2]; // S, then P; dP
-    u32 p[BQ / 16][4];          // P as A fragments
     u32 unseen[2];              // of the thread's two keys: the queries that do not see them, by the bits of columns_below
     int flags;
     u32 n;    // blocks so far
@@ -36,7 +36,7 @@ DEV void scores(float (&x)[BQ / 2], const Consumer &c, int group) {
 // dP = V dO^T of block n.
 DEV void probability_gradients(float (&y)[BQ / 2], const Consumer &c, int group) {
     const u32 i = c.n & 1;
-    const u64 v = smem_desc(AT(v) + group * 64 * 128, 16, 1024) + (c.tile & 1) * (V_BYTES / 16);
+    const u64 v = smem_desc(AT(v) + group * 64 * 128, 16, 1024);
     const u64 dout = smem_desc(AT(dout), 16, 1024) + i * (DO_BYTES / 16);
     wgmma_fence();
 #pragma unroll
@@ -59,7 +59,7 @@ DEV void select(float (&x)[BQ / 2], const u32 (&unseen)[2]) {
     }
 }
 
-// P = 2^(S * scale - lse), also as A fragments.
+// P = 2^(S * scale - lse).
 DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
     const u32 i = c.n & 1, lse = AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3);
     const float scale = p.scale_log2;
@@ -73,19 +73,17 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
     }
     if (c.flags & MASKED) {
         find_unseen(c.unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        __syncwarp(); // products want all lanes
         select(c.x, c.unseen);
-    }
-#pragma unroll
-    for (int j = 0; j < BQ / 4; j++) {
-        c.p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
     }
 }
 
-// A new array, of whose values the compiler knows that nobody needs them.
-DEV void keep(float (&to)[BQ / 2], const float (&from)[BQ / 2]) {
-#pragma unroll
-    for (int j = 0; j < BQ / 2; j++) {
-        to[j] = from[j];
+// What does not see has P = 0, but its dP may be infinite or NaN.
+DEV void take_gradients(Consumer &c) {
+    wgmma_wait<0>();
+    pin(c.y);
+    if (c.flags & MASKED) {
+        select(c.y, c.unseen);
     }
 }
 
@@ -94,36 +92,32 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
     const u32 i = c.n & 1;
     mbar_wait(AT(full) + 8 * i, c.n >> 1 & 1);
     c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
-    float x[BQ / 2], y[BQ / 2];
-    scores(x, c, at.group);
-    probability_gradients(y, c, at.group);
+    scores(c.x, c, at.group);
+    mbar_wait(AT(v_full), c.tile & 1);
+    probability_gradients(c.y, c, at.group);
     wgmma_wait<1>();
-    pin(x);
-    keep(c.x, x);
+    pin(c.x);
     probabilities(c, p, s, at);
-    wgmma_wait<0>();
-    pin(y);
-    keep(c.y, y);
+    take_gradients(c);
 }
 
-// dS = P (dP - delta) as A fragments and, transposed, in shared memory.
-DEV void score_gradients(Consumer &c, u32 (&ds)[BQ / 16][4], const Place &at) {
-    const u32 i = c.n & 1, delta = AT(stats) + i * STATS_BYTES + BQ * 4 + 8 * (at.lane & 3);
+// P and dS = P (dP - delta) as A fragments.
+DEV void fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 16][4], const Place &at) {
+    const u32 delta = AT(stats) + (c.n & 1) * STATS_BYTES + BQ * 4 + 8 * (at.lane & 3);
 #pragma unroll
     for (int j = 0; j < BQ / 8; j++) {
         const float2 d = ld_shared_f32x2(delta + 32 * j);
-        c.y[4 * j] = c.x[4 * j] * (c.y[4 * j] - d.x);
-        c.y[4 * j + 1] = c.x[4 * j + 1] * (c.y[4 * j + 1] - d.y);
-        c.y[4 * j + 2] = c.x[4 * j + 2] * (c.y[4 * j + 2] - d.x);
-        c.y[4 * j + 3] = c.x[4 * j + 3] * (c.y[4 * j + 3] - d.y);
-    }
-    if (c.flags & MASKED) {
-        select(c.y, c.unseen);
-    }
 #pragma unroll
-    for (int j = 0; j < BQ / 4; j++) {
-        ds[j / 4][j % 4] = pack(c.y[2 * j], c.y[2 * j + 1]);
+        for (int h = 0; h < 2; h++) {
+            const float x0 = c.x[4 * j + 2 * h], x1 = c.x[4 * j + 2 * h + 1];
+            p[j / 2][j % 2 * 2 + h] = pack(x0, x1);
+            ds[j / 2][j % 2 * 2 + h] = pack(x0 * (c.y[4 * j + 2 * h] - d.x), x1 * (c.y[4 * j + 2 * h + 1] - d.y));
+        }
     }
+}
+
+// dS, transposed, into shared memory.
+DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 i, const Place &at) {
     const u32 row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + i * DS_BYTES + row * 128;
 #pragma unroll
     for (int j = 0; j < BQ / 16; j++) {
@@ -156,17 +150,17 @@ DEV void query_gradients(const Consumer &c, float (&dq)[D / 4], int group) {
 }
 
 // A step of the tile, from P and dP of block n to those of block n + 1; without `more`, to its end.
-DEV void step(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at, bool first, bool more) {
+DEV void step(Consumer &c, const BackwardMaps &maps, const magi_attn_backward_params &params, const Shared &s, const Place &at, bool first, bool more) {
     const u32 i = c.n & 1;
-    add_product(c.dv, c.p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
-    u32 ds[BQ / 16][4];
-    score_gradients(c, ds, at);
+    u32 p[BQ / 16][4], ds[BQ / 16][4];
+    fragments(c, p, ds, at);
+    store_fragments(ds, i, at);
     named_arrive(1 + 2 * i + at.group, 256);
+    add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
     add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
     named_sync(1 + 2 * i + (at.group ^ 1), 256);
-    float dq[D / 4];
-    query_gradients(c, dq, at.group);
-    const QueryPlace to = query_place(p, s.block[i], at.row & 63, 64 * at.group + 2 * (at.lane & 3));
+    query_gradients(c, c.y, at.group);
+    const QueryPlace to = query_place(s.block[i], at.row & 48);
     c.n++;
     wgmma_wait<1>(); // the queries are done with, and so are fragments: there are no registers for more
     pin(c.dv);
@@ -175,34 +169,30 @@ DEV void step(Consumer &c, const magi_attn_backward_params &p, const Shared &s, 
     mbar_arrive_if(AT(empty) + 8 * i, at.lane == 0);
     if (!more) {
         wgmma_wait<0>();
-        pin(dq);
-        add_queries(dq, p, to);
+        pin(c.y);
+        add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
         return;
     }
     mbar_wait(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
     c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
-    float x[BQ / 2], y[BQ / 2];
-    scores(x, c, at.group);
+    scores(c.x, c, at.group);
     wgmma_wait<1>();
-    pin(dq);
-    add_queries(dq, p, to);
-    probability_gradients(y, c, at.group);
+    pin(c.y);
+    add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
+    probability_gradients(c.y, c, at.group);
     wgmma_wait<1>();
-    pin(x);
-    keep(c.x, x);
-    probabilities(c, p, s, at);
-    wgmma_wait<0>();
-    pin(y);
-    keep(c.y, y);
+    pin(c.x);
+    probabilities(c, params, s, at);
+    take_gradients(c);
 }
 
-DEV void consume(const magi_attn_backward_params &p, const Shared &s, int group, int tid) {
+DEV void consume(const BackwardMaps &maps, const magi_attn_backward_params &p, const Shared &s, int group, int tid) {
     const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
     Consumer c;
     c.n = 0;
     for (c.tile = 0;; c.tile++) {
         const u32 i = c.tile & 1;
-        mbar_wait(AT(kv_full) + 8 * i, c.tile >> 1 & 1);
+        mbar_wait(AT(k_full) + 8 * i, c.tile >> 1 & 1);
         const int blocks = __shfl_sync(~0u, s.place[i].blocks, 0);
         if (blocks < 0) {
             return;
@@ -211,15 +201,22 @@ DEV void consume(const magi_attn_backward_params &p, const Shared &s, int group,
             begin(c, p, s, at);
 #pragma unroll 1
             for (int j = 1; j < blocks; j++) {
-                step(c, p, s, at, j == 1, true);
+                step(c, maps, p, s, at, j == 1, true);
             }
-            step(c, p, s, at, blocks == 1, false);
-            store_keys(c.dk, c.dv, p, s.place[i], AT(v) + i * V_BYTES, at.row, at.lane);
+            mbar_arrive_if(AT(v_empty), at.lane == 0);
+            step(c, maps, p, s, at, blocks == 1, false);
+            if (at.lane == 0) {
+                bulk_wait_read<0>();
+            }
+            __syncwarp();
+            store_keys(c.dk, c.dv, p, s.place[i], AT(dq), at.row, at.lane);
         } else {
+            mbar_wait(AT(v_full), c.tile & 1);
+            mbar_arrive_if(AT(v_empty), at.lane == 0);
             store_zeros(p, s.place[i], group, tid);
         }
         fence_proxy_async();
         __syncwarp();
-        mbar_arrive_if(AT(kv_empty) + 8 * i, at.lane == 0);
+        mbar_arrive_if(AT(k_empty) + 8 * i, at.lane == 0);
     }
 }

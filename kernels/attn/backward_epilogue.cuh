@@ -21,25 +21,37 @@ DEV void find_unseen(u32 (&unseen)[2], const Block &b, const magi_row_limits *li
     }
 }
 
-// Where a thread's part of dQ goes: row `row` of the block and the eighth behind it.
+// The first query of a warp's rows of dQ, its head, and how many of the rows are the run's.
 struct QueryPlace {
-    float *to;
-    int left; // rows of the run from this one on
+    int query, head, left;
 };
-DEV QueryPlace query_place(const magi_attn_backward_params &p, const Block &b, int row, int column) {
-    return {b.dq + row * p.dq_token + column, b.seen - row};
+DEV QueryPlace query_place(const Block &b, int row) {
+    return {b.query + row, b.head, b.seen - row};
 }
 
-DEV void add_queries(float (&dq)[D / 4], const magi_attn_backward_params &p, const QueryPlace &at) {
+// Adds a warp's 16 queries, and the columns from `column` on, to dq: through shared memory of the warp, from where the
+// copy engine adds them to memory.
+DEV void add_queries(float (&dq)[D / 4], const TensorMap *map, float scale, const QueryPlace &to, int warp, int column,
+                     int lane) {
+    const u32 buffer = AT(dq) + warp * (D_CHUNKS * 16 * 128), row = lane / 4;
+    if (lane == 0) {
+        bulk_wait_read<0>();
+    }
+    __syncwarp();
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float *const to = at.to + 8 * h * p.dq_token;
-        if (8 * h < at.left) {
+    for (int j = 0; j < D / 16; j++) {
+        const u32 at = buffer + j / 4 * (16 * 128) + row * 128 + (((2 * (j & 3) + (lane & 3) / 2) ^ row) * 16) + 8 * (lane & 1);
+        st_shared_f32x2(at, dq[4 * j] * scale, dq[4 * j + 1] * scale);
+        st_shared_f32x2(at + 8 * 128, dq[4 * j + 2] * scale, dq[4 * j + 3] * scale);
+    }
+    fence_proxy_async();
+    __syncwarp();
+    if (lane == 0) {
 #pragma unroll
-            for (int j = 0; j < D / 16; j++) {
-                add_global_f32x2(to + 8 * j, dq[4 * j + 2 * h] * p.scale, dq[4 * j + 2 * h + 1] * p.scale);
-            }
+        for (int c = 0; c < D / 64; c++) {
+            tma_add_3d(map, buffer + c * (16 * 128), column + 32 * c, to.query, to.head);
         }
+        bulk_commit();
     }
 }
 

@@ -2,12 +2,8 @@
 // are not the run's.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "backward_maps.cuh"
 #include "backward_shape.cuh"
-
-// One parameter of the kernel, so that a source picks its map by address. Index: the source.
-struct BackwardMaps {
-    TensorMap q, dout, k[2], v[2], stats;
-};
 
 // Rows of one head. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
 // dimension do.
@@ -49,7 +45,6 @@ struct Producer {
 
     MEMBER void item(const Brief &it) {
         const int run1 = it.run1, full0 = it.full0, full_last = it.full_last, head = it.head;
-        float *dq = p.dq + head * p.dq_head + it.start * p.dq_token;
 #pragma unroll 1
         for (int query = it.start; query < run1; query += BQ) {
             const int i = n & 1;
@@ -60,9 +55,8 @@ struct Producer {
                 flags = it.flags;
                 describe(b, it, query);
             }
-            b.flags = flags, b.query = query, b.seen = run1 - query, b.dq = dq;
+            b.flags = flags, b.query = query, b.seen = run1 - query, b.head = head;
             load(i, query, head, run1 - query);
-            dq += BQ * p.dq_token;
             n++;
         }
     }
@@ -92,15 +86,17 @@ struct Scheduler {
     int n = 0, tiles = 0; // items and tiles so far
 
     MEMBER TilePlace &next_place() {
-        mbar_wait(AT(kv_empty) + 8 * (tiles & 1), (tiles >> 1 & 1) ^ 1);
+        mbar_wait(AT(k_empty) + 8 * (tiles & 1), (tiles >> 1 & 1) ^ 1);
         return s.place[tiles & 1];
     }
 
     MEMBER void load_keys(int row0, int head, int source) {
         const int i = tiles & 1;
-        mbar_expect(AT(kv_full) + 8 * i, K_BYTES + V_BYTES);
-        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(kv_full) + 8 * i, row0, head, p.copies_k);
-        load_rows<BK * 128>(AT(v) + i * V_BYTES, &maps.v[source], AT(kv_full) + 8 * i, row0, head, p.copies_v);
+        mbar_expect(AT(k_full) + 8 * i, K_BYTES);
+        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(k_full) + 8 * i, row0, head, p.copies_k);
+        mbar_wait(AT(v_empty), i ^ 1);
+        mbar_expect(AT(v_full), V_BYTES);
+        load_rows<BK * 128>(AT(v), &maps.v[source], AT(v_full), row0, head, p.copies_v);
     }
 
     MEMBER void brief(const magi_tile &t, const magi_item &it, int head) {
@@ -145,7 +141,7 @@ struct Scheduler {
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;
         }
         next_place().blocks = -1;
-        mbar_arrive(AT(kv_full) + 8 * (tiles & 1));
+        mbar_arrive(AT(k_full) + 8 * (tiles & 1));
         mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
         s.brief[n & 1].flags = -1;
         mbar_arrive(AT(brief_full) + 8 * (n & 1));
@@ -169,6 +165,9 @@ DEV void clean(Shared &s, int lane) {
             for (int c = 0; c < DV_CHUNKS; c++) {
                 st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
             }
+        }
+        for (int i = seen + lane; i < BQ; i += 32) {
+            s.stats[stage][0][i] = s.stats[stage][1][i] = 0;
         }
         fence_proxy_async();
         __syncwarp();

@@ -15,6 +15,9 @@
 #ifndef GENERAL
 #define GENERAL 0
 #endif
+#ifndef DQ_RED
+#define DQ_RED 2
+#endif
 #ifndef DQ
 #define DQ 1
 #endif
@@ -24,7 +27,8 @@ constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = 128, BQ = 64;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BK / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
 
-// Two stages of queries, and two of keys, so that a tile's keys are there when the tile before it ends.
+// Two stages of queries, and two of K, so that a tile's keys are there when the tile before it ends. V is done with a
+// step earlier.
 constexpr int STAGES = 2;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
@@ -45,8 +49,8 @@ enum { MASKED = 1, LIMITS = 2 };
 struct alignas(16) Block {
     int flags, query;
     int left, right, lo, hi;
-    int item_row0, item_row1, limits, seen; // queries from `seen` on are not the run's
-    float *dq;
+    int item_row0, item_row1, limits;
+    int head, seen; // queries from `seen` on are not the run's
 };
 
 // What they know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
@@ -68,14 +72,15 @@ struct alignas(16) Brief {
 constexpr int DIRTY = 4;
 
 struct alignas(1024) Shared {
-    u8 k[STAGES][K_BYTES], v[STAGES][V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
+    u8 k[STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
     u8 ds[DQ ? 2 : 0][DS_BYTES];
+    u8 dq[CONSUMER_WARPS][D_CHUNKS][16 * 128]; // of each warp: boxes of 16 queries by 32 columns, on their way to memory
     float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
     TilePlace place[STAGES];
     Brief brief[2];
     int dirty[DIRTY][2]; // {stage, first query that is not the run's}; stage -1: no more
-    u64 kv_full[STAGES], kv_empty[STAGES], full[STAGES], empty[STAGES], dirty_full[DIRTY];
+    u64 k_full[STAGES], k_empty[STAGES], v_full, v_empty, full[STAGES], empty[STAGES], dirty_full[DIRTY];
     u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");

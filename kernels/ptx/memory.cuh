@@ -73,6 +73,27 @@ DEV float2 ld_shared_f32x2(u32 a) {
     return x;
 }
 
+// Adds a box of f32 in shared memory to memory; what lies outside the tensor is left out. In the bulk group of the thread.
+DEV void tma_add_3d(const TensorMap *m, u32 src, int c0, int c1, int c2) {
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+                     (u64)m),
+                 "r"(src), "r"(c0), "r"(c1), "r"(c2)
+                 : "memory");
+}
+
+DEV void bulk_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Until the thread's bulk groups have read their shared memory, all but N.
+template <int N> DEV void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+DEV void st_shared_f32x2(u32 a, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
+
 DEV void add_global_f32x2(float *p, float a, float b) {
     asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
 }
