@@ -114,13 +114,13 @@ impl BackwardKernels {
     }
 
     /// Whether dq is summed in the workspace, from where a launch of its own brings it to `dq`.
-    fn has_sums(&self, shape: &AttnShape, dq: DType, accumulate: bool) -> bool {
+    fn has_sums(&self, dq: DType, accumulate: bool) -> bool {
         if self.choice.deterministic {
             // The dq kernel adds to f32 alone.
             return accumulate && dq != DType::F32;
         }
-        // The kernel over key tiles adds to f32 alone, four columns at a time.
-        dq != DType::F32 || shape.head_dim % 4 != 0
+        // As does the kernel over key tiles.
+        dq != DType::F32
     }
 
     /// Bytes of workspace of a call over key tiles of all keys, whatever its mask, that writes or adds to a dq of this dtype.
@@ -133,7 +133,7 @@ impl BackwardKernels {
     ) -> Result<usize> {
         let tiles = (tokens.1 as u64).div_ceil(self.keys.rows as u64) as i64;
         let mut carver = Carver::measure();
-        let sums = self.has_sums(shape, dq, accumulate);
+        let sums = self.has_sums(dq, accumulate);
         self.space(shape, tokens.0, tiles, sums, &mut carver)?;
         Ok(carver.used())
     }
@@ -182,7 +182,7 @@ impl BackwardKernels {
         on: Stream,
     ) -> Result<()> {
         let tiles = i64::from(lists.keys.count);
-        let own = self.has_sums(shape, call.dq.dtype(), call.accumulate_dq);
+        let own = self.has_sums(call.dq.dtype(), call.accumulate_dq);
         let mut carver = Carver::measure();
         self.space(shape, call.q.tokens(), tiles, own, &mut carver)?;
         let mut carver = Carver::over(call.workspace, carver.used())?;

@@ -1,9 +1,9 @@
-//! Tensor maps of the backward kernels: `BackwardMaps` of kernels/attn/backward_producer.cuh and `BackwardQueriesMaps` of
+//! Tensor maps of the backward kernels: `BackwardMaps` of kernels/attn/backward_maps.cuh and `BackwardQueriesMaps` of
 //! kernels/attn/backward_queries_producer.cuh.
 
 use super::backward_kernel::BackwardKernel;
 use super::backward_launch::{Operands, Stats};
-use super::forward_maps::keys;
+use super::forward_maps::{keys, stride};
 use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{DType, Error, Result, Tensor};
 
@@ -13,8 +13,8 @@ const QUERIES_COPY: i64 = 64;
 /// A kernel's first parameter, and what its second one says of it.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardMaps {
-    /// q, dout, keys and values of both sources, row sums.
-    pub maps: [TensorMap; 7],
+    /// q, dout, keys and values of both sources, row sums; dq, for the kernel that adds to it.
+    pub maps: [TensorMap; 8],
     /// Copies of one block of q or of keys.
     pub copies_k: i32,
     /// Copies of one block of dout or of values.
@@ -32,14 +32,18 @@ struct Extents {
     stats: i32,
 }
 
-/// Maps of the kernel over key tiles.
-pub fn of_keys(o: &Operands, kernel: &BackwardKernel) -> Result<BackwardMaps> {
+/// Maps of the kernel over key tiles, which adds to `dq` where it is given.
+pub fn of_keys(o: &Operands, dq: Option<&Tensor>, kernel: &BackwardKernel) -> Result<BackwardMaps> {
     let extents = Extents {
         queries: kernel.step.into(),
         keys: kernel.rows.into(),
         stats: kernel.step,
     };
-    encode(o, kernel.choice.head_dims, &extents)
+    let mut found = encode(o, kernel.choice.head_dims, &extents)?;
+    if let Some(t) = dq.filter(|t| t.tokens() > 0) {
+        found.maps[7] = sums(t)?;
+    }
+    Ok(found)
 }
 
 /// Maps of the kernel over query tiles.
@@ -63,6 +67,20 @@ fn stats(s: &Stats, tokens: i64, heads: i64, rows: i32) -> Result<TensorMap> {
         extent: &[rows as u32, 2, 1],
         swizzle: Swizzle::None,
         promotion: Promotion::B128,
+    })
+}
+
+/// dq in f32, by the boxes that a warp adds: 16 queries and 128 bytes of their columns.
+fn sums(dq: &Tensor) -> Result<TensorMap> {
+    let dims = [dq.shape()[2], dq.tokens(), dq.shape()[1]].map(|n| n as u64);
+    TensorMap::tiled(&Tiled {
+        dtype: DType::F32,
+        data: dq.data(),
+        dims: &dims,
+        strides: &[stride(dq, 0), stride(dq, 1)],
+        extent: &[32, 16, 1],
+        swizzle: Swizzle::B128,
+        promotion: Promotion::None,
     })
 }
 
@@ -99,12 +117,12 @@ fn encode(o: &Operands, head_dims: (i64, i64), extents: &Extents) -> Result<Back
     // No copy names what is not there.
     let any = *any.ok_or_else(|| Error::internal("a backward launch without queries and keys"))?;
     let [q, dout, k0, k1, v0, v1] = all.map(|map| map.unwrap_or(any));
-    let sums = match o.q.tokens() {
+    let rows = match o.q.tokens() {
         0 => any,
         tokens => stats(&o.stats, tokens, o.q.shape()[1], extents.stats)?,
     };
     Ok(BackwardMaps {
-        maps: [q, dout, k0, k1, v0, v1, sums],
+        maps: [q, dout, k0, k1, v0, v1, rows, any],
         copies_k,
         copies_v,
     })

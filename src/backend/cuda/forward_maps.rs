@@ -50,7 +50,7 @@ pub fn check(name: &str, t: &Tensor) -> Result<()> {
 }
 
 /// Bytes from one index of a dimension to the next; where there is but one index the stride may be anything.
-fn stride(t: &Tensor, dimension: usize) -> u64 {
+pub(super) fn stride(t: &Tensor, dimension: usize) -> u64 {
     if t.shape()[dimension] > 1 {
         t.stride()[dimension] as u64 * t.dtype().size() as u64
     } else {

@@ -1,4 +1,5 @@
-//! kernels/helper/backward_rows.h and src/backend/cuda/backward_rows.rs describe the same bytes: a C program asserts it.
+//! The structs of the backward kernels in kernels/ and those of src/backend/cuda/backward*.rs describe the same bytes: a C
+//! program asserts it.
 
 mod common_layout;
 
@@ -6,6 +7,8 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use common_layout::assert_compiles;
+use magi_attn::backend::cuda::backward_params::BackwardParams;
+use magi_attn::backend::cuda::backward_queries_params::BackwardQueriesParams;
 use magi_attn::backend::cuda::backward_rows::{DqParams, RowsParams, SINKS, THREADS};
 
 /// C assertions that the members of `$c` lie where those of `$rust` do, and that both are equally large.
@@ -23,7 +26,67 @@ macro_rules! assertions {
 
 #[test]
 fn host_and_device_agree() {
-    let mut text = "#include \"helper/backward_rows.h\"\n#include <stddef.h>\n".to_owned();
+    let headers = ["params.h", "helper/backward_rows.h", "stddef.h"];
+    let mut text: String = headers.map(|name| format!("#include \"{name}\"\n")).concat();
+    assertions!(
+        text,
+        BackwardParams,
+        "magi_attn_backward_params",
+        tiles,
+        items,
+        limits,
+        counters,
+        dq,
+        dk,
+        dv,
+        piece,
+        piece_done,
+        dq_token,
+        dq_head,
+        dk_token,
+        dk_head,
+        dv_token,
+        dv_head,
+        tile_count,
+        heads_kv,
+        group,
+        section,
+        splits,
+        tokens_q,
+        head_dim,
+        head_dim_v,
+        copies_k,
+        copies_v,
+        flags,
+        scale_log2,
+        scale,
+        softcap_scale
+    );
+    assertions!(
+        text,
+        BackwardQueriesParams,
+        "magi_attn_backward_queries_params",
+        tiles,
+        items,
+        limits,
+        counters,
+        dq,
+        dq_token,
+        dq_head,
+        tile_count,
+        units,
+        group,
+        section,
+        tokens_k,
+        head_dim,
+        flags,
+        copies_k,
+        copies_v,
+        scale,
+        scale_log2,
+        softcap_scale,
+        reserved0
+    );
     assertions!(
         text,
         RowsParams,
@@ -86,8 +149,15 @@ fn host_and_device_agree() {
         ("MAGI_BACKWARD_ROWS_CLEAR", RowsParams::CLEAR.into()),
         ("MAGI_BACKWARD_ROWS_SHARED", RowsParams::SHARED.into()),
         ("MAGI_BACKWARD_ROWS_ADD_DSINK", RowsParams::ADD_DSINK.into()),
+        ("MAGI_BACKWARD_OUT_F32", BackwardParams::OUT_F32.into()),
+        ("MAGI_BACKWARD_ACCUMULATE", BackwardParams::ACCUMULATE.into()),
+        ("MAGI_BACKWARD_QUERIES_F32", BackwardQueriesParams::F32.into()),
+        (
+            "MAGI_BACKWARD_QUERIES_ACCUMULATE",
+            BackwardQueriesParams::ACCUMULATE.into(),
+        ),
     ] {
         writeln!(text, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
     }
-    assert_compiles("backward_rows", &text);
+    assert_compiles("backward_layout", &text);
 }
