@@ -12,7 +12,7 @@ struct Consumer {
     float lse2[2], delta[2];  // of row h
     u32 tiles;                // tiles whose last block went by: stage and phase of Q and dO
     u32 k, k_before, v;       // stages of this block, and of K of the one before
-    u32 phase;                // of the barrier of this block
+    u32 phase, v_phase;       // of the barrier of this block; of V's, if it has its own
     int flags, before;        // of this block, if known; of the one before
     bool known;
 
@@ -21,6 +21,7 @@ struct Consumer {
     MEMBER void next_stages() {
         k_before = k;
         v = V_STAGES == 1 ? 0 : v ^ 1;
+        v_phase ^= 1;
         k++;
         if (k == K_STAGES) {
             k = 0, phase ^= 1;
@@ -111,6 +112,9 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     if (flags & FIRST) {
         mbar_wait(AT(dout_full) + 8 * group, c.tiles & 1);
     }
+    if (SPLIT) {
+        mbar_wait(AT(v_full), c.v_phase);
+    }
     slopes(c, y, group);
     wgmma_wait<2>();
     pin(x);
@@ -126,11 +130,17 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
         visible(keep, s.block[c.k], p.limits, row, 2 * (lane & 3));
     }
 
+    if (SPLIT) {
+        wgmma_wait<1>();
+        pin(c.dq);
+        __syncwarp();
+        mbar_arrive_if(AT(empty) + 8 * c.k_before, lane == 0);
+    }
     wgmma_wait<0>();
     pin(y);
     pin(c.dq);
     __syncwarp();
-    mbar_arrive_if(AT(empty) + 8 * c.k_before, lane == 0);
+    mbar_arrive_if(SPLIT ? AT(v_empty) : AT(empty) + 8 * c.k_before, lane == 0);
     if (flags & LAST) {
         mbar_arrive_if(AT(dout_empty) + 8 * group, lane == 0);
         c.tiles++;
@@ -162,17 +172,18 @@ DEV void consume(const magi_attn_backward_queries_params &p, const Shared &s, in
     const int lane = tid & 31, row = 64 * group + 16 * (tid / 32) + lane / 4;
     Consumer c{};
     c.k_before = K_STAGES - 1;
-    c.before = FIRST; // the place before the first has no rows: nothing is stored for it
+    c.before = FIRST;
     for (;;) {
         while (!step(c, p, s, group, lane, row)) {
         }
-        // The finished tile: the block at hand may be the last of its own, too.
-        const u32 tile = c.tiles - 1 - (c.before & LAST ? 1 : 0), stage = Q_STAGES == 2 ? tile & 1 : 0;
-        store_tile(c.dq, p, s.place[tile & (PLACES - 1)], AT(q) + (stage * CONSUMER_GROUPS + group) * Q_PART, row,
-                   lane);
-        if (Q_STAGES == 2 && (int)tile >= 0) {
-            __syncwarp();
-            mbar_arrive_if(AT(q_empty) + 8 * stage, lane == 0);
+        // The finished tile: the block at hand may be the last of its own, too. None is finished before the first.
+        const int tile = (int)c.tiles - 1 - (c.before & LAST ? 1 : 0), stage = Q_STAGES == 2 ? tile & 1 : 0;
+        if (tile >= 0) {
+            store_tile(c.dq, p, s.place[tile & (PLACES - 1)], AT(q) + (stage * CONSUMER_GROUPS + group) * Q_PART, row,
+                       lane);
+            if (Q_STAGES == 2) {
+                mbar_arrive_if(AT(q_empty) + 8 * stage, lane == 0);
+            }
         }
         if (c.before & STOP) {
             return;

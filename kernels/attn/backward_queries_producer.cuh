@@ -40,15 +40,26 @@ struct Producer {
         return s.block[k];
     }
 
-    // Both arrivals at the barrier of block n when nothing is copied.
+    // Where the arrival of V of block n is heard.
+    MEMBER u32 values_barrier() {
+        if (SPLIT) {
+            mbar_wait(AT(v_empty), (n & 1) ^ 1);
+            return AT(v_full);
+        }
+        return AT(full) + 8 * k;
+    }
+
+    // Block n without copies.
     MEMBER void arrive() {
         mbar_arrive(AT(full) + 8 * k);
-        mbar_arrive(AT(full) + 8 * k);
+        mbar_arrive(values_barrier());
     }
 
     // What a block needs that some row of the tile does not see entirely.
-    MEMBER void describe(Block &b, const Brief &it, int key) {
-        b.left = it.run0 - key, b.right = it.run1 - key, b.lo = it.lo - key, b.hi = it.hi - key;
+    MEMBER void describe(Block &b, const Brief &brief, int key) {
+        const magi_item &it = brief.item;
+        const int to_band = brief.row0 - key;
+        b.left = it.run0 - key, b.right = it.run1 - key, b.lo = it.lo + to_band, b.hi = it.hi + to_band;
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits, b.key = key;
     }
 
@@ -63,27 +74,37 @@ struct Producer {
         return AT(dirty_full) + 8 * (dirty++ & (DIRTY - 1));
     }
 
-    // The blocks of one item.
-    MEMBER void item(const Brief &it) {
-        const int run1 = it.run1, full0 = it.full0, full_last = it.full_last, source = it.source, kv_head = it.kv_head;
-        const int item_flags = it.flags, tokens = p.tokens_k[source];
-        int first = item_flags & FIRST;
+    // What the loop over an item's blocks uses of the brief.
+    struct Used {
+        int run1, full0, full1, source, kv_head, flags;
+    };
+    MEMBER Used used(const Brief &b) {
+        return {b.item.run1, b.item.full0, b.item.full1, b.item.source, b.kv_head, b.flags};
+    }
+
+    // The blocks of one item. What the loop takes delays copies: where a producer has registers for it, what the loop
+    // uses stays there; else it is read again for each block.
+    MEMBER void item(const Brief &brief) {
+        const Used once = used(brief);
+        int first = once.flags & FIRST;
 #pragma unroll 1
-        for (int key = it.start; key < run1; key += BN) {
+        for (int key = brief.item.start; key < once.run1; key += BN) {
+            const Used u = PRODUCER_REGS >= 40 ? once : used(brief);
             const int behind = key + BN;
-            int flags = first | (behind >= run1 ? item_flags & LAST : 0);
+            int flags = first | (behind >= u.run1 ? u.flags & LAST : 0);
             first = 0;
             Block &b = next_block();
-            if (key < full0 || key > full_last) {
-                flags |= item_flags & (MASKED | LIMITS);
-                describe(b, it, key);
+            if (key < u.full0 || behind > u.full1) {
+                flags |= u.flags & (MASKED | LIMITS);
+                describe(b, brief, key);
             }
             b.flags = flags;
-            const u32 bar = keys_barrier(run1 - key, behind <= run1 || run1 == tokens);
+            const u32 bar = keys_barrier(u.run1 - key, behind <= u.run1 || u.run1 == p.tokens_k[u.source]);
             mbar_expect(bar, K_BYTES);
-            load_rows<BN * 128>(AT(k) + k * K_BYTES, &maps.k[source], bar, key, kv_head, p.copies_k);
-            mbar_expect(AT(full) + 8 * k, V_BYTES);
-            load_rows<BN * 128>(AT(v) + v * V_BYTES, &maps.v[source], AT(full) + 8 * k, key, kv_head, p.copies_v);
+            load_rows<BN * 128>(AT(k) + k * K_BYTES, &maps.k[u.source], bar, key, u.kv_head, p.copies_k);
+            const u32 v_bar = values_barrier();
+            mbar_expect(v_bar, V_BYTES);
+            load_rows<BN * 128>(AT(v) + v * V_BYTES, &maps.v[u.source], v_bar, key, u.kv_head, p.copies_v);
             next();
         }
     }
@@ -101,14 +122,14 @@ struct Producer {
     MEMBER void run() {
         for (int i = 0;; i++) {
             mbar_wait(AT(brief_full) + 8 * (i & 1), i >> 1 & 1);
-            const Brief &it = s.brief[i & 1];
-            if (it.flags & STOP) {
+            const Brief &brief = s.brief[i & 1];
+            if (brief.flags & STOP) {
                 break;
             }
-            if (it.start == it.run1) {
+            if (brief.item.start == brief.item.run1) {
                 empty_block();
             } else {
-                item(it);
+                item(brief);
             }
             mbar_arrive(AT(brief_empty) + 8 * (i & 1));
         }

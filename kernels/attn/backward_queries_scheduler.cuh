@@ -21,60 +21,85 @@ struct Scheduler {
     }
 
     // Q, lse and delta of a tile; dO follows warpgroup by warpgroup, as each is done with that of the tile before.
-    MEMBER void load_tile(int row0, int unit) {
+    MEMBER void load_tile(const TilePlace &t) {
         const int q = Q_STAGES == 2 ? tiles & 1 : 0, round = Q_STAGES == 2 ? tiles >> 1 : tiles;
+        const u32 bar = AT(q_full) + 8 * q;
         mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
-        mbar_expect(AT(q_full) + 8 * q, CONSUMER_GROUPS * Q_PART + ROWS_BYTES);
-        tma_load_3d(AT(rows) + q * ROWS_BYTES, &maps.rows, AT(q_full) + 8 * q, row0, 0, unit);
+        mbar_expect(bar, CONSUMER_GROUPS * Q_PART + ROWS_BYTES);
+        tma_load_3d(AT(rows) + q * ROWS_BYTES, &maps.rows, bar, t.row0, 0, t.unit);
 #pragma unroll 1
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            load_rows<64 * 128>(AT(q) + (q * CONSUMER_GROUPS + g) * Q_PART, &maps.q, AT(q_full) + 8 * q, row0 + 64 * g,
-                                unit, p.copies_k);
+            load_rows<64 * 128>(AT(q) + (q * CONSUMER_GROUPS + g) * Q_PART, &maps.q, bar, t.row0 + 64 * g, t.unit,
+                                p.copies_k);
         }
 #pragma unroll 1
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
             mbar_wait(AT(dout_empty) + 8 * g, (tiles & 1) ^ 1);
             mbar_expect(AT(dout_full) + 8 * g, DO_PART);
-            load_rows<64 * 128>(AT(dout) + g * DO_PART, &maps.dout, AT(dout_full) + 8 * g, row0 + 64 * g, unit,
+            load_rows<64 * 128>(AT(dout) + g * DO_PART, &maps.dout, AT(dout_full) + 8 * g, t.row0 + 64 * g, t.unit,
                                 p.copies_v);
         }
     }
 
-    MEMBER void fill(Brief &b, const magi_tile &t, const magi_item &it, int unit, int flags) {
-        b.flags = flags | (it.limits < 0 ? MASKED : MASKED | LIMITS);
-        b.kv_head = unit / p.group;
-        b.start = it.start, b.run1 = it.run1, b.full0 = it.full0, b.full_last = it.full1 - BN;
-        b.source = it.source, b.run0 = it.run0, b.limits = it.limits;
-        b.lo = it.lo + t.row0, b.hi = it.hi + t.row0, b.row0 = it.row0, b.row1 = it.row1;
+    // An item goes to the producer as it is in the list, in as few registers as there are.
+    MEMBER void send_item(Brief &b, int item, int row0, int kv_head, int flags) {
+        const int4 *const from = (const int4 *)(p.items + item);
+        int4 *const to = (int4 *)&b.item;
+#pragma unroll(PRODUCER_REGS >= 40 ? 3 : 1)
+        for (int i = 0; i < 3; i++) {
+            to[i] = from[i];
+        }
+        b.row0 = row0;
+        b.kv_head = kv_head;
+        b.flags = flags | (b.item.limits < 0 ? MASKED : MASKED | LIMITS);
+        send();
     }
 
     // Tiles come longest first, one head after the other within a section of heads whose keys stay in the L2 cache.
-    MEMBER void tile(int work, Brief *b) {
-        const int per_section = p.tile_count * p.section, section = work / per_section;
-        const int in = work - section * per_section;
-        const int unit = section * p.section + in % p.section;
-        const magi_tile t = p.tiles[in / p.section];
-        s.place[tiles & (PLACES - 1)] = {t.row0, unit, t.rows, t.items};
-        const magi_item first = t.items > 0 ? p.items[t.item0] : magi_item{};
-        fill(*b, t, first, unit, t.items > 1 ? FIRST : FIRST | LAST);
-        send();
-        load_tile(t.row0, unit);
+    MEMBER void tile(u32 work, Brief *b) {
+        const u32 per_section = again(p.tile_count) * p.section, section = work / per_section;
+        const u32 in = work - section * per_section;
+        const u32 unit = section * p.section + in % (u32)p.section;
+        const int kv_head = unit / (u32)p.group;
+        const magi_tile &t = p.tiles[in / (u32)p.section];
+        TilePlace &place = s.place[tiles & (PLACES - 1)];
+        place = {t.row0, (int)unit, t.rows, t.items};
+        int item = t.item0;
+        const int items = t.items;
+        if (items == 0) {
+            b->item.start = b->item.run1 = 0;
+            b->flags = FIRST | LAST;
+            send();
+        } else {
+            send_item(*b, item, place.row0, kv_head, items > 1 ? FIRST : FIRST | LAST);
+        }
+        load_tile(place);
         tiles++;
 #pragma unroll 1
-        for (int i = 1; i < t.items; i++) {
-            const magi_item it = p.items[t.item0 + i];
-            fill(next_brief(), t, it, unit, i + 1 == t.items ? LAST : 0);
-            send();
+        for (const int last = item + items - 1; item < last;) {
+            item++;
+            send_item(next_brief(), item, place.row0, kv_head, item == last ? LAST : 0);
         }
     }
 
+    // What stays the same from tile to tile is made anew for each, or it would hold registers.
+    static MEMBER u32 again(u32 x) {
+        asm volatile("" : "+r"(x));
+        return x;
+    }
+    static MEMBER u32 blocks() {
+        u32 n;
+        asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(n));
+        return n;
+    }
+
     MEMBER void run() {
-        int work = blockIdx.x;
+        u32 work = blockIdx.x;
         Brief *b = &next_brief();
-        while (work < p.tile_count * p.units) {
+        while (work < again(p.tile_count) * p.units) {
             tile(work, b);
             b = &next_brief();
-            work = atomicAdd(&p.counters[0], 1) + gridDim.x;
+            work = atomicAdd(&p.counters[0], 1) + blocks();
         }
         b->flags = STOP;
         send();

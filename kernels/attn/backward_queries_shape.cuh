@@ -12,19 +12,25 @@
 #define SOFTCAP 0
 #endif
 
+// Rows of a tile, 64 for each consumer warpgroup.
+#ifndef BLOCK_Q
+#define BLOCK_Q 128
+#endif
 // Keys of a step. Registers bound it: a consumer has S, dP, dQ and the dS of the block before.
 #ifndef BLOCK_K
-#define BLOCK_K (HEAD_DIM <= 64 ? 128 : HEAD_DIM <= 128 ? 96 : HEAD_DIM_V <= 128 ? 80 : HEAD_DIM <= 192 ? 64 : 48)
+#define BLOCK_K (HEAD_DIM <= 64 ? 128 : HEAD_DIM <= 128 ? 96 : HEAD_DIM_V <= 128 ? 80 : 64)
 #endif
 // Stages of V; K has one more, because dQ += dS K of a block runs beside S and dP of the next one.
 #ifndef V_STAGES
 #define V_STAGES (HEAD_DIM <= 192 ? 2 : 1)
 #endif
 
-constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = 128, BN = BLOCK_K;
+constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
 constexpr int K_STAGES = V_STAGES + 1;
+// K and V of a block share barriers, unless stages are so few that each must be fetched as soon as it can be.
+constexpr bool SPLIT = V_STAGES == 1;
 
 // Q and dO of the 64 rows of a warpgroup; of a block, K and V.
 constexpr u32 Q_PART = D_CHUNKS * 64 * 128, DO_PART = DV_CHUNKS * 64 * 128;
@@ -36,8 +42,10 @@ constexpr u32 AT_LEAST = CONSUMER_GROUPS * (Q_PART + DO_PART) + K_STAGES * K_BYT
 constexpr int Q_STAGES = AT_LEAST + CONSUMER_GROUPS * Q_PART <= SHARED_MOST ? 2 : 1;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
-// waits for its share for ever.
-constexpr int PRODUCER_REGS = 40, CONSUMER_REGS = 232;
+// waits for its share for ever. Few of them slow the producer down.
+constexpr bool MANY = D / 2 + BN + BN / 4 > 200; // in a consumer: dQ, S and dP, dS
+constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : MANY ? 24 : 40;
+constexpr int CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : MANY ? 240 : 232;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
@@ -60,13 +68,11 @@ struct alignas(16) TilePlace {
 // blocks further, which may be two tiles, and the scheduling warp one tile more.
 constexpr int PLACES = 8;
 
-// An item of a tile, as the scheduling warp lays it out for the producer: sides of the band for the tile's first row,
-// `full_last` the last key at which a block may begin that needs no limits.
+// An item of a tile, as the scheduling warp lays it out for the producer.
 struct alignas(16) Brief {
     int flags; // FIRST and LAST of its tile; what blocks that are not full need; STOP: there is no more work
-    int kv_head, source;
-    int start, run1, full0, full_last;
-    int run0, lo, hi, row0, row1, limits;
+    int kv_head, row0;
+    alignas(16) magi_item item;
 };
 
 // Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
@@ -81,10 +87,12 @@ struct alignas(1024) Shared {
     Brief brief[2];
     int dirty[DIRTY][2]; // {stage of K, first row that nothing sees}; stage -1: no more
     u64 q_full[2], q_empty[2], dout_full[CONSUMER_GROUPS], dout_empty[CONSUMER_GROUPS];
-    u64 full[K_STAGES], empty[K_STAGES], dirty_full[DIRTY], brief_full[2], brief_empty[2];
+    u64 full[K_STAGES], empty[K_STAGES], v_full, v_empty, dirty_full[DIRTY], brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 
 // Dynamic shared memory begins here when there is no static one; checked at entry. As a constant it costs no registers.
+static_assert(sizeof(magi_item) == 48, "an item is copied as three times 16 bytes");
+
 constexpr u32 SMEM = 1024;
 #define AT(member) (SMEM + (u32)(u64) & ((Shared *)0)->member)
