@@ -346,7 +346,7 @@ fn chunks_cover_all_rows() {
                 "{padded} {heads}"
             );
             assert!(
-                count >= 1 && count <= 512 && rows % 32 == 0,
+                (1..=512).contains(&count) && rows % 32 == 0,
                 "{padded} {heads}: {count} of {rows}"
             );
             assert_eq!(parts(padded, heads), (count * heads) as usize * SINKS);
