@@ -44,7 +44,7 @@ typedef struct magi_range_params {
     magi_item *items;         /* [max_items] */
     unsigned long long *keys; /* [max_items] */
     magi_range_counters *counters;
-    unsigned long long *error; /* in memory of the host */
+    unsigned long long *error;    /* in memory of the host */
     magi_range_output outputs[2]; /* of the rows */
     int count, tokens_q, tokens_k, rows, step, tile_count, max_items;
     int of_keys; /* 0: rows are queries, tokens keys; 1: rows are keys, tokens queries */
