@@ -101,8 +101,8 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
     take_gradients(c);
 }
 
-// P and dS = P (dP - delta) as A fragments.
-DEV void fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 16][4], const Place &at) {
+// dS = P (dP - delta) as A fragments.
+DEV void score_gradients(const Consumer &c, u32 (&ds)[BQ / 16][4], const Place &at) {
     const u32 delta = AT(stats) + (c.n & 1) * STATS_BYTES + BQ * 4 + 8 * (at.lane & 3);
 #pragma unroll
     for (int j = 0; j < BQ / 8; j++) {
@@ -110,9 +110,23 @@ DEV void fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 16][4
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const float x0 = c.x[4 * j + 2 * h], x1 = c.x[4 * j + 2 * h + 1];
-            p[j / 2][j % 2 * 2 + h] = pack(x0, x1);
             ds[j / 2][j % 2 * 2 + h] = pack(x0 * (c.y[4 * j + 2 * h] - d.x), x1 * (c.y[4 * j + 2 * h + 1] - d.y));
         }
+    }
+}
+
+// P as A fragments.
+DEV void fragments(const Consumer &c, u32 (&p)[BQ / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
+    }
+}
+
+DEV void pin(u32 (&x)[BQ / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        asm volatile("" : "+r"(x[j / 4][j % 4])::"memory");
     }
 }
 
@@ -138,8 +152,8 @@ template <int N> DEV void add_product(float (&acc)[N], const u32 (&a)[BQ / 16][4
 }
 
 // The warpgroup's half of the columns of dQ = dS K.
-DEV void query_gradients(const Consumer &c, float (&dq)[D / 4], int group) {
-    const u64 ds = smem_desc(AT(ds), 16, 1024) + (c.n & 1) * (DS_BYTES / 16);
+DEV void query_gradients(const Consumer &c, float (&dq)[D / 4], u32 i, int group) {
+    const u64 ds = smem_desc(AT(ds), 16, 1024) + i * (DS_BYTES / 16);
     const u64 k = smem_desc(AT(k) + group * BK * 128, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
     wgmma_fence();
 #pragma unroll
@@ -149,41 +163,71 @@ DEV void query_gradients(const Consumer &c, float (&dq)[D / 4], int group) {
     wgmma_commit();
 }
 
+// Looks first: a wait may suspend the thread for longer than what it waits for takes.
+DEV void wait_for(u32 bar, u32 parity) {
+    if (!mbar_test(bar, parity)) {
+        mbar_wait(bar, parity);
+    }
+}
+
+#ifdef TRACE
+#define TR(k) if (blockIdx.x == 5 && (threadIdx.x & 127) == 0 && c.n >= 40 && c.n < 48) { asm volatile("st.global.u32 [%0], %1;" :: "l"((u32*)params.piece + (((threadIdx.x >> 7) - 1) * 8 + c.n - 40) * 16 + k), "r"((u32)clock()) : "memory"); } __syncwarp();
+#else
+#define TR(k)
+#endif
 // A step of the tile, from P and dP of block n to those of block n + 1; without `more`, to its end.
 DEV void step(Consumer &c, const BackwardMaps &maps, const magi_attn_backward_params &params, const Shared &s, const Place &at, bool first, bool more) {
     const u32 i = c.n & 1;
     u32 p[BQ / 16][4], ds[BQ / 16][4];
-    fragments(c, p, ds, at);
+    TR(0)
+    score_gradients(c, ds, at);
+    pin(ds);
+    TR(1)
     store_fragments(ds, i, at);
+    TR(2)
     named_arrive(1 + 2 * i + at.group, 256);
+    fragments(c, p);
     add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
-    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
+    TR(3)
     named_sync(1 + 2 * i + (at.group ^ 1), 256);
-    query_gradients(c, c.y, at.group);
+    TR(4)
+    query_gradients(c, c.y, i, at.group);
+    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
     const QueryPlace to = query_place(s.block[i], at.row & 48);
     c.n++;
-    wgmma_wait<1>(); // the queries are done with, and so are fragments: there are no registers for more
-    pin(c.dv);
+    TR(5)
+    if (more) {
+        wait_for(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
+        c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
+        wgmma_wait<2>();
+        pin(c.dv);
+        scores(c.x, c, at.group);
+        TR(6)
+        wgmma_wait<2>();
+    } else {
+        wgmma_wait<1>();
+        pin(c.dv);
+    }
+    pin(c.y);
+    TR(7)
+    add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
+    TR(8)
+    if (more) {
+        probability_gradients(c.y, c, at.group);
+        wgmma_wait<1>();
+        pin(c.x);
+    } else {
+        wgmma_wait<0>();
+    }
     pin(c.dk);
     __syncwarp();
     mbar_arrive_if(AT(empty) + 8 * i, at.lane == 0);
-    if (!more) {
-        wgmma_wait<0>();
-        pin(c.y);
-        add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
-        return;
+    TR(9)
+    if (more) {
+        probabilities(c, params, s, at);
+        TR(10)
+        take_gradients(c);
     }
-    mbar_wait(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
-    c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
-    scores(c.x, c, at.group);
-    wgmma_wait<1>();
-    pin(c.y);
-    add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
-    probability_gradients(c.y, c, at.group);
-    wgmma_wait<1>();
-    pin(c.x);
-    probabilities(c, params, s, at);
-    take_gradients(c);
 }
 
 DEV void consume(const BackwardMaps &maps, const magi_attn_backward_params &p, const Shared &s, int group, int tid) {

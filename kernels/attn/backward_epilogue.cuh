@@ -38,11 +38,20 @@ DEV void add_queries(float (&dq)[D / 4], const TensorMap *map, float scale, cons
         bulk_wait_read<0>();
     }
     __syncwarp();
+    // Odd rows store column eights in another order, so that a store meets all banks.
+    const bool odd = lane & 4;
+    const u32 first = buffer + row * 128 + ((((lane & 3) / 2) ^ row) * 16 + 8 * (lane & 1) ^ (odd ? 64 : 0));
 #pragma unroll
-    for (int j = 0; j < D / 16; j++) {
-        const u32 at = buffer + j / 4 * (16 * 128) + row * 128 + (((2 * (j & 3) + (lane & 3) / 2) ^ row) * 16) + 8 * (lane & 1);
-        st_shared_f32x2(at, dq[4 * j] * scale, dq[4 * j + 1] * scale);
-        st_shared_f32x2(at + 8 * 128, dq[4 * j + 2] * scale, dq[4 * j + 3] * scale);
+    for (int i = 0; i < D / 32; i++) {
+        const int j = i / 2 * 4 + i % 2, k = j + 2; // eights of the first and the second store of even rows
+        const u32 at = (first ^ 32 * (i % 2)) + i / 2 * (16 * 128);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float a = dq[4 * j + 2 * h] * scale, b = dq[4 * j + 2 * h + 1] * scale;
+            const float c = dq[4 * k + 2 * h] * scale, d = dq[4 * k + 2 * h + 1] * scale;
+            st_shared_f32x2(at + h * 1024, odd ? c : a, odd ? d : b);
+            st_shared_f32x2((at ^ 64) + h * 1024, odd ? a : c, odd ? b : d);
+        }
     }
     fence_proxy_async();
     __syncwarp();

@@ -27,13 +27,14 @@ struct Producer {
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits;
     }
 
-    // Queries and what belongs to them, into stage i. Those behind the run may hold anything, and 0 * NaN is NaN: the
-    // cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy engine does.
-    MEMBER void load(int i, int query, int head, int seen) {
+    // Queries and what belongs to them, into stage i. Those before and behind the run may hold anything, and 0 * NaN is
+    // NaN: the cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy engine
+    // does.
+    MEMBER void load(int i, int query, int head, int unseen, int seen) {
         u32 bar = AT(full) + 8 * i;
-        if (seen < BQ && query + seen < p.tokens_q) {
-            s.dirty[dirty & (DIRTY - 1)][0] = i;
-            s.dirty[dirty & (DIRTY - 1)][1] = seen;
+        if (unseen > 0 || (seen < BQ && query + seen < p.tokens_q)) {
+            int *const order = s.dirty[dirty & (DIRTY - 1)];
+            order[0] = i, order[1] = unseen, order[2] = seen;
             bar = AT(dirty_full) + 8 * (dirty & (DIRTY - 1));
             dirty++;
         }
@@ -43,20 +44,20 @@ struct Producer {
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
     }
 
+    // What an item says is read again for each block: registers are short.
     MEMBER void item(const Brief &it) {
-        const int run1 = it.run1, full0 = it.full0, full_last = it.full_last, head = it.head;
 #pragma unroll 1
-        for (int query = it.start; query < run1; query += BQ) {
+        for (int query = it.start; query < it.run1; query += BQ) {
             const int i = n & 1;
             mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
             Block &b = s.block[i];
             int flags = 0;
-            if (query < full0 || query > full_last) {
+            if (query < it.full0 || query > it.full_last) {
                 flags = it.flags;
                 describe(b, it, query);
             }
-            b.flags = flags, b.query = query, b.seen = run1 - query, b.head = head;
-            load(i, query, head, run1 - query);
+            b.flags = flags, b.query = query, b.seen = it.run1 - query, b.head = it.head;
+            load(i, query, it.head, it.run0 - query, it.run1 - query);
             n++;
         }
     }
@@ -78,7 +79,8 @@ struct Producer {
 };
 
 // The scheduling warp, of which one thread works: takes tiles from the counter, reads lists and fetches keys, so that
-// the producer never waits for memory other than shared memory.
+// the producer never waits for memory other than shared memory. Registers are short: what it knows of a tile stands in
+// the tile's place.
 struct Scheduler {
     const BackwardMaps &maps;
     const magi_attn_backward_params &p;
@@ -90,61 +92,72 @@ struct Scheduler {
         return s.place[tiles & 1];
     }
 
-    MEMBER void load_keys(int row0, int head, int source) {
+    MEMBER void load_keys(const TilePlace &t) {
         const int i = tiles & 1;
         mbar_expect(AT(k_full) + 8 * i, K_BYTES);
-        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[source], AT(k_full) + 8 * i, row0, head, p.copies_k);
+        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], AT(k_full) + 8 * i, t.row0, t.head, p.copies_k);
         mbar_wait(AT(v_empty), i ^ 1);
         mbar_expect(AT(v_full), V_BYTES);
-        load_rows<BK * 128>(AT(v), &maps.v[source], AT(v_full), row0, head, p.copies_v);
+        load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
     }
 
-    MEMBER void brief(const magi_tile &t, const magi_item &it, int head) {
+    MEMBER Brief &next_brief() {
         mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
-        Brief &b = s.brief[n & 1];
-        b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
-        b.head = head;
-        // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full step.
-        b.start = it.start, b.run1 = it.run1, b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
-        b.run0 = it.run0, b.limits = it.limits;
-        b.lo = it.lo + t.row0, b.hi = it.hi + t.row0, b.row0 = it.row0, b.row1 = it.row1;
+        return s.brief[n & 1];
+    }
+    MEMBER void send() {
         mbar_arrive(AT(brief_full) + 8 * (n & 1));
         n++;
     }
 
+    MEMBER void fill(Brief &b, const TilePlace &t, const magi_item &it, int head) {
+        b.head = head;
+        b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
+        b.limits = it.limits;
+        b.start = it.start, b.run1 = it.run1, b.run0 = it.run0;
+        // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full
+        // step.
+        b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
+        b.lo = it.lo + t.row0, b.hi = it.hi + t.row0;
+        b.row0 = it.row0, b.row1 = it.row1;
+    }
+
     // Tiles come longest first, one key head after the other within a section of heads; of a head, its splits.
-    MEMBER void tile(int work) {
-        const int split = work % p.splits, whole = work / p.splits;
+    MEMBER void describe(TilePlace &place, int work) {
+        const int split = work % p.splits, whole = work / p.splits, heads = p.group / p.splits;
         const int per_section = p.tile_count * p.section, section = whole / per_section;
-        const int in = whole - section * per_section;
-        const int head = section * p.section + in % p.section, index = in / p.section;
-        const magi_tile t = p.tiles[index];
-        const int heads = p.group / p.splits, head0 = head * p.group + split * heads;
-        TilePlace &place = next_place();
-        place = {t.row0, t.rows, head, t.source, t.items > 0 ? t.steps * heads : 0, index * p.heads_kv + head, split};
-        load_keys(t.row0, head, t.source);
-        tiles++;
-#pragma unroll 1
-        for (int h = 0; h < heads; h++) {
-#pragma unroll 1
-            for (int i = 0; i < t.items; i++) {
-                const magi_item it = p.items[t.item0 + i];
-                brief(t, it, head0 + h);
-            }
-        }
+        const int in = whole - section * per_section, index = in / p.section;
+        const int head = section * p.section + in % p.section;
+        const magi_tile &t = p.tiles[index];
+        place.row0 = t.row0, place.rows = t.rows, place.source = t.source, place.head = head, place.split = split;
+        place.work = index * p.heads_kv + head;
+        place.blocks = t.steps * heads;
+        place.head0 = head * p.group + split * heads;
+        place.head1 = place.head0 + heads;
+        place.item0 = t.item0, place.item1 = t.item0 + t.items;
     }
 
     MEMBER void run() {
         int work = blockIdx.x;
         while (work < p.tile_count * p.heads_kv * p.splits) {
-            tile(work);
+            const TilePlace &t = next_place();
+            describe(s.place[tiles & 1], work);
+            load_keys(t);
+            tiles++;
+#pragma unroll 1
+            for (int h = t.head0; h < t.head1; h++) {
+#pragma unroll 1
+                for (int i = t.item0; i < t.item1; i++) {
+                    fill(next_brief(), t, p.items[i], h);
+                    send();
+                }
+            }
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;
         }
         next_place().blocks = -1;
         mbar_arrive(AT(k_full) + 8 * (tiles & 1));
-        mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
-        s.brief[n & 1].flags = -1;
-        mbar_arrive(AT(brief_full) + 8 * (n & 1));
+        next_brief().flags = -1;
+        send();
     }
 };
 
@@ -152,11 +165,16 @@ struct Scheduler {
 DEV void clean(Shared &s, int lane) {
     for (int d = 0;; d++) {
         mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
-        const int stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
+        const int *const order = s.dirty[d & (DIRTY - 1)];
+        const int stage = order[0], unseen = order[1], seen = order[2];
         if (stage < 0) {
             return;
         }
-        for (int i = seen * 8 + lane; i < BQ * 8; i += 32) { // 16 bytes of a row
+#pragma unroll 1
+        for (int i = lane; i < BQ * 8; i += 32) { // 16 bytes of a row
+            if (i / 8 >= unseen && i / 8 < seen) {
+                continue;
+            }
 #pragma unroll
             for (int c = 0; c < D_CHUNKS; c++) {
                 st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
@@ -166,8 +184,10 @@ DEV void clean(Shared &s, int lane) {
                 st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
             }
         }
-        for (int i = seen + lane; i < BQ; i += 32) {
-            s.stats[stage][0][i] = s.stats[stage][1][i] = 0;
+        for (int i = lane; i < BQ; i += 32) {
+            if (i < unseen || i >= seen) {
+                s.stats[stage][0][i] = s.stats[stage][1][i] = 0;
+            }
         }
         fence_proxy_async();
         __syncwarp();

@@ -37,7 +37,7 @@ constexpr u32 SHARED_MOST = 232448;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever.
-constexpr int PRODUCER_REGS = 40, CONSUMER_REGS = 232;
+constexpr int PRODUCER_REGS = 24, CONSUMER_REGS = 240;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
@@ -57,6 +57,7 @@ struct alignas(16) Block {
 struct alignas(16) TilePlace {
     int row0, rows, head, source;
     int blocks, work, split;
+    int head0, head1, item0, item1; // query heads and items, for the scheduling warp
 };
 
 // An item of a tile for one query head, as the scheduling warp lays it out for the producer: sides of the band for the
@@ -79,7 +80,7 @@ struct alignas(1024) Shared {
     Block block[STAGES];
     TilePlace place[STAGES];
     Brief brief[2];
-    int dirty[DIRTY][2]; // {stage, first query that is not the run's}; stage -1: no more
+    int dirty[DIRTY][3]; // {stage, first query of the run, first behind it}; stage -1: no more
     u64 k_full[STAGES], k_empty[STAGES], v_full, v_empty, full[STAGES], empty[STAGES], dirty_full[DIRTY];
     u64 brief_full[2], brief_empty[2];
 };
