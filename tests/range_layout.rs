@@ -73,6 +73,7 @@ fn host_and_device_agree() {
         step,
         tile_count,
         max_items,
+        align,
         of_keys
     );
     for (name, value) in [

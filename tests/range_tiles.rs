@@ -37,8 +37,7 @@ fn list_shape(tokens_q: i64, tokens_k: i64, rows: i32, step: i32, max_items: i32
         tokens_q,
         tokens_k,
         of_keys: false,
-        rows,
-        step,
+        tile: TileShape::new(rows, step),
         max_items,
         words: 12,
     }
@@ -150,7 +149,7 @@ fn make(gpu: &Arc<Gpu>, given: &[Given], shape: &ListShape, dtype: DType, pad: u
     let count = shape.tile_count() as usize;
     let made = Made {
         list: TileList {
-            shape: TileShape::new(shape.rows, shape.step),
+            shape: shape.tile,
             tiles: words(&space, 0, 8 * count).chunks_exact(8).map(tile_of).collect(),
             items: words(
                 &space,
@@ -258,7 +257,7 @@ fn check(given: &[Given], shape: &ListShape, made: &Made, what: &str) {
         assert_eq!(i64::from(tile.row0), row, "{what}: {tile:?}");
         assert_eq!(
             i64::from(tile.rows),
-            i64::from(shape.rows).min(rows - row),
+            i64::from(shape.tile.rows).min(rows - row),
             "{what}"
         );
         assert_eq!((tile.source, tile.slot, tile.pieces), (0, 0, 0), "{what}");
@@ -271,13 +270,13 @@ fn check(given: &[Given], shape: &ListShape, made: &Made, what: &str) {
         assert_eq!(found, runs(given, shape, tile), "{what}: {tile:?}");
         let steps: i32 = items
             .iter()
-            .map(|i| (i.run1 - i.start + shape.step - 1) / shape.step)
+            .map(|i| (i.run1 - i.start + shape.tile.step - 1) / shape.tile.step)
             .sum();
         assert_eq!(tile.steps, steps, "{what}: {tile:?}");
         for item in items {
             assert_eq!(
                 (item.start, item.source, item.limits, item.reserved),
-                (item.run0, 0, -1, 0),
+                (item.run0 / shape.tile.align * shape.tile.align, 0, -1, 0),
                 "{what}"
             );
             check_steps(&made.list, tile, item, what);
@@ -354,10 +353,9 @@ fn random_ranges_cell_by_cell() {
         let n = [0, 1, 2, 5, 20, 60][r.below(6) as usize];
         let given = random_ranges(&mut r, n, tokens_q, tokens_k);
         let all = (tokens_q.max(tokens_k) + 7) / i64::from(rows.min(8)) * n;
-        let shape = ListShape {
-            of_keys: case % 2 == 1,
-            ..list_shape(tokens_q, tokens_k, rows, step, all as i32)
-        };
+        let mut shape = list_shape(tokens_q, tokens_k, rows, step, all as i32);
+        shape.of_keys = case % 2 == 1;
+        shape.tile.align = if case % 3 == 0 { 4 } else { 1 };
         let dtype = [DType::Bf16, DType::F32][r.below(2) as usize];
         let made = make(&gpu, &given, &shape, dtype, r.below(3) as usize);
         check(
@@ -394,10 +392,14 @@ fn one_range_is_as_planned() {
     let mut r = Random(3);
     for case in 0..80 {
         let (tokens_q, tokens_k) = (1 + r.below(500), 1 + r.below(700));
-        let tile = TileShape::new([16, 128][case % 2], [32, 128][case / 2 % 2]);
+        let tile = TileShape {
+            align: [1, 4][case / 8 % 2],
+            ..TileShape::new([16, 128][case % 2], [32, 128][case / 2 % 2])
+        };
         let given = random_ranges(&mut r, 1, tokens_q, tokens_k);
         let shape = ListShape {
             of_keys: case / 4 % 2 == 1,
+            tile,
             ..list_shape(tokens_q, tokens_k, tile.rows, tile.step, 64)
         };
         let made = make(&gpu, &given, &shape, DType::Bf16, 0);

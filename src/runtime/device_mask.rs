@@ -190,11 +190,10 @@ fn make_backward(
 ) -> Result<BackwardTiles> {
     let (slices, rows) = stage(mask);
     let kernels = BackwardKernels::load(gpu, asked)?;
-    let keys = TileShape::new(kernels.keys.rows, kernels.keys.step);
-    let keys = key_tiles(&slices, &rows, &keys)?;
-    let queries = kernels.queries.as_ref().map(|k| TileShape::new(k.rows, k.step));
+    let keys = key_tiles(&slices, &rows, &kernels.keys.tile())?;
+    let queries = kernels.queries.as_ref();
     let queries = queries
-        .map(|tile| query_tiles(&slices, &rows, &tile))
+        .map(|k| query_tiles(&slices, &rows, &k.tile()))
         .transpose()?;
     BackwardTiles::new(gpu, kernels, shape, &keys, queries.as_ref())
 }

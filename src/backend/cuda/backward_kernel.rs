@@ -6,7 +6,7 @@ use super::embedded;
 use super::kernels::{self, Kernels};
 use super::variant::{Kind, Variant};
 use crate::device::cuda::{Function, Gpu};
-use crate::types::{AttnShape, DType, Error, Result};
+use crate::types::{AttnShape, DType, Error, Result, TileShape};
 
 /// Head dimensions that kernels are compiled for, (query and key, value); others are padded up to the next that holds
 /// them.
@@ -134,6 +134,8 @@ fn entry(gradients: Gradients) -> &'static str {
 pub struct BackwardKernel {
     /// What it was chosen for.
     pub choice: BackwardChoice,
+    /// Of which what.
+    pub gradients: Gradients,
     /// Rows of a tile.
     pub rows: i32,
     /// Tokens of a step.
@@ -171,6 +173,7 @@ impl BackwardKernel {
         function.set_max_shared(shared_bytes as u32)?;
         Ok(BackwardKernel {
             choice,
+            gradients,
             rows,
             step,
             threads: threads as u32,
@@ -179,6 +182,18 @@ impl BackwardKernel {
             function,
             _kernels: kernels,
         })
+    }
+
+    /// How the list that it walks is cut. Steps over queries begin where f32 row sums can be copied 16 bytes at a time.
+    pub fn tile(&self) -> TileShape {
+        TileShape {
+            align: if self.gradients == Gradients::Queries {
+                1
+            } else {
+                4
+            },
+            ..TileShape::new(self.rows, self.step)
+        }
     }
 
     /// Warps that hold a part of a tile's rows.

@@ -63,8 +63,7 @@ impl BackwardRanges {
             tokens_q: tokens.0,
             tokens_k: tokens.1,
             of_keys,
-            rows: kernel.rows,
-            step: kernel.step,
+            tile: kernel.tile(),
             max_items: 0,
             words: 0,
         };

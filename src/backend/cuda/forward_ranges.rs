@@ -7,7 +7,7 @@ use super::forward_launch::{self, ForwardCall, ForwardLaunch, ForwardLists};
 use super::range_tiles::{DeviceRanges, ListShape, ListSpace, RangeTiles};
 use crate::device::Stream;
 use crate::device::cuda::Gpu;
-use crate::types::{AttnShape, Result};
+use crate::types::{AttnShape, Result, TileShape};
 
 /// Both kernels on a device.
 #[derive(Debug)]
@@ -39,8 +39,7 @@ impl ForwardRanges {
             tokens_q: tokens.0,
             tokens_k: tokens.1,
             of_keys: false,
-            rows: self.kernel.block_q,
-            step: self.kernel.block_k,
+            tile: TileShape::new(self.kernel.block_q, self.kernel.block_k),
             max_items: 0,
             words: forward_launch::words(&self.kernel, shape, 1, 0),
         };

@@ -9,7 +9,7 @@ use super::embedded;
 use super::kernels::{self, Kernels};
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Function, Gpu, HostWord, Launch, fill_words};
-use crate::types::{Error, Item, Result, Status, Tensor, Tile, TileList};
+use crate::types::{Error, Item, Result, Status, Tensor, Tile, TileList, TileShape};
 
 /// Threads of a block: MAGI_RANGE_THREADS.
 pub const THREADS: u32 = 256;
@@ -134,6 +134,8 @@ pub struct RangeParams {
     pub tile_count: i32,
     /// Room for items.
     pub max_items: i32,
+    /// The first step of a run begins at the multiple of this at or below it.
+    pub align: i32,
     /// 0: rows are queries, tokens keys; 1: rows are keys, tokens queries.
     pub of_keys: i32,
 }
@@ -158,10 +160,8 @@ pub struct ListShape {
     pub tokens_k: i64,
     /// Tiles of keys over runs of queries, else the other way round.
     pub of_keys: bool,
-    /// Rows of a tile.
-    pub rows: i32,
-    /// Tokens of a step.
-    pub step: i32,
+    /// How the list is cut.
+    pub tile: TileShape,
     /// Room for items.
     pub max_items: i32,
     /// Words behind the counters, for the launch that walks the list; 0 when the list is there.
@@ -179,7 +179,7 @@ impl ListShape {
         } else {
             self.tokens_q
         };
-        (rows as u64).div_ceil(self.rows.max(1) as u64) as i64
+        (rows as u64).div_ceil(self.tile.rows.max(1) as u64) as i64
     }
 
     /// The list with the caller's room for `n` ranges' items, 0 for the default. `Status::InvalidArgument` when a launch of
@@ -367,6 +367,7 @@ impl RangeTiles {
         outputs: &Outputs,
         space: *mut u8,
     ) -> Result<RangeParams> {
+        shape.tile.validate()?;
         for (name, tokens) in [("queries", shape.tokens_q), ("keys", shape.tokens_k)] {
             if tokens > TileList::MAX_TOKENS {
                 let message = format!(
@@ -397,10 +398,11 @@ impl RangeTiles {
             count,
             tokens_q: shape.tokens_q as i32,
             tokens_k: shape.tokens_k as i32,
-            rows: shape.rows,
-            step: shape.step,
+            rows: shape.tile.rows,
+            step: shape.tile.step,
             tile_count: shape.tile_count() as i32,
             max_items: shape.max_items,
+            align: shape.tile.align,
             of_keys: shape.of_keys.into(),
         })
     }
