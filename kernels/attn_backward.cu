@@ -20,6 +20,7 @@ DEV void set_up(const BackwardMaps &maps) {
         tma_prefetch(&maps.v[i]);
         mbar_init(AT(k_full) + 8 * i, 1);
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(k_dirty) + 8 * i, 1);
         mbar_init(AT(full) + 8 * i, 1);
         mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(brief_full) + 8 * i, 1);
@@ -64,6 +65,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             clean(s, threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
             Scheduler{maps, p, s}.run();
+        } else if (threadIdx.x / 32 == 3) {
+            clean_keys(p, s, threadIdx.x & 31);
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();

@@ -85,17 +85,34 @@ struct Scheduler {
     const BackwardMaps &maps;
     const magi_attn_backward_params &p;
     Shared &s;
-    int n = 0, tiles = 0; // items and tiles so far
+    int n = 0, tiles = 0, dirty = 0; // items, tiles and tiles to be cleaned so far
 
     MEMBER TilePlace &next_place() {
         mbar_wait(AT(k_empty) + 8 * (tiles & 1), (tiles >> 1 & 1) ^ 1);
         return s.place[tiles & 1];
     }
 
+    // A step that all keys of the tile see shows that there is no key that nothing sees.
+    MEMBER bool all_seen(const TilePlace &t) {
+#pragma unroll 1
+        for (int i = t.item0; i < t.item1; i++) {
+            if (p.items[i].full0 < p.items[i].full1) {
+                return true;
+            }
+        }
+        return t.item0 == t.item1;
+    }
+
     MEMBER void load_keys(const TilePlace &t) {
         const int i = tiles & 1;
-        mbar_expect(AT(k_full) + 8 * i, K_BYTES);
-        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], AT(k_full) + 8 * i, t.row0, t.head, p.copies_k);
+        u32 bar = AT(k_full) + 8 * i;
+        if (!all_seen(t)) {
+            bar = AT(k_dirty) + 8 * (dirty & 1);
+            s.dirty_keys[dirty & 1] = i;
+            dirty++;
+        }
+        mbar_expect(bar, K_BYTES);
+        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
         mbar_wait(AT(v_empty), i ^ 1);
         mbar_expect(AT(v_full), V_BYTES);
         load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
@@ -154,6 +171,8 @@ struct Scheduler {
             }
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;
         }
+        s.dirty_keys[dirty & 1] = -1;
+        mbar_arrive(AT(k_dirty) + 8 * (dirty & 1));
         next_place().blocks = -1;
         mbar_arrive(AT(k_full) + 8 * (tiles & 1));
         next_brief().flags = -1;
@@ -161,7 +180,7 @@ struct Scheduler {
     }
 };
 
-// The cleaning warp: zeroes queries that are not the run's, then says that the block is there.
+// A cleaning warp: zeroes queries that are not the run's, then says that the block is there.
 DEV void clean(Shared &s, int lane) {
     for (int d = 0;; d++) {
         mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
@@ -192,5 +211,48 @@ DEV void clean(Shared &s, int lane) {
         fence_proxy_async();
         __syncwarp();
         mbar_arrive_if(AT(full) + 8 * stage, lane == 0);
+    }
+}
+
+// Whether a key of a tile sees a query of one of its items.
+DEV bool sees(const magi_attn_backward_params &p, const TilePlace &t, int row) {
+#pragma unroll 1
+    for (int i = t.item0; i < t.item1; i++) {
+        const magi_item &it = p.items[i];
+        if (row < it.row0 || row >= it.row1) {
+            continue;
+        }
+        int lo = max(it.run0, t.row0 + row + it.lo), hi = min(it.run1, t.row0 + row + it.hi + 1);
+        if (it.limits >= 0) {
+            lo = max(lo, p.limits[it.limits + row].lo), hi = min(hi, p.limits[it.limits + row].hi);
+        }
+        if (lo < hi) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The other cleaning warp: zeroes keys that nothing sees, which dQ is a sum over, then says that K is there.
+DEV void clean_keys(const magi_attn_backward_params &p, Shared &s, int lane) {
+    for (int d = 0;; d++) {
+        mbar_wait(AT(k_dirty) + 8 * (d & 1), d >> 1 & 1);
+        const int stage = s.dirty_keys[d & 1];
+        if (stage < 0) {
+            return;
+        }
+#pragma unroll 1
+        for (int row = lane; row < BK; row += 32) {
+            if (sees(p, s.place[stage], row)) {
+                continue;
+            }
+#pragma unroll 1
+            for (int i = 0; i < D_CHUNKS * 8; i++) { // 16 bytes of a row
+                st_shared_v4(AT(k) + stage * K_BYTES + i / 8 * (BK * 128) + row * 128 + i % 8 * 16, 0, 0, 0, 0);
+            }
+        }
+        fence_proxy_async();
+        __syncwarp();
+        mbar_arrive_if(AT(k_full) + 8 * stage, lane == 0);
     }
 }

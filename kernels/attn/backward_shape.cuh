@@ -81,7 +81,8 @@ struct alignas(1024) Shared {
     TilePlace place[STAGES];
     Brief brief[2];
     int dirty[DIRTY][3]; // {stage, first query of the run, first behind it}; stage -1: no more
-    u64 k_full[STAGES], k_empty[STAGES], v_full, v_empty, full[STAGES], empty[STAGES], dirty_full[DIRTY];
+    int dirty_keys[2]; // stage of K; -1: no more
+    u64 k_full[STAGES], k_empty[STAGES], k_dirty[2], v_full, v_empty, full[STAGES], empty[STAGES], dirty_full[DIRTY];
     u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
