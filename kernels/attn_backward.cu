@@ -20,6 +20,9 @@ DEV void set_up(const BackwardMaps &maps) {
         tma_prefetch(&maps.v[i]);
         mbar_init(AT(k_full) + 8 * i, 1);
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(k_loaded) + 8 * i, 1);
+        mbar_init(AT(dq_full) + 8 * i, 4);
+        mbar_init(AT(dq_empty) + 8 * i, 1);
         mbar_init(AT(full) + 8 * i, 1);
         mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(brief_full) + 8 * i, 1);
@@ -53,6 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             __trap();
         }
         set_up(maps);
+        s.no_more_dq = 0;
     }
     __syncthreads();
     if (group == 0) {
@@ -61,12 +65,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             Producer{maps, p, s}.run();
             wind_up(p);
         } else if (threadIdx.x / 32 == 1) {
-            clean(s, threadIdx.x & 31);
+            clean(p, s, threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
             Scheduler{maps, p, s}.run();
+        } else if (threadIdx.x == 96) {
+            add_queries(maps, s);
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();
-        consume(maps, p, s, group - 1, threadIdx.x & 127);
+        consume(p, s, group - 1, threadIdx.x & 127);
     }
 }

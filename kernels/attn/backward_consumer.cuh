@@ -3,7 +3,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_epilogue.cuh"
-#include "backward_maps.cuh"
 #include "columns.cuh"
 
 struct Consumer {
@@ -175,62 +174,99 @@ DEV void wait_for(u32 bar, u32 parity) {
 #else
 #define TR(k)
 #endif
-// A step of the tile, from P and dP of block n to those of block n + 1; without `more`, to its end.
-DEV void step(Consumer &c, const BackwardMaps &maps, const magi_attn_backward_params &params, const Shared &s, const Place &at, bool first, bool more) {
+// Named barriers of the two warpgroups: dS of a slot is there, and has been read. `group`: whose half of dS.
+DEV int ds_full(u32 slot, int group) {
+    return 1 + 2 * slot + group;
+}
+DEV int ds_empty(u32 slot, int group) {
+    return 5 + 2 * slot + group;
+}
+
+// dQ of block n.
+DEV void begin_queries(Consumer &c, u32 n, const Place &at) {
+    named_sync(ds_full(n & 1, at.group ^ 1), 256);
+    query_gradients(c, c.y, n & 1, at.group);
+}
+DEV void end_queries(Consumer &c, const magi_attn_backward_params &p, u32 n, const Place &at) {
+    pin(c.y);
+    named_arrive(ds_empty(n & 1, at.group ^ 1), 256);
+    wait_for(AT(dq_empty) + 8 * at.group, (n & 1) ^ 1);
+    leave_queries(c.y, p.scale, at.group, at.row & 63, at.lane);
+}
+
+// From P and dP of block n to its part of dV and dK, in flight. dS, which dQ wants of both warpgroups, goes into shared
+// memory.
+DEV void key_gradients(Consumer &c, const Place &at, bool first) {
     const u32 i = c.n & 1;
     u32 p[BQ / 16][4], ds[BQ / 16][4];
     TR(0)
     score_gradients(c, ds, at);
-    pin(ds);
-    TR(1)
-    store_fragments(ds, i, at);
-    TR(2)
-    named_arrive(1 + 2 * i + at.group, 256);
     fragments(c, p);
+    TR(1)
+    if (c.n >= 2) {
+        named_sync(ds_empty(i, at.group), 256);
+    }
+    store_fragments(ds, i, at);
+    named_arrive(ds_full(i, at.group), 256);
+    TR(2)
     add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
-    TR(3)
-    named_sync(1 + 2 * i + (at.group ^ 1), 256);
-    TR(4)
-    query_gradients(c, c.y, i, at.group);
     add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
-    const QueryPlace to = query_place(s.block[i], at.row & 48);
-    c.n++;
-    TR(5)
-    if (more) {
-        wait_for(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
-        c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
-        wgmma_wait<2>();
-        pin(c.dv);
-        scores(c.x, c, at.group);
-        TR(6)
-        wgmma_wait<2>();
-    } else {
-        wgmma_wait<1>();
-        pin(c.dv);
-    }
-    pin(c.y);
-    TR(7)
-    add_queries(c.y, &maps.dq, params.scale, to, at.row / 16, at.group * (D / 2), at.lane);
-    TR(8)
-    if (more) {
-        probability_gradients(c.y, c, at.group);
-        wgmma_wait<1>();
-        pin(c.x);
-    } else {
-        wgmma_wait<0>();
-    }
-    pin(c.dk);
-    __syncwarp();
-    mbar_arrive_if(AT(empty) + 8 * i, at.lane == 0);
-    TR(9)
-    if (more) {
-        probabilities(c, params, s, at);
-        TR(10)
-        take_gradients(c);
-    }
+    TR(3)
 }
 
-DEV void consume(const BackwardMaps &maps, const magi_attn_backward_params &p, const Shared &s, int group, int tid) {
+DEV void release(Consumer &c, const Place &at) {
+    pin(c.dv);
+    pin(c.dk);
+    __syncwarp();
+    mbar_arrive_if(AT(empty) + 8 * (c.n & 1), at.lane == 0);
+    c.n++;
+}
+
+// A step of the tile, from P and dP of block n to those of block n + 1. dQ is a block late, so that the warpgroups need
+// not keep step.
+template <bool FIRST> DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared &s, const Place &at) {
+    key_gradients(c, at, FIRST);
+    if (!FIRST) {
+        begin_queries(c, c.n - 1, at);
+    }
+    TR(4)
+    wgmma_wait<FIRST ? 0 : 1>(); // the queries are done with, and so are fragments: there are no registers for more
+    release(c, at);
+    TR(5)
+    wait_for(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
+    c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
+    scores(c.x, c, at.group);
+    TR(6)
+    if (!FIRST) {
+        wgmma_wait<1>();
+        TR(7)
+        end_queries(c, params, c.n - 2, at);
+    }
+    TR(8)
+    probability_gradients(c.y, c, at.group);
+    wgmma_wait<1>();
+    pin(c.x);
+    TR(9)
+    probabilities(c, params, s, at);
+    TR(10)
+    take_gradients(c);
+}
+
+// The last block of a tile.
+DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Place &at, bool first) {
+    key_gradients(c, at, first);
+    if (!first) {
+        begin_queries(c, c.n - 1, at);
+        wgmma_wait<0>();
+        end_queries(c, params, c.n - 1, at);
+    }
+    begin_queries(c, c.n, at);
+    wgmma_wait<0>();
+    release(c, at);
+    end_queries(c, params, c.n - 1, at);
+}
+
+DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int tid) {
     const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
     Consumer c;
     c.n = 0;
@@ -239,20 +275,20 @@ DEV void consume(const BackwardMaps &maps, const magi_attn_backward_params &p, c
         mbar_wait(AT(k_full) + 8 * i, c.tile >> 1 & 1);
         const int blocks = __shfl_sync(~0u, s.place[i].blocks, 0);
         if (blocks < 0) {
-            return;
+            break;
         }
         if (blocks > 0) {
             begin(c, p, s, at);
+            if (blocks > 1) {
+                step<true>(c, p, s, at);
+            }
 #pragma unroll 1
-            for (int j = 1; j < blocks; j++) {
-                step(c, maps, p, s, at, j == 1, true);
+            for (int j = 2; j < blocks; j++) {
+                step<false>(c, p, s, at);
             }
             mbar_arrive_if(AT(v_empty), at.lane == 0);
-            step(c, maps, p, s, at, blocks == 1, false);
-            if (at.lane == 0) {
-                bulk_wait_read<0>();
-            }
-            __syncwarp();
+            finish(c, p, at, blocks == 1);
+            wait_for(AT(dq_empty) + 8 * group, (c.n & 1) ^ 1);
             store_keys(c.dk, c.dv, p, s.place[i], AT(dq), at.row, at.lane);
         } else {
             mbar_wait(AT(v_full), c.tile & 1);
@@ -262,5 +298,10 @@ DEV void consume(const BackwardMaps &maps, const magi_attn_backward_params &p, c
         fence_proxy_async();
         __syncwarp();
         mbar_arrive_if(AT(k_empty) + 8 * i, at.lane == 0);
+    }
+    if (group == 0) { // all of its dQ is on its way
+        s.no_more_dq = 1;
+        __syncwarp();
+        mbar_arrive_if(AT(dq_full), at.lane == 0);
     }
 }

@@ -21,30 +21,17 @@ DEV void find_unseen(u32 (&unseen)[2], const Block &b, const magi_row_limits *li
     }
 }
 
-// The first query of a warp's rows of dQ, its head, and how many of the rows are the run's.
-struct QueryPlace {
-    int query, head, left;
-};
-DEV QueryPlace query_place(const Block &b, int row) {
-    return {b.query + row, b.head, b.seen - row};
-}
-
-// Adds a warp's 16 queries, and the columns from `column` on, to dq: through shared memory of the warp, from where the
-// copy engine adds them to memory.
-DEV void add_queries(float (&dq)[D / 4], const TensorMap *map, float scale, const QueryPlace &to, int warp, int column,
-                     int lane) {
-    const u32 buffer = AT(dq) + warp * (D_CHUNKS * 16 * 128), row = lane / 4;
-    if (lane == 0) {
-        bulk_wait_read<0>();
-    }
-    __syncwarp();
+// Leaves the warpgroup's columns of dQ in shared memory, from where the copy engine adds them to memory. `row`: the
+// thread's first of the block.
+DEV void leave_queries(float (&dq)[D / 4], float scale, int group, int row, int lane) {
     // Odd rows store column eights in another order, so that a store meets all banks.
     const bool odd = lane & 4;
-    const u32 first = buffer + row * 128 + ((((lane & 3) / 2) ^ row) * 16 + 8 * (lane & 1) ^ (odd ? 64 : 0));
+    const u32 piece = (lane & 3) / 2 ^ (row & 7);
+    const u32 first = AT(dq) + group * (D_CHUNKS * BQ * 128) + row * 128 + (16 * piece + 8 * (lane & 1) ^ (odd ? 64 : 0));
 #pragma unroll
     for (int i = 0; i < D / 32; i++) {
         const int j = i / 2 * 4 + i % 2, k = j + 2; // eights of the first and the second store of even rows
-        const u32 at = (first ^ 32 * (i % 2)) + i / 2 * (16 * 128);
+        const u32 at = (first ^ 32 * (i % 2)) + i / 2 * (BQ * 128);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const float a = dq[4 * j + 2 * h] * scale, b = dq[4 * j + 2 * h + 1] * scale;
@@ -55,13 +42,7 @@ DEV void add_queries(float (&dq)[D / 4], const TensorMap *map, float scale, cons
     }
     fence_proxy_async();
     __syncwarp();
-    if (lane == 0) {
-#pragma unroll
-        for (int c = 0; c < D / 64; c++) {
-            tma_add_3d(map, buffer + c * (16 * 128), column + 32 * c, to.query, to.head);
-        }
-        bulk_commit();
-    }
+    mbar_arrive_if(AT(dq_full) + 8 * group, lane == 0);
 }
 
 // 8 elements of a row, of which the first `most` exist.

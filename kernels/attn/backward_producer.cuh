@@ -46,6 +46,11 @@ struct Producer {
 
     // What an item says is read again for each block: registers are short.
     MEMBER void item(const Brief &it) {
+        if (it.clean >= 0) {
+            s.dirty[dirty & (DIRTY - 1)][0] = -2 - it.clean;
+            mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
+            dirty++;
+        }
 #pragma unroll 1
         for (int query = it.start; query < it.run1; query += BQ) {
             const int i = n & 1;
@@ -56,7 +61,8 @@ struct Producer {
                 flags = it.flags;
                 describe(b, it, query);
             }
-            b.flags = flags, b.query = query, b.seen = it.run1 - query, b.head = it.head;
+            b.flags = flags, b.query = query;
+            s.where[n & (PLACES - 1)] = {query, it.head};
             load(i, query, it.head, it.run0 - query, it.run1 - query);
             n++;
         }
@@ -92,13 +98,28 @@ struct Scheduler {
         return s.place[tiles & 1];
     }
 
-    MEMBER void load_keys(const TilePlace &t) {
+    // A step that all keys of the tile see shows that there is no key that nothing sees.
+    MEMBER bool all_seen(const TilePlace &t) {
+#pragma unroll 1
+        for (int i = t.item0; i < t.item1; i++) {
+            if (p.items[i].full0 < p.items[i].full1) {
+                return true;
+            }
+        }
+        return t.item0 == t.item1;
+    }
+
+    // Keys that nothing sees are cleaned before consumers hear of K. True if there may be such.
+    MEMBER bool load_keys(const TilePlace &t) {
         const int i = tiles & 1;
-        mbar_expect(AT(k_full) + 8 * i, K_BYTES);
-        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], AT(k_full) + 8 * i, t.row0, t.head, p.copies_k);
+        const bool clean = !all_seen(t);
+        const u32 bar = (clean ? AT(k_loaded) : AT(k_full)) + 8 * i;
+        mbar_expect(bar, K_BYTES);
+        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
         mbar_wait(AT(v_empty), i ^ 1);
         mbar_expect(AT(v_full), V_BYTES);
         load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
+        return clean;
     }
 
     MEMBER Brief &next_brief() {
@@ -142,13 +163,16 @@ struct Scheduler {
         while (work < p.tile_count * p.heads_kv * p.splits) {
             const TilePlace &t = next_place();
             describe(s.place[tiles & 1], work);
-            load_keys(t);
+            int clean = load_keys(t) ? tiles & 1 : -1;
             tiles++;
 #pragma unroll 1
             for (int h = t.head0; h < t.head1; h++) {
 #pragma unroll 1
                 for (int i = t.item0; i < t.item1; i++) {
-                    fill(next_brief(), t, p.items[i], h);
+                    Brief &b = next_brief();
+                    b.clean = clean;
+                    clean = -1;
+                    fill(b, t, p.items[i], h);
                     send();
                 }
             }
@@ -161,36 +185,103 @@ struct Scheduler {
     }
 };
 
-// The cleaning warp: zeroes queries that are not the run's, then says that the block is there.
-DEV void clean(Shared &s, int lane) {
+// Whether a key of a tile sees a query of one of its items.
+DEV bool sees(const magi_attn_backward_params &p, const TilePlace &t, int row) {
+#pragma unroll 1
+    for (int i = t.item0; i < t.item1; i++) {
+        const magi_item &it = p.items[i];
+        if (row < it.row0 || row >= it.row1) {
+            continue;
+        }
+        int lo = max(it.run0, t.row0 + row + it.lo), hi = min(it.run1, t.row0 + row + it.hi + 1);
+        if (it.limits >= 0) {
+            lo = max(lo, p.limits[it.limits + row].lo), hi = min(hi, p.limits[it.limits + row].hi);
+        }
+        if (lo < hi) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Zeroes keys of a stage that nothing sees: dQ is a sum over them.
+DEV void clean_keys(const magi_attn_backward_params &p, Shared &s, int stage, u32 phase, int lane) {
+    mbar_wait(AT(k_loaded) + 8 * stage, phase);
+#pragma unroll 1
+    for (int row = lane; row < BK; row += 32) {
+        if (sees(p, s.place[stage], row)) {
+            continue;
+        }
+#pragma unroll 1
+        for (int i = 0; i < D_CHUNKS * 8; i++) { // 16 bytes of a row
+            st_shared_v4(AT(k) + stage * K_BYTES + i / 8 * (BK * 128) + row * 128 + i % 8 * 16, 0, 0, 0, 0);
+        }
+    }
+}
+
+// Zeroes queries of a stage that are not the run's.
+DEV void clean_queries(Shared &s, int stage, int unseen, int seen, int lane) {
+#pragma unroll 1
+    for (int i = lane; i < BQ * 8; i += 32) { // 16 bytes of a row
+        if (i / 8 >= unseen && i / 8 < seen) {
+            continue;
+        }
+#pragma unroll
+        for (int c = 0; c < D_CHUNKS; c++) {
+            st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int c = 0; c < DV_CHUNKS; c++) {
+            st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+        }
+        if (i % 8 == 0) {
+            s.stats[stage][0][i / 8] = s.stats[stage][1][i / 8] = 0;
+        }
+    }
+}
+
+// The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
+DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
+    u32 phases = 0; // of K's stages
     for (int d = 0;; d++) {
         mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
         const int *const order = s.dirty[d & (DIRTY - 1)];
-        const int stage = order[0], unseen = order[1], seen = order[2];
-        if (stage < 0) {
+        const int what = order[0], stage = what >= 0 ? what : -2 - what;
+        if (what == -1) {
             return;
         }
-#pragma unroll 1
-        for (int i = lane; i < BQ * 8; i += 32) { // 16 bytes of a row
-            if (i / 8 >= unseen && i / 8 < seen) {
-                continue;
-            }
-#pragma unroll
-            for (int c = 0; c < D_CHUNKS; c++) {
-                st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
-            }
-#pragma unroll
-            for (int c = 0; c < DV_CHUNKS; c++) {
-                st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
-            }
-        }
-        for (int i = lane; i < BQ; i += 32) {
-            if (i < unseen || i >= seen) {
-                s.stats[stage][0][i] = s.stats[stage][1][i] = 0;
-            }
+        if (what < 0) {
+            clean_keys(p, s, stage, phases >> stage & 1, lane);
+            phases ^= 1 << stage;
+        } else {
+            clean_queries(s, stage, order[1], order[2], lane);
         }
         fence_proxy_async();
         __syncwarp();
-        mbar_arrive_if(AT(full) + 8 * stage, lane == 0);
+        mbar_arrive_if((what < 0 ? AT(k_full) : AT(full)) + 8 * stage, lane == 0);
+    }
+}
+
+// The adding warp, of which one thread works: has the copy engine add dQ of each block to memory.
+DEV void add_queries(const BackwardMaps &maps, Shared &s) {
+    for (int n = 0;; n++) {
+#pragma unroll
+        for (int g = 0; g < CONSUMER_GROUPS; g++) {
+            mbar_wait(AT(dq_full) + 8 * g, n & 1);
+            if (g == 0 && s.no_more_dq) {
+                return;
+            }
+            const QueryPlace to = s.where[n & (PLACES - 1)];
+#pragma unroll
+            for (int c = 0; c < D / 64; c++) {
+                tma_add_3d(&maps.dq, AT(dq) + g * sizeof(s.dq[0]) + c * BQ * 128, g * (D / 2) + 32 * c, to.query, to.head);
+            }
+            bulk_commit();
+        }
+        bulk_wait_read<0>();
+#pragma unroll
+        for (int g = 0; g < CONSUMER_GROUPS; g++) {
+            mbar_arrive(AT(dq_empty) + 8 * g);
+        }
     }
 }

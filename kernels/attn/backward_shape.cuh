@@ -49,8 +49,7 @@ enum { MASKED = 1, LIMITS = 2 };
 struct alignas(16) Block {
     int flags, query;
     int left, right, lo, hi;
-    int item_row0, item_row1, limits;
-    int head, seen; // queries from `seen` on are not the run's
+    int item_row0, item_row1, limits, reserved;
 };
 
 // What they know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
@@ -60,28 +59,36 @@ struct alignas(16) TilePlace {
     int head0, head1, item0, item1; // query heads and items, for the scheduling warp
 };
 
+// Where dQ of a block goes. The producer may be some blocks further when it is wanted.
+struct alignas(8) QueryPlace {
+    int query, head;
+};
+constexpr int PLACES = 8;
+
 // An item of a tile for one query head, as the scheduling warp lays it out for the producer: sides of the band for the
 // tile's first row, `full_last` the last query at which a block may begin that needs no limits.
 struct alignas(16) Brief {
     int flags; // what blocks that are not full need; -1: there is no more work
-    int head;
+    int head, clean; // clean: stage of K that is to be cleaned first, or -1
     int start, run1, full0, full_last;
     int run0, lo, hi, row0, row1, limits;
 };
 
 // Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
-constexpr int DIRTY = 4;
+constexpr int DIRTY = 8;
 
 struct alignas(1024) Shared {
     u8 k[STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
     u8 ds[DQ ? 2 : 0][DS_BYTES];
-    u8 dq[CONSUMER_WARPS][D_CHUNKS][16 * 128]; // of each warp: boxes of 16 queries by 32 columns, on their way to memory
+    u8 dq[CONSUMER_GROUPS][D_CHUNKS][BQ * 128]; // of each warpgroup: boxes of 32 columns of dQ, on their way to memory
     float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
     TilePlace place[STAGES];
     Brief brief[2];
-    int dirty[DIRTY][3]; // {stage, first query of the run, first behind it}; stage -1: no more
-    u64 k_full[STAGES], k_empty[STAGES], v_full, v_empty, full[STAGES], empty[STAGES], dirty_full[DIRTY];
+    QueryPlace where[PLACES];
+    int dirty[DIRTY][3]; // {stage, first query of the run, first behind it}; stage -1: no more; -2 - i: K of stage i
+    int no_more_dq;
+    u64 k_full[STAGES], k_empty[STAGES], k_loaded[STAGES], v_full, v_empty, dq_full[CONSUMER_GROUPS], dq_empty[CONSUMER_GROUPS], full[STAGES], empty[STAGES], dirty_full[DIRTY];
     u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
