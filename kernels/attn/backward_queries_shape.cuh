@@ -20,17 +20,28 @@
 #ifndef BLOCK_K
 #define BLOCK_K (HEAD_DIM <= 64 ? 128 : HEAD_DIM <= 128 ? 96 : HEAD_DIM_V <= 128 ? 80 : 64)
 #endif
-// Stages of V; K has one more, because dQ += dS K of a block runs beside S and dP of the next one.
+// Stages of V. Of K there is one more, because dQ += dS K of a block runs beside S and dP of the next one; or as many,
+// where shared memory is short.
 #ifndef V_STAGES
 #define V_STAGES (HEAD_DIM <= 192 ? 2 : 1)
+#endif
+#ifndef K_STAGES
+#define K_STAGES (HEAD_DIM <= 192 ? 3 : 2)
 #endif
 
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
-constexpr int K_STAGES = V_STAGES + 1;
 // K and V of a block share barriers, unless stages are so few that each must be fetched as soon as it can be.
-constexpr bool SPLIT = V_STAGES == 1;
+constexpr bool SPLIT = K_STAGES == 2;
+
+// Of the three products that a step starts, dQ += dS K of the block before goes first, or else S does. The first keeps
+// the tensor cores busy while the block is waited for, and gives K back early; the second leaves exponentials two
+// products to hide behind instead of one.
+#ifndef EARLY
+#define EARLY (HEAD_DIM != 192)
+#endif
+static_assert(EARLY || !SPLIT, "few stages of K have to be given back early");
 
 // Q and dO of the 64 rows of a warpgroup; of a block, K and V.
 constexpr u32 Q_PART = D_CHUNKS * 64 * 128, DO_PART = DV_CHUNKS * 64 * 128;
@@ -87,7 +98,7 @@ struct alignas(1024) Shared {
     Brief brief[2];
     int dirty[DIRTY][2]; // {stage of K, first row that nothing sees}; stage -1: no more
     u64 q_full[2], q_empty[2], dout_full[CONSUMER_GROUPS], dout_empty[CONSUMER_GROUPS];
-    u64 full[K_STAGES], empty[K_STAGES], v_full, v_empty, dirty_full[DIRTY], brief_full[2], brief_empty[2];
+    u64 full[K_STAGES], empty[K_STAGES], v_full[V_STAGES], v_empty[V_STAGES], dirty_full[DIRTY], brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 
