@@ -8,12 +8,12 @@
 
 struct Consumer {
     float dq[D / 2];
-    u32 ds[BN / 16][4];       // dS of the block before
-    float lse2[2], delta[2];  // of row h
-    u32 tiles;                // tiles whose last block went by: stage and phase of Q and dO
-    u32 k, k_before, v;       // stages of this block, and of K of the one before
-    u32 phase, v_phase;       // of the barrier of this block; of V's, if it has its own
-    int before;               // flags of the block before
+    u32 ds[BN / 16][4];      // dS of the block before
+    float lse2[2], delta[2]; // of row h
+    u32 tiles;               // tiles whose last block went by: stage and phase of Q and dO
+    u32 k, k_before, v;      // stages of this block, and of K of the one before
+    u32 phase, v_phase;      // of the barrier of this block; of V's, if it has its own
+    int before;              // flags of the block before
 
     MEMBER u32 q_stage() const { return Q_STAGES == 2 ? tiles & 1 : 0; }
     MEMBER u32 q_phase() const { return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1; }
@@ -66,14 +66,16 @@ DEV void slopes(const Consumer &c, float (&y)[BN / 2], int group) {
     wgmma_commit();
 }
 
-// P = 2^(x scale - lse), with a softcap times the slope of its tanh.
+// P = 2^(x scale - lse), with a softcap times the slope of its tanh: t = tanh(z) and 1 - t^2, both from 2^-|z|, or the
+// slope of a logit near the cap would be lost in the rounding of t.
 DEV void probabilities(float (&x)[BN / 2], const Consumer &c, const magi_attn_backward_queries_params &p) {
 #pragma unroll
     for (int i = 0; i < BN / 2; i++) {
         const int h = i / 2 % 2;
 #if SOFTCAP
-        const float t = tanh_exact(x[i] * p.softcap_scale);
-        x[i] = exp2_approx(__fmaf_rn(t, p.scale_log2, -c.lse2[h])) * __fmaf_rn(-t, t, 1.0f);
+        const float z = x[i] * p.softcap_scale, e = exp2_approx(fabsf(z) * (-2.0f * LOG2_E)), r = rcp_approx(1.0f + e);
+        const float t = copysignf((1.0f - e) * r, z), slope = 4.0f * e * r * r;
+        x[i] = exp2_approx(__fmaf_rn(t, p.scale_log2, -c.lse2[h])) * slope;
 #else
         x[i] = exp2_approx(__fmaf_rn(x[i], p.scale_log2, -c.lse2[h]));
 #endif
@@ -103,12 +105,6 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     }
     mbar_wait(AT(full) + 8 * c.k, c.phase);
     const int flags = __shfl_sync(~0u, s.block[c.k].flags, 0);
-    if (EARLY && flags & STOP) {
-        wgmma_wait<0>();
-        pin(c.dq);
-        c.before = flags;
-        return true;
-    }
     if (flags & FIRST) {
         mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
 #pragma unroll
