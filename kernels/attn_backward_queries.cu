@@ -29,8 +29,10 @@ DEV void set_up(const BackwardQueriesMaps &maps, Shared &s) {
         mbar_init(AT(full) + 8 * i, SPLIT ? 1 : 2);
         mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
     }
-    mbar_init(AT(v_full), 1);
-    mbar_init(AT(v_empty), CONSUMER_WARPS);
+    for (int i = 0; i < V_STAGES; i++) {
+        mbar_init(AT(v_full) + 8 * i, 1);
+        mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
+    }
     for (int i = 0; i < DIRTY; i++) {
         mbar_init(AT(dirty_full) + 8 * i, 1);
     }

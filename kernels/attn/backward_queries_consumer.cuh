@@ -8,20 +8,19 @@
 
 struct Consumer {
     float dq[D / 2];
-    u32 ds[BN / 16][4];       // dS of the block before
-    float lse2[2], delta[2];  // of row h
-    u32 tiles;                // tiles whose last block went by: stage and phase of Q and dO
-    u32 k, k_before, v;       // stages of this block, and of K of the one before
-    u32 phase, v_phase;       // of the barrier of this block; of V's, if it has its own
-    int flags, before;        // of this block, if known; of the one before
-    bool known;
+    u32 ds[BN / 16][4];      // dS of the block before
+    float lse2[2], delta[2]; // of row h
+    u32 tiles;               // tiles whose last block went by: stage and phase of Q and dO
+    u32 k, k_before, v;      // stages of this block, and of K of the one before
+    u32 phase, v_phase;      // of the barrier of this block; of V's, if it has its own
+    int before;              // flags of the block before
 
     MEMBER u32 q_stage() const { return Q_STAGES == 2 ? tiles & 1 : 0; }
     MEMBER u32 q_phase() const { return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1; }
     MEMBER void next_stages() {
         k_before = k;
         v = V_STAGES == 1 ? 0 : v ^ 1;
-        v_phase ^= 1;
+        v_phase ^= v == 0; // a round of V begins
         k++;
         if (k == K_STAGES) {
             k = 0, phase ^= 1;
@@ -29,22 +28,27 @@ struct Consumer {
     }
 };
 
-// S = Q K^T of this block, then dQ += dS K of the one before.
-DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
+// S = Q K^T of this block.
+DEV void scores(const Consumer &c, float (&x)[BN / 2], int group) {
     const u64 q = smem_desc(AT(q), 16, 1024) + (c.q_stage() * CONSUMER_GROUPS + group) * (Q_PART / 16);
     const u64 k = smem_desc(AT(k), 16, 1024) + c.k * (K_BYTES / 16);
-    const u64 k_before = smem_desc(AT(k), BN * 128, 1024) + c.k_before * (K_BYTES / 16);
     pin(x);
-    pin(c.dq);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         wgmma_ss(x, q + (i / 4 * 64 * 128 + i % 4 * 32) / 16, k + (i / 4 * BN * 128 + i % 4 * 32) / 16, i != 0);
     }
     wgmma_commit();
+}
+
+// dQ += dS K of the block before.
+DEV void add_block(Consumer &c) {
+    const u64 k = smem_desc(AT(k), BN * 128, 1024) + c.k_before * (K_BYTES / 16);
+    pin(c.dq);
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < BN / 16; i++) {
-        wgmma_rs_t(c.dq, c.ds[i], k_before + i * 16 * 128 / 16, i != 0 || !(c.before & FIRST));
+        wgmma_rs_t(c.dq, c.ds[i], k + i * 16 * 128 / 16, i != 0 || !(c.before & FIRST));
     }
     wgmma_commit();
 }
@@ -62,14 +66,16 @@ DEV void slopes(const Consumer &c, float (&y)[BN / 2], int group) {
     wgmma_commit();
 }
 
-// P = 2^(x scale - lse), with a softcap times the slope of its tanh.
+// P = 2^(x scale - lse), with a softcap times the slope of its tanh: t = tanh(z) and 1 - t^2, both from 2^-|z|, or the
+// slope of a logit near the cap would be lost in the rounding of t.
 DEV void probabilities(float (&x)[BN / 2], const Consumer &c, const magi_attn_backward_queries_params &p) {
 #pragma unroll
     for (int i = 0; i < BN / 2; i++) {
         const int h = i / 2 % 2;
 #if SOFTCAP
-        const float t = tanh_exact(x[i] * p.softcap_scale);
-        x[i] = exp2_approx(__fmaf_rn(t, p.scale_log2, -c.lse2[h])) * __fmaf_rn(-t, t, 1.0f);
+        const float z = x[i] * p.softcap_scale, e = exp2_approx(fabsf(z) * (-2.0f * LOG2_E)), r = rcp_approx(1.0f + e);
+        const float t = copysignf((1.0f - e) * r, z), slope = 4.0f * e * r * r;
+        x[i] = exp2_approx(__fmaf_rn(t, p.scale_log2, -c.lse2[h])) * slope;
 #else
         x[i] = exp2_approx(__fmaf_rn(x[i], p.scale_log2, -c.lse2[h]));
 #endif
@@ -94,11 +100,11 @@ DEV void visible(u32 (&keep)[2], const Block &b, const magi_row_limits *limits, 
 
 // One block of the stream. True when a tile is finished.
 DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Shared &s, int group, int lane, int row) {
-    if (!c.known) {
-        mbar_wait(AT(full) + 8 * c.k, c.phase);
-        c.flags = __shfl_sync(~0u, s.block[c.k].flags, 0);
+    if (EARLY) {
+        add_block(c); // what the tensor cores do while this block is waited for
     }
-    const int flags = c.flags;
+    mbar_wait(AT(full) + 8 * c.k, c.phase);
+    const int flags = __shfl_sync(~0u, s.block[c.k].flags, 0);
     if (flags & FIRST) {
         mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
 #pragma unroll
@@ -108,15 +114,24 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
         }
     }
     float x[BN / 2], y[BN / 2];
-    products(c, x, group);
+    scores(c, x, group);
+    if (!EARLY) {
+        add_block(c);
+    }
     if (flags & FIRST) {
         mbar_wait(AT(dout_full) + 8 * group, c.tiles & 1);
     }
     if (SPLIT) {
-        mbar_wait(AT(v_full), c.v_phase);
+        mbar_wait(AT(v_full) + 8 * c.v, c.v_phase);
     }
     slopes(c, y, group);
-    wgmma_wait<2>();
+    if (SPLIT) {
+        wgmma_wait<2>();
+        pin(c.dq);
+        __syncwarp();
+        mbar_arrive_if(AT(empty) + 8 * c.k_before, lane == 0);
+    }
+    wgmma_wait<EARLY ? 1 : 2>();
     pin(x);
     if (Q_STAGES == 1 && flags & LAST) {
         __syncwarp();
@@ -130,17 +145,11 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
         visible(keep, s.block[c.k], p.limits, row, 2 * (lane & 3));
     }
 
-    if (SPLIT) {
-        wgmma_wait<1>();
-        pin(c.dq);
-        __syncwarp();
-        mbar_arrive_if(AT(empty) + 8 * c.k_before, lane == 0);
-    }
     wgmma_wait<0>();
     pin(y);
     pin(c.dq);
     __syncwarp();
-    mbar_arrive_if(SPLIT ? AT(v_empty) : AT(empty) + 8 * c.k_before, lane == 0);
+    mbar_arrive_if(SPLIT ? AT(v_empty) + 8 * c.v : AT(empty) + 8 * c.k_before, lane == 0);
     if (flags & LAST) {
         mbar_arrive_if(AT(dout_empty) + 8 * group, lane == 0);
         c.tiles++;
@@ -161,10 +170,6 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     }
     c.before = flags;
     c.next_stages();
-    c.known = mbar_test(AT(full) + 8 * c.k, c.phase);
-    if (c.known) {
-        c.flags = __shfl_sync(~0u, s.block[c.k].flags, 0);
-    }
     return flags & (FIRST | STOP);
 }
 

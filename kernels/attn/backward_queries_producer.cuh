@@ -30,21 +30,23 @@ struct Producer {
         n++;
         v = V_STAGES == 1 ? 0 : v ^ 1;
         k = k + 1 == K_STAGES ? 0 : k + 1;
-        // Room for the first blocks is there; the first one that waits is the first in the last stage of K.
+        // The first room that consumers make is in the last stage of K: that of the block before the first.
         phase ^= k == K_STAGES - 1;
     }
 
     // Where consumers find block n of the stream, once they are done with what was there.
     MEMBER Block &next_block() {
-        mbar_wait(AT(empty) + 8 * k, phase);
+        if (!SPLIT || n >= K_STAGES) { // else V waits
+            mbar_wait(AT(empty) + 8 * k, phase);
+        }
         return s.block[k];
     }
 
     // Where the arrival of V of block n is heard.
     MEMBER u32 values_barrier() {
         if (SPLIT) {
-            mbar_wait(AT(v_empty), (n & 1) ^ 1);
-            return AT(v_full);
+            mbar_wait(AT(v_empty) + 8 * v, (n / V_STAGES & 1) ^ 1);
+            return AT(v_full) + 8 * v;
         }
         return AT(full) + 8 * k;
     }

@@ -12,25 +12,26 @@
 #define SOFTCAP 0
 #endif
 
-// Rows of a tile, 64 for each consumer warpgroup.
-#ifndef BLOCK_Q
-#define BLOCK_Q 128
-#endif
 // Keys of a step. Registers bound it: a consumer has S, dP, dQ and the dS of the block before.
 #ifndef BLOCK_K
 #define BLOCK_K (HEAD_DIM <= 64 ? 128 : HEAD_DIM <= 128 ? 96 : HEAD_DIM_V <= 128 ? 80 : 64)
 #endif
-// Stages of V; K has one more, because dQ += dS K of a block runs beside S and dP of the next one.
-#ifndef V_STAGES
-#define V_STAGES (HEAD_DIM <= 192 ? 2 : 1)
-#endif
 
-constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = BLOCK_Q, BN = BLOCK_K;
+// Rows of a tile: 64 for each consumer warpgroup.
+constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BM = 128, BN = BLOCK_K;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = BM / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
-constexpr int K_STAGES = V_STAGES + 1;
-// K and V of a block share barriers, unless stages are so few that each must be fetched as soon as it can be.
+
+// Of K there is a stage more than of V, because dQ += dS K of a block runs beside S and dP of the next one. K and V of
+// a block share barriers, unless stages are so few that each must be fetched as soon as it can be.
+constexpr int V_STAGES = D <= 192 ? 2 : 1, K_STAGES = V_STAGES + 1;
 constexpr bool SPLIT = V_STAGES == 1;
+
+// Of the three products that a step starts, dQ += dS K of the block before goes first, or else S does. The first keeps
+// the tensor cores busy while the block is waited for, and gives K back early; the second leaves exponentials two
+// products to hide behind instead of one.
+constexpr bool EARLY = D != 192;
+static_assert(EARLY || !SPLIT, "few stages of K have to be given back early");
 
 // Q and dO of the 64 rows of a warpgroup; of a block, K and V.
 constexpr u32 Q_PART = D_CHUNKS * 64 * 128, DO_PART = DV_CHUNKS * 64 * 128;
@@ -44,8 +45,7 @@ constexpr int Q_STAGES = AT_LEAST + CONSUMER_GROUPS * Q_PART <= SHARED_MOST ? 2 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever. Few of them slow the producer down.
 constexpr bool MANY = D / 2 + BN + BN / 4 > 200; // in a consumer: dQ, S and dP, dS
-constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : MANY ? 24 : 40;
-constexpr int CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : MANY ? 240 : 232;
+constexpr int PRODUCER_REGS = MANY ? 24 : 40, CONSUMER_REGS = MANY ? 240 : 232;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
@@ -87,7 +87,8 @@ struct alignas(1024) Shared {
     Brief brief[2];
     int dirty[DIRTY][2]; // {stage of K, first row that nothing sees}; stage -1: no more
     u64 q_full[2], q_empty[2], dout_full[CONSUMER_GROUPS], dout_empty[CONSUMER_GROUPS];
-    u64 full[K_STAGES], empty[K_STAGES], v_full, v_empty, dirty_full[DIRTY], brief_full[2], brief_empty[2];
+    u64 full[K_STAGES], empty[K_STAGES], v_full[V_STAGES], v_empty[V_STAGES], dirty_full[DIRTY];
+    u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 
