@@ -198,7 +198,9 @@ class Suite:
         worst = (error / limit).max().item()
         self.worst = max(self.worst, worst if worst == worst else math.inf)
         if not worst <= 1:
-            self.fail(what, f"at {worst:.3f} of its bound")
+            h = (error / limit).nan_to_num(math.inf).argmax().item()
+            sizes = f"error {error[h]:.3g}, the textbook's {(plain - exact).abs().amax(over)[h]:.3g}, largest {most[h]:.3g}, noise {noise:.3g}"
+            self.fail(what, f"at {worst:.3f} of its bound in head {h}: {sizes}")
         for h in torch.nonzero(~cancels).flatten().tolist():
             cosine = lambda x: torch.nn.functional.cosine_similarity(x[:, h].flatten(), exact[:, h].flatten(), 0, 1e-300).item()
             mine = cosine(got)
