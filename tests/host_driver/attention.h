@@ -1,5 +1,5 @@
-// What stands in for the backward kernels where there is no GPU: the same parameters and lists, tensors through tensor maps
-// as the driver for tests writes them, sums one after the other in double. One thread of one block does all of it.
+// What stands in for the backward kernels where there is no GPU: the same parameters and lists, tensors through tensor
+// maps as the driver for tests writes them, sums one after the other in double. One thread of one block does all of it.
 #pragma once
 
 // A tensor map of the driver for tests. Dimension 0 is the innermost; strides are bytes.

@@ -3,8 +3,8 @@
 // together where there is no GPU. Built by tests/common_cuda: KERNELS is the kernels' text, ENTRIES the list of
 // ENTRY(name).
 //
-// It knows one device of compute capability 9.0 with one multiprocessor, and of the driver what the library calls. Kernels of
-// the tensor cores have stand-ins (attention.h).
+// It knows one device of compute capability 9.0 with one multiprocessor, and of the driver what the library calls.
+// Kernels of the tensor cores have stand-ins (attention.h).
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -338,7 +338,8 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
 int cuModuleGetGlobal_v2(uint64_t *address, size_t *bytes, void *, const char *name) {
     const std::map<std::string, std::pair<int *, size_t>> all = {
         {"magi_attn_backward_sizes", {magi_attn_backward_sizes, sizeof magi_attn_backward_sizes}},
-        {"magi_attn_backward_queries_sizes", {magi_attn_backward_queries_sizes, sizeof magi_attn_backward_queries_sizes}},
+        {"magi_attn_backward_queries_sizes",
+         {magi_attn_backward_queries_sizes, sizeof magi_attn_backward_queries_sizes}},
     };
     const auto found = all.find(name);
     if (found == all.end()) {
