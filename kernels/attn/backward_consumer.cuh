@@ -182,6 +182,9 @@ DEV int ds_empty(u32 slot, int group) {
     return 5 + 2 * slot + group;
 }
 
+#ifndef PP
+#define PP 1
+#endif
 // dQ of block n.
 DEV void begin_queries(Consumer &c, u32 n, const Place &at) {
     named_sync(ds_full(n & 1, at.group ^ 1), 256);
@@ -194,11 +197,30 @@ DEV void end_queries(Consumer &c, const magi_attn_backward_params &p, u32 n, con
     leave_queries(c.y, p.scale, at.group, at.row & 63, at.lane);
 }
 
-// From P and dP of block n to its part of dV and dK, in flight. dS, which dQ wants of both warpgroups, goes into shared
-// memory.
-DEV void key_gradients(Consumer &c, const Place &at, bool first) {
+// The turn of using the tensor cores: a warpgroup waits for its own and passes it on.
+DEV void take_turn(const Place &at) {
+    if (PP) {
+        named_sync(14 + at.group, 256);
+    }
+}
+DEV void pass_turn(const Place &at) {
+    if (PP) {
+        named_arrive(14 + (at.group ^ 1), 256);
+    }
+}
+
+// Block n is done with.
+DEV void release(Consumer &c, const Place &at) {
+    pin(c.dv);
+    pin(c.dk);
+    __syncwarp();
+    mbar_arrive_if(AT(empty) + 8 * (c.n & 1), at.lane == 0);
+    c.n++;
+}
+
+// P and dS of block n from P and dP; dS, which dQ wants of both warpgroups, goes into shared memory.
+DEV void make_fragments(Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 16][4], const magi_attn_backward_params &params, const Place &at) {
     const u32 i = c.n & 1;
-    u32 p[BQ / 16][4], ds[BQ / 16][4];
     TR(0)
     score_gradients(c, ds, at);
     fragments(c, p);
@@ -209,41 +231,43 @@ DEV void key_gradients(Consumer &c, const Place &at, bool first) {
     store_fragments(ds, i, at);
     named_arrive(ds_full(i, at.group), 256);
     TR(2)
-    add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
-    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
-    TR(3)
 }
 
-DEV void release(Consumer &c, const Place &at) {
-    pin(c.dv);
-    pin(c.dk);
-    __syncwarp();
-    mbar_arrive_if(AT(empty) + 8 * (c.n & 1), at.lane == 0);
-    c.n++;
-}
-
-// A step of the tile, from P and dP of block n to those of block n + 1. dQ is a block late, so that the warpgroups need
-// not keep step.
+// A step of the tile, from P and dP of block n to those of block n + 1. dQ is a block late, so that the warpgroups can
+// take turns.
 template <bool FIRST> DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared &s, const Place &at) {
-    key_gradients(c, at, FIRST);
+    const u32 i = c.n & 1;
+    u32 p[BQ / 16][4], ds[BQ / 16][4];
+    make_fragments(c, p, ds, params, at);
+    take_turn(at);
+    TR(3)
     if (!FIRST) {
         begin_queries(c, c.n - 1, at);
     }
+    add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !FIRST);
+    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !FIRST);
     TR(4)
-    wgmma_wait<FIRST ? 0 : 1>(); // the queries are done with, and so are fragments: there are no registers for more
-    release(c, at);
-    TR(5)
-    wait_for(AT(full) + 8 * (c.n & 1), c.n >> 1 & 1);
-    c.flags = __shfl_sync(~0u, s.block[c.n & 1].flags, 0);
-    scores(c.x, c, at.group);
-    TR(6)
     if (!FIRST) {
-        wgmma_wait<1>();
-        TR(7)
-        end_queries(c, params, c.n - 2, at);
+        wgmma_wait<2>();
+        TR(15)
+        end_queries(c, params, c.n - 1, at);
+    }
+    wait_for(AT(full) + 8 * ((c.n + 1) & 1), (c.n + 1) >> 1 & 1);
+    c.flags = __shfl_sync(~0u, s.block[(c.n + 1) & 1].flags, 0);
+    TR(5)
+    wgmma_wait<0>(); // the queries are done with, and so are fragments: there are no registers for more
+    release(c, at);
+    TR(6)
+    scores(c.x, c, at.group);
+    if (PP == 1) {
+        pass_turn(at);
+    }
+    TR(7)
+    probability_gradients(c.y, c, at.group);
+    if (PP == 2) {
+        pass_turn(at);
     }
     TR(8)
-    probability_gradients(c.y, c, at.group);
     wgmma_wait<1>();
     pin(c.x);
     TR(9)
@@ -254,12 +278,18 @@ template <bool FIRST> DEV void step(Consumer &c, const magi_attn_backward_params
 
 // The last block of a tile.
 DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Place &at, bool first) {
-    key_gradients(c, at, first);
+    const u32 i = c.n & 1;
+    u32 p[BQ / 16][4], ds[BQ / 16][4];
+    make_fragments(c, p, ds, params, at);
+    take_turn(at);
     if (!first) {
         begin_queries(c, c.n - 1, at);
         wgmma_wait<0>();
         end_queries(c, params, c.n - 1, at);
     }
+    add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
+    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
+    pass_turn(at);
     begin_queries(c, c.n, at);
     wgmma_wait<0>();
     release(c, at);
@@ -270,6 +300,9 @@ DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int t
     const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
     Consumer c;
     c.n = 0;
+    if (group == 1) {
+        pass_turn(at);
+    }
     for (c.tile = 0;; c.tile++) {
         const u32 i = c.tile & 1;
         mbar_wait(AT(k_full) + 8 * i, c.tile >> 1 & 1);
