@@ -3,7 +3,7 @@
 
 use super::backward_kernel::BackwardKernel;
 use super::backward_launch::{Operands, Stats};
-use super::forward_maps::{keys, stride};
+use super::forward_maps::{rows, stride};
 use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{DType, Error, Result, Tensor};
 
@@ -56,15 +56,15 @@ pub fn of_queries(o: &Operands, kernel: &BackwardKernel) -> Result<BackwardMaps>
     encode(o, kernel.choice.head_dims, &extents)
 }
 
-/// lse2 and delta of `rows` queries of a head.
-fn stats(s: &Stats, tokens: i64, heads: i64, rows: i32) -> Result<TensorMap> {
+/// lse2 and delta of some queries of a head.
+fn stats(s: &Stats, tokens: i64, heads: i64, queries: i32) -> Result<TensorMap> {
     let bytes = |elements: i64| elements as u64 * size_of::<f32>() as u64;
     TensorMap::tiled(&Tiled {
         dtype: DType::F32,
         data: s.lse2.cast(),
         dims: &[tokens as u64, 2, heads as u64],
         strides: &[bytes(s.padded * heads), bytes(s.padded)],
-        extent: &[rows as u32, 2, 1],
+        extent: &[queries as u32, 2, 1],
         swizzle: Swizzle::None,
         promotion: Promotion::B128,
     })
@@ -97,7 +97,7 @@ fn side(
         let Some(t) = t.filter(|t| t.tokens() > 0) else {
             return Ok(None);
         };
-        let (map, needed) = keys(&t, head_dim, tokens)?;
+        let (map, needed) = rows(&t, head_dim, tokens)?;
         copies = needed;
         Ok::<_, Error>(Some(map))
     };
@@ -117,12 +117,12 @@ fn encode(o: &Operands, head_dims: (i64, i64), extents: &Extents) -> Result<Back
     // No copy names what is not there.
     let any = *any.ok_or_else(|| Error::internal("a backward launch without queries and keys"))?;
     let [q, dout, k0, k1, v0, v1] = all.map(|map| map.unwrap_or(any));
-    let rows = match o.q.tokens() {
+    let stats = match o.q.tokens() {
         0 => any,
         tokens => stats(&o.stats, tokens, o.q.shape()[1], extents.stats)?,
     };
     Ok(BackwardMaps {
-        maps: [q, dout, k0, k1, v0, v1, rows, any],
+        maps: [q, dout, k0, k1, v0, v1, stats, any],
         copies_k,
         copies_v,
     })
