@@ -9,24 +9,25 @@
 // For the host: rows of a tile, keys of a step, threads of a block, bytes of dynamic shared memory.
 __device__ int magi_attn_forward_sizes[4] = {BM, BN, THREADS, sizeof(Shared)};
 
-DEV void set_up(const ForwardMaps &maps, Shared &s) {
-    tma_prefetch(&maps.q);
-    for (int i = 0; i < 2; i++) {
-        tma_prefetch(&maps.k[i]);
-        tma_prefetch(&maps.v[i]);
-        mbar_init(AT(q_full) + 8 * i, 1);
-        mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(full) + 8 * i, 2);
-        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(brief_full) + 8 * i, 1);
-        mbar_init(AT(brief_empty) + 8 * i, 1);
+// Arrivals that end a phase of barrier i of the shared memory.
+DEV u32 arrivals(int i) {
+    const u32 at = AT(q_full) + 8 * i;
+    const bool consumers = at >= AT(q_empty) && at < AT(full) || at >= AT(k_empty) && at < AT(dirty_full);
+    return consumers ? CONSUMER_WARPS * WARP_ARRIVALS : at >= AT(full) && at < AT(k_empty) ? 2 : 1;
+}
+
+// Warp 0: barriers. Warp 1: maps.
+DEV void set_up(const ForwardMaps &maps, Shared &s, int warp, int lane) {
+    if (warp == 0 && lane < BARRIERS) {
+        mbar_init(AT(q_full) + 8 * lane, arrivals(lane));
+        mbar_fence_init();
     }
-    for (int i = 0; i < DIRTY; i++) {
-        mbar_init(AT(dirty_full) + 8 * i, 1);
+    if (warp == 1 && lane < 6) {
+        tma_prefetch(&maps.q + lane);
     }
-    s.place[PLACES - 1] = {};
-    mbar_fence_init();
+    if (warp == 1 && lane == 0) {
+        s.place[PLACES - 1] = {};
+    }
 }
 
 // The last block of a launch leaves the counters as it found them, and hands out the maxima.
@@ -58,12 +59,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         fence_proxy_async();
     }
-    if (threadIdx.x == 0) {
-        if (smem_addr(raw) != SMEM) {
-            __trap();
-        }
-        set_up(maps, s);
+    if (smem_addr(raw) != SMEM) {
+        __trap();
     }
+    Scheduler scheduler{maps, p, s};
+    if (threadIdx.x == 64) {
+        scheduler.begin();
+    }
+    set_up(maps, s, threadIdx.x / 32, threadIdx.x & 31);
     __syncthreads();
     if (group == 0) {
         setmaxnreg_dec<PRODUCER_REGS>();
@@ -72,11 +75,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         } else if (threadIdx.x / 32 == 1) {
             clean(s, threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
-            Scheduler{maps, p, s}.run();
+            scheduler.run();
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();
-        consume(p, s, group - 1, threadIdx.x & 127);
+        consume(maps, p, s, group - 1, threadIdx.x & 127);
     }
 #if MAX_LOGITS
     __syncthreads(); // maxima of this block are in

@@ -41,8 +41,11 @@ struct Consumer {
     MEMBER u32 place() const { return tiles - 1 - (before & LAST ? 1 : 0) & (PLACES - 1); }
 };
 
-// S = Q K^T of this block beside O += P V of the one before.
-template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
+// S = Q K^T of this block beside O += P V of the one before, or, where that one began a tile, beside storing the
+// finished tile before it.
+template <int I>
+DEV void products(Consumer &c, float (&x)[BN / 2], const ForwardMaps &maps, const magi_attn_forward_params &p,
+                  const Shared &s, int group, int lane, int row) {
     const u64 q = smem_desc(AT(q) + c.q_stage() * Q_BYTES + group * 64 * 128, 16, 1024);
     const u64 k = smem_desc(AT(k) + I * K_BYTES, 16, 1024), v = smem_desc(AT(v) + I * V_BYTES, BN * 128, 1024);
     pin(x);
@@ -53,6 +56,13 @@ template <int I> DEV void products(Consumer &c, float (&x)[BN / 2], int group) {
         wgmma_ss(x, q + (i / 4 * BM * 128 + i % 4 * 32) / 16, k + (i / 4 * BN * 128 + i % 4 * 32) / 16, i != 0);
     }
     wgmma_commit();
+    if (STORE_EARLY && c.before & FIRST) {
+        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, maps, p, s.place[c.place()], row, lane);
+    }
+    if (STORE_EARLY) {
+        pin(c.o);
+        wgmma_fence();
+    }
 #pragma unroll
     for (int i = 0; i < BN / 16; i++) {
         wgmma_rs_t(c.o, c.p[I ^ 1][i], v + i * 16 * 128 / 16, i != 0 || !(c.before & FIRST));
@@ -75,7 +85,8 @@ DEV void leave_tile(Consumer &c) {
 
 // One block of the stream. True when O needs more: it belongs to a finished tile, or its references have changed.
 template <int I>
-DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int group, int lane, int row) {
+DEV bool step(Consumer &c, const ForwardMaps &maps, const magi_attn_forward_params &p, const Shared &s, int group,
+              int lane, int row) {
     if (!c.known) {
         mbar_wait(AT(full) + 8 * I, c.phase);
         c.flags = __shfl_sync(~0u, s.block[I].flags, 0);
@@ -85,7 +96,7 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
         mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
     }
     float x[BN / 2];
-    products<I>(c, x, group);
+    products<I>(c, x, maps, p, s, group, lane, row);
     const u32 next_phase = c.phase ^ I;
     wgmma_wait<1>();
     pin(x);
@@ -101,9 +112,9 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
         apply_mask(x, s.block[I], p.limits, token, 2 * (lane & 3));
     }
     __syncwarp();
-    mbar_arrive_if(AT(k_empty) + 8 * I, lane == 0);
+    mbar_arrive_warp(AT(k_empty) + 8 * I, lane);
     if (flags & LAST) {
-        mbar_arrive_if(AT(q_empty) + 8 * c.q_stage(), lane == 0);
+        mbar_arrive_warp(AT(q_empty) + 8 * c.q_stage(), lane);
         c.tiles++;
     }
 
@@ -148,7 +159,7 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
     wgmma_wait<0>();
     pin(c.o);
     __syncwarp();
-    mbar_arrive_if(AT(v_empty) + 8 * I, lane == 0);
+    mbar_arrive_warp(AT(v_empty) + 8 * I, lane);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         c.l[h] += sum[h];
@@ -162,9 +173,13 @@ DEV bool step(Consumer &c, const magi_attn_forward_params &p, const Shared &s, i
 }
 
 // What a step leaves to be done with O; true at the end of the stream.
-DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Shared &s, int lane, int row) {
+DEV bool between_steps(Consumer &c, const ForwardMaps &maps, const magi_attn_forward_params &p, const Shared &s,
+                       int lane, int row) {
+    if (STORE_EARLY && c.before & FIRST) {
+        return false;
+    }
     if (c.before & (FIRST | STOP)) {
-        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, p, s.place[c.place()], row, lane);
+        store_tile<OUT_COLUMNS>(c.o, c.left, c.left_l, maps, p, s.place[c.place()], row, lane);
 #if MAX_LOGITS
         store_maxima(c.left_most, p, s.place[c.place()], row, lane);
 #endif
@@ -177,7 +192,7 @@ DEV bool between_steps(Consumer &c, const magi_attn_forward_params &p, const Sha
     return false;
 }
 
-DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, int tid) {
+DEV void consume(const ForwardMaps &maps, const magi_attn_forward_params &p, const Shared &s, int group, int tid) {
     const int lane = tid & 31, row = 64 * group + 16 * (tid / 32) + lane / 4;
     Consumer c{};
     c.before = FIRST; // the place before the first has no rows: nothing is stored for it
@@ -188,15 +203,16 @@ DEV void consume(const magi_attn_forward_params &p, const Shared &s, int group, 
     // between steps, and back to the step that is next.
     for (;;) {
         for (;;) {
-            if (step<0>(c, p, s, group, lane, row)) {
+            if (step<0>(c, maps, p, s, group, lane, row)) {
                 break;
             }
         second:
-            if (step<1>(c, p, s, group, lane, row)) {
+            if (step<1>(c, maps, p, s, group, lane, row)) {
                 break;
             }
         }
-        if (between_steps(c, p, s, lane, row)) {
+        if (between_steps(c, maps, p, s, lane, row)) {
+            bulk_wait_read();
             return;
         }
         if (c.before & EVEN) {

@@ -296,10 +296,37 @@ DEV void store_maxima(const float (&most)[2], const magi_attn_forward_params &p,
 }
 #endif
 
+#if !GENERAL
+// The thread's rows, in the input dtype, by the copy engine, which leaves out what lies behind the end of the output.
+DEV void copy_rows(const float (&o)[DV / 2], const float (&factor)[2], const ForwardMaps &maps,
+                   const magi_attn_forward_params &p, const TilePlace &t, int row, int lane) {
+    const int top = row & ~15, w_row = lane & 15;
+    const u32 buffer = AT(o) + top / 16 * OUT_BYTES;
+    bulk_wait_read();
+    __syncwarp();
+#pragma unroll
+    for (int g = 0; g < DV / 16; g++) {
+        const int i = 8 * g, piece = 2 * g + lane / 16;
+        stmatrix_x4(buffer + g / 4 * 16 * 128 + w_row * 128 + (((piece & 7) ^ (w_row & 7)) * 16),
+                    pack(o[i] * factor[0], o[i + 1] * factor[0]), pack(o[i + 2] * factor[1], o[i + 3] * factor[1]),
+                    pack(o[i + 4] * factor[0], o[i + 5] * factor[0]), pack(o[i + 6] * factor[1], o[i + 7] * factor[1]));
+    }
+    fence_proxy_async();
+    __syncwarp();
+    if (lane == 0 && t.rows > 0) {
+#pragma unroll 1
+        for (int c = 0; c < p.copies_v; c++) {
+            tma_store_4d(&maps.out, buffer + c * 16 * 128, 64 * c, t.row0 + top, 0, t.unit);
+        }
+        bulk_commit();
+    }
+}
+#endif
+
 // Finishes a tile: o and l (shares of the row sums) relative to 2^ref.
 template <int COLUMNS>
-DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[2], const magi_attn_forward_params &p,
-                    const TilePlace &place, int row, int lane) {
+DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[2], const ForwardMaps &maps,
+                    const magi_attn_forward_params &p, const TilePlace &place, int row, int lane) {
     // Nothing of this may be computed ahead of the stream's loop: it would hold registers there.
     asm volatile("" : "+r"(row), "+r"(lane)::"memory");
 #if GENERAL
@@ -348,6 +375,9 @@ DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[
             p.lse[(i64)(t.row0 + row + 8 * h) * p.lse_token + (i64)t.unit * p.lse_head] = log2_sum[h] * LN_2;
         }
     }
+    if (STORE_EARLY) {
+        wgmma_wait<0>(); // else ptxas puts more than one here, as if O were still being computed
+    }
     // Rows that saw nothing have 0 whatever stale values made of O.
     if (__any_sync(~0u, factor[0] == 0 || factor[1] == 0)) {
 #pragma unroll
@@ -355,7 +385,9 @@ DEV void store_tile(float (&o)[DV / 2], const float (&ref)[2], const float (&l)[
             o[i] = times(o[i], factor[i / 2 % 2] == 0 ? 0.0f : 1.0f);
         }
     }
-    if constexpr (COLUMNS > 0) {
+    if constexpr (COPY_OUT) {
+        copy_rows(o, factor, maps, p, t, row, lane);
+    } else if constexpr (COLUMNS > 0) {
 #pragma unroll
         for (int c = 0; c < DV; c += COLUMNS) {
             turn_columns<COLUMNS>(o, factor, c, row, lane);

@@ -3,11 +3,6 @@
 #pragma once
 #include "forward_shape.cuh"
 
-// One parameter of the kernel, so that a source picks its map by address. Index: the source.
-struct ForwardMaps {
-    TensorMap q, k[2], v[2];
-};
-
 // BN rows of K or V. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
 // dimension do.
 template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
@@ -144,6 +139,8 @@ struct Scheduler {
     const magi_attn_forward_params &p;
     Shared &s;
     int n = 0, tiles = 0; // items and tiles so far
+    magi_tile t;          // the one at hand, of `unit`
+    int unit;
 
     MEMBER Brief &next_brief() {
         mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
@@ -180,15 +177,20 @@ struct Scheduler {
         b.lo = it.lo + t.row0, b.hi = it.hi + t.row0, b.row0 = it.row0, b.row1 = it.row1;
     }
 
-    // Tiles come longest first, one unit after the other within a section of units whose keys stay in the L2 cache.
-    MEMBER void tile(int work, Brief *b) {
+    // Reads work: its tile and first item. Tiles come longest first, one unit after the other within a section of units
+    // whose keys stay in the L2 cache.
+    MEMBER void read(int work, Brief &b) {
         const int per_section = p.tile_count * p.section, section = work / per_section;
         const int in = work - section * per_section;
-        const int unit = section * p.section + in % p.section;
-        const magi_tile t = p.tiles[in / p.section];
+        unit = section * p.section + in % p.section;
+        t = p.tiles[in / p.section];
         s.place[tiles & (PLACES - 1)] = {t.row0, unit, t.rows, t.slot, t.pieces};
         const magi_item first = t.items > 0 ? p.items[t.item0] : magi_item{};
-        fill(*b, t, first, unit, t.items > 1 ? FIRST : FIRST | LAST);
+        fill(b, t, first, unit, t.items > 1 ? FIRST : FIRST | LAST);
+    }
+
+    // Sends what was read, and what else the tile needs.
+    MEMBER void hand_out() {
         send();
         load_queries(t.row0, unit);
         tiles++;
@@ -200,16 +202,21 @@ struct Scheduler {
         }
     }
 
+    // The first work of this thread block, which needs no barrier yet.
+    MEMBER void begin() { read(blockIdx.x, s.brief[0]); }
+
     MEMBER void run() {
-        int work = blockIdx.x;
-        Brief *b = &next_brief();
-        while (work < p.tile_count * p.units) {
-            tile(work, b);
-            b = &next_brief();
-            work = atomicAdd(&p.counters[0], 1) + gridDim.x;
+        for (;;) {
+            hand_out();
+            Brief &b = next_brief();
+            const int work = atomicAdd(&p.counters[0], 1) + gridDim.x;
+            if (work >= p.tile_count * p.units) {
+                b.flags = STOP;
+                send();
+                return;
+            }
+            read(work, b);
         }
-        b->flags = STOP;
-        send();
     }
 };
 
@@ -217,7 +224,11 @@ struct Scheduler {
 DEV void clean(Shared &s, int lane) {
     for (int d = 0;; d++) {
         mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
-        const int stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
+        int stage = 0, seen = 0;
+        if (lane == 0) { // which says that they have been read
+            stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
+        }
+        stage = __shfl_sync(~0u, stage, 0), seen = __shfl_sync(~0u, seen, 0);
         if (stage < 0) {
             return;
         }

@@ -52,7 +52,14 @@ DEV constexpr int outColumns(int q_stages) {
     return 0;
 }
 constexpr int Q_STAGES = outColumns(2) > 0 ? 2 : 1;
-constexpr int OUT_COLUMNS = outColumns(Q_STAGES);
+// With room for all its rows, a warp leaves them to the copy engine, as 64 columns after the other.
+constexpr u32 OUT_BYTES = DV_CHUNKS * 16 * 128;
+constexpr bool COPY_OUT =
+    !GENERAL && Q_STAGES * Q_BYTES + STAGES * (K_BYTES + V_BYTES) + CONSUMER_WARPS * OUT_BYTES + 1024 <= SHARED_MOST;
+// A finished tile is stored beside the scores of the block that follows, where registers suffice; small heads lose more
+// by the changed order of products.
+constexpr bool STORE_EARLY = COPY_OUT && DV > 96 && !SOFTCAP && !MAX_LOGITS;
+constexpr int OUT_COLUMNS = COPY_OUT ? 0 : outColumns(Q_STAGES);
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever. Few of them slow the producer down.
@@ -61,6 +68,11 @@ constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : MANY ? 40 : 56;
 constexpr int CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : MANY ? 232 : 224;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
+
+// One parameter of the kernel, so that a source picks its map by address. Index: the source.
+struct ForwardMaps {
+    TensorMap q, k[2], v[2], out;
+};
 
 // Of a block: where it stands in its tile, and what it needs. EXACT: a row may see its first key here.
 enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, EXACT = 16, LIMITS = 32, EVEN = 64 };
@@ -96,7 +108,7 @@ constexpr int DIRTY = 4;
 
 struct alignas(1024) Shared {
     u8 q[Q_STAGES][Q_BYTES], k[STAGES][K_BYTES], v[STAGES][V_BYTES];
-    u8 o[CONSUMER_WARPS][16 * OUT_COLUMNS * 2 + (OUT_COLUMNS == 0)];
+    u8 o[CONSUMER_WARPS][COPY_OUT ? OUT_BYTES : OUT_COLUMNS > 0 ? 16 * OUT_COLUMNS * 2 : 1];
     Block block[STAGES];
     TilePlace place[PLACES];
     Brief brief[2];
@@ -105,6 +117,11 @@ struct alignas(1024) Shared {
     u64 brief_full[2], brief_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
+
+constexpr int BARRIERS =
+    (sizeof(Shared::q_full) + sizeof(Shared::q_empty) + sizeof(Shared::full) + sizeof(Shared::k_empty) +
+     sizeof(Shared::v_empty) + sizeof(Shared::dirty_full) + sizeof(Shared::brief_full) + sizeof(Shared::brief_empty)) /
+    8;
 
 // Dynamic shared memory begins here when there is no static one; checked at entry. As a constant it costs no registers.
 constexpr u32 SMEM = 1024;

@@ -21,6 +21,22 @@ DEV void tma_load_4d(u32 dst, const TensorMap *m, u32 bar, int c0, int c1, int c
                  : "memory");
 }
 
+// From shared memory; joins the thread's group of copies, which `bulk_commit` closes.
+DEV void tma_store_4d(const TensorMap *m, u32 src, int c0, int c1, int c2, int c3) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"((u64)m),
+                 "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+                 : "memory");
+}
+
+DEV void bulk_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Until the thread's groups of copies have read their sources.
+DEV void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 DEV void st_global_v4(void *p, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }

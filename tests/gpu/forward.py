@@ -309,6 +309,44 @@ class Suite:
                 self.fail(what, "max_logits")
 
 
+def repeated(suite, rng):
+    """Twenty runs give the same bits: whole tiles, tiles in pieces that whoever comes last joins, packed heads."""
+    for what, slices, tq, tk, heads in (
+        ("documents", [(a, a + 333, a, a + 333, magi.CAUSAL) for a in range(0, 1332, 333)], 1332, 1332, (8, 2)),
+        ("pieces", [(0, 300, 0, 20011, magi.CAUSAL)], 300, 20011, (2, 1)),
+        ("packed heads", [(0, 9, 0, 9000, magi.FULL)], 9, 9000, (16, 1)),
+    ):
+        for dims in ((64, 64), (128, 128), (192, 128), (256, 256)):
+            suite.run(f"twenty runs, {what}, {dims}", slices, tq, tk, Call(rng, tq, tk, heads, dims, torch.bfloat16), repeats=20)
+
+
+def longest(suite):
+    """16M tokens, so that offsets of elements pass 2^32: some rows of a window, computed again."""
+    n, window, (hq, d) = 1 << 24, 1024, (2, 128)
+    g = torch.Generator(device=DEVICE).manual_seed(3)
+    q, k, v = (torch.randn(n, h, d, device=DEVICE, generator=g, dtype=torch.bfloat16) for h in (hq, 1, 1))
+    out, lse = torch.full_like(q, math.nan), torch.full((n, hq), math.nan, device=DEVICE)
+    described = [C.pointer(describe(t)) for t in (q, k, v, out, lse)]
+    args = magi.ForwardArgs(q=described[0], k=described[1], v=described[2], out=described[3], lse=described[4])
+    slices = [(0, window, 0, window, magi.CAUSAL), (window, n, 1, n, magi.BI_CAUSAL)]
+    mask, options = magi.Mask(suite.library, slices, n, n), magi.FlexOptions()
+    space = torch.empty(max(1, suite.library.workspace_bytes(args, options)), dtype=torch.uint8, device=DEVICE)
+    options.workspace, options.workspace_size = space.data_ptr(), space.numel()
+    suite.library.enqueue(mask, args, options, torch.cuda.current_stream().cuda_stream)()
+    torch.cuda.synchronize()
+    suite.cases += 1
+    if bool(lse.isnan().any()) or any(bool(part.isnan().any()) for part in out.split(1 << 20)):
+        suite.fail("16M tokens", "rows that were not written")
+    rows = [0, 1, 1023, 1024, (1 << 23) - 1, 1 << 23, n - 129, n - 128, n - 1] + list(range(77, n, n // 40))
+    for row in rows:
+        first = max(0, row - window + 1)
+        kk, vv = k[first : row + 1, 0].double(), v[first : row + 1, 0].double()
+        s = q[row].double() @ kk.T * d**-0.5
+        want, error = torch.softmax(s, 1) @ vv, (lse[row].double() - torch.logsumexp(s, 1)).abs().max()
+        if not (out[row].double() - want).abs().max() <= 2.0**-7 * want.abs().max() or not error <= 2e-4:
+            suite.fail("16M tokens", f"row {row}")
+
+
 def listed(path):
     for case in json.load(open(path)):
         slices = [(*s["q"], *s["k"], magi.MASK_TYPES[s["type"]]) for s in case["slices"]]
@@ -404,6 +442,8 @@ def main():
             call.backend = 0  # textbook kernels take no ranges
             suite.run(what + ", as ranges", slices, tq, tk, call, ranges=True)
     if not options.only:
+        repeated(suite, rng)
+        longest(suite)
         suite.replay()
         suite.impossible()
     print(f"{suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)

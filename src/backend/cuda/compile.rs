@@ -96,7 +96,7 @@ pub fn options(variant: &Variant, arch: Arch, settings: &KernelBuild) -> Vec<Str
         "--std=c++17".to_owned(),
     ];
     if settings.debug {
-        options.push("--generate-line-info".to_owned());
+        options.extend(["--generate-line-info".to_owned(), "-DRACECHECK=1".to_owned()]);
     }
     if settings.debug || settings.verbose {
         options.push("--ptxas-options=-v".to_owned());

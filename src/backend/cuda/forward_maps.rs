@@ -1,9 +1,12 @@
-//! Tensor maps of the forward kernel: `ForwardMaps` of kernels/attn/forward_producer.cuh.
+//! Tensor maps of the forward kernel: `ForwardMaps` of kernels/attn/forward_shape.cuh.
 
 use super::forward_kernel::ForwardKernel;
 use super::forward_launch::ForwardCall;
 use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{Error, Result, Status, Tensor};
+
+/// Rows of the output that a warp copies at once.
+const OUT_ROWS: i64 = 16;
 
 /// Columns of a copy: 128 bytes, the width of the swizzle.
 const CHUNK: i64 = 64;
@@ -11,13 +14,13 @@ const CHUNK: i64 = 64;
 /// The kernel's first parameter, and what its second one says of it.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardMaps {
-    /// q, keys and values of both sources.
-    pub maps: [TensorMap; 5],
+    /// q, keys and values of both sources, out.
+    pub maps: [TensorMap; 6],
     /// Bytes of a tile of Q as copied.
     pub q_bytes: i32,
     /// Copies of one block of keys.
     pub copies_k: i32,
-    /// Copies of one block of values.
+    /// Copies of one block of values, or of rows of the output.
     pub copies_v: i32,
 }
 
@@ -81,9 +84,9 @@ fn queries(q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
     })
 }
 
-/// Keys or values: one copy for all columns of a block when they are whole chunks, else one for each chunk, which ends
-/// where the columns do. Returns the number of copies too.
-fn keys(t: &Tensor, head_dim: i64, block_k: i64) -> Result<(TensorMap, i32)> {
+/// Rows of keys, values or the output: one copy for all columns of a block when they are whole chunks, else one for each
+/// chunk, which ends where the columns do. Returns the number of copies too.
+fn rows(t: &Tensor, head_dim: i64, block: i64) -> Result<(TensorMap, i32)> {
     let own = t.shape()[2];
     let chunks = (head_dim + CHUNK - 1) / CHUNK;
     let whole = own == head_dim && own % CHUNK == 0;
@@ -99,7 +102,7 @@ fn keys(t: &Tensor, head_dim: i64, block_k: i64) -> Result<(TensorMap, i32)> {
         strides: &[stride(t, 0), 128, stride(t, 1)],
         extent: &[
             CHUNK as u32,
-            block_k as u32,
+            block as u32,
             if whole { chunks } else { 1 } as u32,
             1,
         ],
@@ -121,16 +124,21 @@ pub fn encode(call: &ForwardCall, kernel: &ForwardKernel, pack: i64) -> Result<F
         let there = |t: &Option<Tensor>| t.filter(|t| t.tokens() > 0);
         for (map, source) in maps.iter_mut().zip(sources) {
             if let Some(t) = there(source) {
-                (*map, copies) = keys(&t, head_dim, block_k)?;
+                (*map, copies) = rows(&t, head_dim, block_k)?;
             }
         }
         Ok((maps, copies))
     };
     let (k, copies_k) = side(&call.k, d)?;
-    let (v, copies_v) = side(&call.v, dv)?;
+    let (v, mut copies_v) = side(&call.v, dv)?;
+    let mut out = q;
+    if !kernel.choice.general && call.out.tokens() > 0 {
+        // As many copies as for values, which may have no tokens.
+        (out, copies_v) = rows(&call.out, dv, OUT_ROWS)?;
+    }
     let chunks = (d + CHUNK - 1) / CHUNK;
     Ok(ForwardMaps {
-        maps: [q, k[0], k[1], v[0], v[1]],
+        maps: [q, k[0], k[1], v[0], v[1], out],
         q_bytes: (chunks * CHUNK * 2 * pack * (block_q / pack)) as i32,
         copies_k,
         copies_v,

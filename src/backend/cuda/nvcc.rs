@@ -68,7 +68,7 @@ pub fn flags(defines: &[String], debug: bool, threads: usize) -> Vec<String> {
     .into();
     flags.push(format!("--split-compile={threads}"));
     if debug {
-        flags.push("-lineinfo".to_owned());
+        flags.extend(["-lineinfo".to_owned(), "-DRACECHECK=1".to_owned()]);
     }
     flags.extend(defines.iter().map(|d| format!("-D{d}")));
     flags
