@@ -1,4 +1,7 @@
-// Which columns of an accumulator of a warpgroup product lie below a limit.
+// Which columns of an accumulator of a warpgroup product a row sees.
+//
+// A thread has rows `row` and `row + 8`; element i stands in column 8 (i / 4) + 2 (lane % 4) + i % 2 of row
+// row + 8 (i / 2 % 2).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "../ptx/types.cuh"
