@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attn/backward_queries_consumer.cuh"
 #include "attn/backward_queries_scheduler.cuh"
+#include "ptx/launch.cuh"
 
 // For the host: rows of a tile, keys of a step, threads of a block, bytes of dynamic shared memory.
 __device__ int magi_attn_backward_queries_sizes[4] = {BM, BN, THREADS, sizeof(Shared)};
@@ -17,21 +18,21 @@ DEV void set_up(const BackwardQueriesMaps &maps, Shared &s) {
         tma_prefetch(&maps.k[i]);
         tma_prefetch(&maps.v[i]);
         mbar_init(AT(q_full) + 8 * i, 1);
-        mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);
     }
     for (int i = 0; i < CONSUMER_GROUPS; i++) {
         mbar_init(AT(dout_full) + 8 * i, 1);
-        mbar_init(AT(dout_empty) + 8 * i, 4);
+        mbar_init(AT(dout_empty) + 8 * i, 4 * WARP_ARRIVALS);
     }
     for (int i = 0; i < K_STAGES; i++) {
         mbar_init(AT(full) + 8 * i, SPLIT ? 1 : 2);
-        mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
     }
     for (int i = 0; i < V_STAGES; i++) {
         mbar_init(AT(v_full) + 8 * i, 1);
-        mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(v_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
     }
     for (int i = 0; i < DIRTY; i++) {
         mbar_init(AT(dirty_full) + 8 * i, 1);
@@ -75,6 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         consume(p, s, group - 1, threadIdx.x & 127);
     }
     if (threadIdx.x == 0) {
+        ptx::wait_for_previous(); // in vain, unless this launch overlaps the one before: both have then ended together
         wind_up(p);
     }
 }

@@ -129,13 +129,13 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
         wgmma_wait<2>();
         pin(c.dq);
         __syncwarp();
-        mbar_arrive_if(AT(empty) + 8 * c.k_before, lane == 0);
+        mbar_arrive_warp(AT(empty) + 8 * c.k_before, lane);
     }
     wgmma_wait<EARLY ? 1 : 2>();
     pin(x);
     if (Q_STAGES == 1 && flags & LAST) {
         __syncwarp();
-        mbar_arrive_if(AT(q_empty), lane == 0);
+        mbar_arrive_warp(AT(q_empty), lane);
     }
     probabilities(x, c, p);
     pin(x);
@@ -149,9 +149,9 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     pin(y);
     pin(c.dq);
     __syncwarp();
-    mbar_arrive_if(SPLIT ? AT(v_empty) + 8 * c.v : AT(empty) + 8 * c.k_before, lane == 0);
+    mbar_arrive_warp(SPLIT ? AT(v_empty) + 8 * c.v : AT(empty) + 8 * c.k_before, lane);
     if (flags & LAST) {
-        mbar_arrive_if(AT(dout_empty) + 8 * group, lane == 0);
+        mbar_arrive_warp(AT(dout_empty) + 8 * group, lane);
         c.tiles++;
     }
 #pragma unroll
@@ -187,7 +187,7 @@ DEV void consume(const magi_attn_backward_queries_params &p, const Shared &s, in
             store_tile(c.dq, p, s.place[tile & (PLACES - 1)], AT(q) + (stage * CONSUMER_GROUPS + group) * Q_PART, row,
                        lane);
             if (Q_STAGES == 2) {
-                mbar_arrive_if(AT(q_empty) + 8 * stage, lane == 0);
+                mbar_arrive_warp(AT(q_empty) + 8 * stage, lane);
             }
         }
         if (c.before & STOP) {

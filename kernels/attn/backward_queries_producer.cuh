@@ -146,7 +146,11 @@ struct Producer {
 DEV void clean(Shared &s, int lane) {
     for (int d = 0;; d++) {
         mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
-        const int stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
+        int stage = 0, seen = 0;
+        if (lane == 0) { // which says that they have been read
+            stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
+        }
+        stage = __shfl_sync(~0u, stage, 0), seen = __shfl_sync(~0u, seen, 0);
         if (stage < 0) {
             return;
         }
