@@ -220,6 +220,7 @@ impl BackwardKernels {
                     shape,
                     list,
                     words: queries_words,
+                    behind_keys: tiles > 0,
                 };
                 let dq = sums.unwrap_or(call.dq);
                 queries.enqueue(&operands, &dq, call.accumulate_dq && sums.is_none(), on)?;

@@ -24,6 +24,9 @@ pub struct QueriesLaunch<'a> {
     pub list: DeviceList,
     /// `WORDS` of them.
     pub words: *mut u32,
+    /// The kernel before it on the stream is that over key tiles, of which it reads nothing: it takes the multiprocessors
+    /// that are left at its end.
+    pub behind_keys: bool,
 }
 
 impl QueriesLaunch<'_> {
@@ -42,6 +45,7 @@ impl QueriesLaunch<'_> {
         let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
         let launch = Launch {
             shared_bytes: self.kernel.shared_bytes,
+            overlap_previous: self.behind_keys,
             ..Launch::linear(work.min(processors) as u32, self.kernel.threads)
         };
         let mut arguments = Arguments::new();
