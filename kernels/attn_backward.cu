@@ -1,16 +1,22 @@
 // Attention backward over a list of key tiles, for sm_90a: magi_attn_backward. See docs/kernels.md.
 //
-// A thread block is a producer warpgroup and consumer warpgroups of 64 keys each; blocks are as many as
-// multiprocessors and take tiles from a counter.
+// A thread block is a producer warpgroup and two consumer warpgroups; blocks are as many as multiprocessors and take
+// tiles from a counter.
 // SPDX-License-Identifier: Apache-2.0
-#include "attn/backward_consumer.cuh"
+#include "attn/backward_helpers.cuh"
 #include "attn/backward_producer.cuh"
+#if WIDE
+#include "attn/backward_wide_consumer.cuh"
+#else
+#include "attn/backward_consumer.cuh"
+#endif
 
 // For the host: keys of a tile, queries of a step, threads of a block, bytes of dynamic shared memory, floats of a
 // piece.
 __device__ int magi_attn_backward_sizes[5] = {BK, BQ, THREADS, sizeof(Shared), BK * (D + DV)};
 
-DEV void set_up(const BackwardMaps &maps) {
+DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Shared &s) {
+    s.share = {p.tile_count * p.heads_kv * p.splits, p.tile_count * p.section, p.group / p.splits};
     tma_prefetch(&maps.q);
     tma_prefetch(&maps.dout);
     tma_prefetch(&maps.stats);
@@ -19,20 +25,21 @@ DEV void set_up(const BackwardMaps &maps) {
         tma_prefetch(&maps.k[i]);
         tma_prefetch(&maps.v[i]);
         mbar_init(AT(k_full) + 8 * i, 1);
-        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(k_loaded) + 8 * i, 1);
-        mbar_init(AT(dq_full) + 8 * i, 4);
-        mbar_init(AT(dq_empty) + 8 * i, 1);
+        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(full) + 8 * i, 1);
         mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);
-    }
-    for (int i = 0; i < DIRTY; i++) {
-        mbar_init(AT(dirty_full) + 8 * i, 1);
+        mbar_init(AT(dq_full) + 8 * i, 4);
+        mbar_init(AT(dq_empty) + 8 * i, 1);
     }
     mbar_init(AT(v_full), 1);
     mbar_init(AT(v_empty), CONSUMER_WARPS);
+    for (int i = 0; i < ORDERS; i++) {
+        mbar_init(AT(ordered) + 8 * i, 1);
+    }
+    s.no_more_dq = 0;
     mbar_fence_init();
 }
 
@@ -55,24 +62,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (smem_addr(raw) != SMEM) {
             __trap();
         }
-        set_up(maps);
-        s.no_more_dq = 0;
+        set_up(maps, p, s);
     }
     __syncthreads();
     if (group == 0) {
         setmaxnreg_dec<PRODUCER_REGS>();
         if (threadIdx.x == 0) {
             Producer{maps, p, s}.run();
-            wind_up(p);
         } else if (threadIdx.x / 32 == 1) {
             clean(p, s, threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
             Scheduler{maps, p, s}.run();
+#if DQ
         } else if (threadIdx.x == 96) {
             add_queries(maps, s);
+#endif
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGS>();
         consume(p, s, group - 1, threadIdx.x & 127);
+    }
+    if (threadIdx.x == 0) {
+        wind_up(p);
     }
 }

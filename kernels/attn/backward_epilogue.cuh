@@ -1,37 +1,22 @@
-// What leaves registers: dQ of a block is added to memory, dK and dV of a finished tile are stored.
+// What leaves registers: dQ of a block, and dK and dV of a finished tile.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_shape.cuh"
-#include "columns.cuh"
+#include "row_store.cuh"
 
-// The queries that do not see a thread's two keys, as columns_below has them.
-DEV void find_unseen(u32 (&unseen)[2], const Block &b, const magi_row_limits *limits, int row, int lane_col) {
-    const int left = b.left, right = b.right, band_lo = b.lo, band_hi = b.hi + 1;
-    const int row0 = b.item_row0, row1 = b.item_row1;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int r = row + 8 * h;
-        int lo = max(left, r + band_lo), hi = r >= row0 && r < row1 ? min(right, r + band_hi) : -1;
-        if (b.flags & LIMITS && hi >= 0) {
-            const magi_row_limits own = limits[b.limits + r];
-            lo = max(lo, own.lo - b.query);
-            hi = min(hi, own.hi - b.query);
-        }
-        unseen[h] = ~columns_below(hi, lane_col) | columns_below(lo, lane_col);
-    }
-}
-
-// Leaves the warpgroup's columns of dQ in shared memory, from where the copy engine adds them to memory. `row`: the
-// thread's first of the block.
-DEV void leave_queries(float (&dq)[D / 4], float scale, int group, int row, int lane) {
+#if DQ
+// Leaves a part of dQ, columns 32 BOXES PART and on of the warpgroup's, in shared memory, from where the copy engine adds
+// it to memory. `row`: the thread's first query of the block.
+template <int PART, int N> DEV void leave_queries(float (&dq)[N], float scale, int group, int row, int lane) {
     // Odd rows store column eights in another order, so that a store meets all banks.
     const bool odd = lane & 4;
     const u32 piece = (lane & 3) / 2 ^ (row & 7);
-    const u32 first = AT(dq) + group * (D_CHUNKS * BQ * 128) + row * 128 + (16 * piece + 8 * (lane & 1) ^ (odd ? 64 : 0));
+    const u32 first = AT(out) + group * (BOXES * BOX_BYTES) + row * 128 + (16 * piece + 8 * (lane & 1) ^ (odd ? 64 : 0));
 #pragma unroll
-    for (int i = 0; i < D / 32; i++) {
-        const int j = i / 2 * 4 + i % 2, k = j + 2; // eights of the first and the second store of even rows
-        const u32 at = (first ^ 32 * (i % 2)) + i / 2 * (BQ * 128);
+    for (int i = 0; i < 2 * BOXES; i++) {
+        // Eights of the first and the second store of even rows.
+        const int j = 4 * BOXES * PART + i / 2 * 4 + i % 2, k = j + 2;
+        const u32 at = (first ^ 32 * (i % 2)) + i / 2 * BOX_BYTES;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const float a = dq[4 * j + 2 * h] * scale, b = dq[4 * j + 2 * h + 1] * scale;
@@ -44,43 +29,41 @@ DEV void leave_queries(float (&dq)[D / 4], float scale, int group, int row, int 
     __syncwarp();
     mbar_arrive_if(AT(dq_full) + 8 * group, lane == 0);
 }
+#endif
 
-// 8 elements of a row, of which the first `most` exist.
-DEV void store_piece(u16 *out, const u32 (&w)[4], int most) {
-    if (most >= 8) {
-        st_global_v4(out, w[0], w[1], w[2], w[3]);
-        return;
-    }
-    u64 lo = (u64)w[1] << 32 | w[0], hi = (u64)w[3] << 32 | w[2];
-#pragma unroll 1
-    for (int i = 0; i < most; i++) { // seldom: kept short rather than fast
-        out[i] = (u16)lo;
-        lo = lo >> 16 | hi << 48, hi >>= 16;
+// After the last block, when all of the first warpgroup's dQ is on its way.
+DEV void end_adding(Shared &s, int group, int lane) {
+    if (DQ && group == 0) {
+        s.no_more_dq = 1;
+        __syncwarp();
+        mbar_arrive_if(AT(dq_full), lane == 0);
     }
 }
 
-// 16 rows of a warp in the input dtype: put together in `buffer`, stored in 16-byte pieces of whole rows.
+// 16 rows of a warp in the input dtype, 64 columns at a time: put together in `buffer`, stored in 16-byte pieces.
 template <int N>
 DEV void store_16_bit(const float (&x)[N], u32 buffer, u16 *out, i64 token, int rows, int width, int lane) {
-    constexpr int COLUMNS = 2 * N, PIECES = COLUMNS / 8;
-    const u32 w_row = lane & 15;
+    const u32 w_row = lane & 15, piece = lane & 7, first = lane / 8;
 #pragma unroll
-    for (int g = 0; g < COLUMNS / 16; g++) {
-        const int i = 8 * g;
-        stmatrix_x4(buffer + w_row * COLUMNS * 2 + (((2 * g + lane / 16) ^ (w_row & 7)) * 16), pack(x[i], x[i + 1]),
-                    pack(x[i + 2], x[i + 3]), pack(x[i + 4], x[i + 5]), pack(x[i + 6], x[i + 7]));
-    }
-    __syncwarp();
+    for (int c = 0; c < 2 * N; c += 64) {
 #pragma unroll
-    for (int j = lane; j < 16 * PIECES; j += 32) {
-        const u32 r = j / PIECES, piece = j % PIECES;
-        u32 w[4];
-        ld_shared_v4(w, buffer + r * COLUMNS * 2 + ((piece ^ (r & 7)) * 16));
-        if ((int)r < rows) {
-            store_piece(out + r * token + piece * 8, w, width - piece * 8);
+        for (int g = 0; g < 4 && c + 16 * g < 2 * N; g++) {
+            const int i = c / 2 + 8 * g;
+            stmatrix_x4(buffer + w_row * 128 + (((2 * g + lane / 16) ^ (w_row & 7)) * 16), pack(x[i], x[i + 1]),
+                        pack(x[i + 2], x[i + 3]), pack(x[i + 4], x[i + 5]), pack(x[i + 6], x[i + 7]));
         }
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < 16; j += 4) {
+            const u32 r = j + first;
+            u32 w[4];
+            ld_shared_v4(w, buffer + r * 128 + ((piece ^ (r & 7)) * 16));
+            if ((int)r < rows) {
+                store_piece(out + r * token + c + piece * 8, w, width - c - (int)piece * 8);
+            }
+        }
+        __syncwarp();
     }
-    __syncwarp();
 }
 
 // A thread's rows in f32, added to what is there with `add`. `out` is the first of them, `rows` counts from it.
@@ -95,65 +78,127 @@ DEV void store_f32(const float (&x)[N], float *out, i64 token, int rows, int wid
 #pragma unroll
         for (int j = 0; j < N / 4; j++) {
             const float a = x[4 * j + 2 * h], b = x[4 * j + 2 * h + 1];
-            if (column + 8 * j + 1 < width) {
-                float2 old = {0, 0};
-                if (add) {
-                    old = ld_global_f32x2(to + 8 * j);
-                }
-                st_global_f32x2(to + 8 * j, a + old.x, b + old.y);
-            } else if (column + 8 * j < width) {
+            if (column + 8 * j < width) {
                 to[8 * j] = a + (add ? to[8 * j] : 0.0f);
+            }
+            if (column + 8 * j + 1 < width) {
+                to[8 * j + 1] = b + (add ? to[8 * j + 1] : 0.0f);
             }
         }
     }
 }
 
-template <int N>
-DEV void store(const float (&x)[N], void *out, i64 offset, i64 token, int width, const magi_attn_backward_params &p,
-               u32 buffer, int row, int rows, int lane) {
+// Where a tensor of keys begins for a tile's first row and its head.
+struct KeyRows {
+    void *data;
+    i64 offset, token;
+    int width;
+};
+
+// Columns COLUMN and on of a tile's rows.
+template <int COLUMN, int N>
+DEV void store(const float (&x)[N], const KeyRows &to, const magi_attn_backward_params &p, u32 buffer, int row, int rows,
+               int lane) {
     const int top = row & ~15;
-    if (GENERAL && p.flags & MAGI_BACKWARD_OUT_F32) {
-        store_f32(x, (float *)out + offset + row * token, token, rows - row, width, 2 * (lane & 3),
-                  p.flags & MAGI_BACKWARD_ACCUMULATE);
+    if (p.flags & MAGI_BACKWARD_OUT_F32) {
+        store_f32(x, (float *)to.data + to.offset + row * to.token + COLUMN, to.token, rows - row, to.width - COLUMN,
+                  2 * (lane & 3), p.flags & MAGI_BACKWARD_ACCUMULATE);
     } else {
-        store_16_bit(x, buffer + top * N * 4, (u16 *)out + offset + top * token, token, rows - top, width, lane);
+        store_16_bit(x, buffer, (u16 *)to.data + to.offset + top * to.token + COLUMN, to.token, rows - top,
+                     to.width - COLUMN, lane);
     }
 }
 
-// Stores a finished tile; `buffer` is shared memory that nobody reads any more.
-DEV void store_keys(float (&dk)[D / 2], float (&dv)[DV / 2], const magi_attn_backward_params &p, const TilePlace &place,
-                    u32 buffer, int row, int lane) {
-    // Nothing of this may be computed ahead of the loop: it would hold registers there.
-    asm volatile("" : "+r"(row), "+r"(lane)::"memory");
-    const TilePlace t = place;
-    const int i = t.source;
-    store(dv, p.dv[i], t.row0 * p.dv_token[i] + t.head * p.dv_head[i], p.dv_token[i], p.head_dim_v, p, buffer, row, t.rows,
-          lane);
+// A split's sums in the workspace, in the order of registers: 32 threads side by side, 16 bytes each.
+template <int N> DEV void leave_piece(const float (&x)[N], float *to) {
 #pragma unroll
-    for (int j = 0; j < D / 2; j++) {
-        dk[j] *= p.scale;
+    for (int i = 0; i < N / 4; i++) {
+        st_global_f32x4(to + 128 * i, x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
     }
-    store(dk, p.dk[i], t.row0 * p.dk_token[i] + t.head * p.dk_head[i], p.dk_token[i], p.head_dim, p, buffer, row, t.rows,
-          lane);
 }
 
-// The warpgroup's 64 rows of a tile that nothing sees.
-DEV void store_zeros(const magi_attn_backward_params &p, const TilePlace &t, int group, int tid) {
-    const int width[2] = {p.head_dim, p.head_dim_v}, rows = min(64, t.rows - 64 * group);
-    if (GENERAL && p.flags & MAGI_BACKWARD_ACCUMULATE) {
-        return;
+// The sum over all splits, in their order.
+template <int N> DEV void join_pieces(float (&x)[N], const float *from, i64 next, int splits) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        x[i] = 0;
     }
 #pragma unroll 1
-    for (int j = tid; j < rows * (width[0] + width[1]); j += 128) {
-        const int of_v = j >= rows * width[0], at = j - (of_v ? rows * width[0] : 0), w = of_v ? width[1] : width[0];
-        const int row = t.row0 + 64 * group + at / w;
-        const i64 offset = of_v ? row * p.dv_token[t.source] + t.head * p.dv_head[t.source]
-                                : row * p.dk_token[t.source] + t.head * p.dk_head[t.source];
-        void *const out = of_v ? p.dv[t.source] : p.dk[t.source];
-        if (GENERAL && p.flags & MAGI_BACKWARD_OUT_F32) {
-            ((float *)out)[offset + at % w] = 0;
+    for (int s = 0; s < splits; s++, from += next) {
+#pragma unroll
+        for (int i = 0; i < N / 4; i++) {
+            const float4 y = ld_global_f32x4(from + 128 * i);
+            x[4 * i] += y.x, x[4 * i + 1] += y.y, x[4 * i + 2] += y.z, x[4 * i + 3] += y.w;
+        }
+    }
+}
+
+// Leaves the warp's sums of a split tile in the workspace; true, with the sums of all splits, for the last to come.
+template <int NK, int NV>
+DEV bool join_splits(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const TilePlace &t, int warp,
+                     int lane) {
+    constexpr int PIECE = BK * (D + DV), WARP = PIECE / CONSUMER_WARPS;
+    float *const first = p.piece + (i64)t.work * p.splits * PIECE + warp * WARP + 4 * lane;
+    float *const own = first + (i64)t.split * PIECE;
+    leave_piece(dk, own);
+    leave_piece(dv, own + 32 * NK);
+    __threadfence();
+    __syncwarp();
+    int *const done = p.piece_done + (i64)t.work * CONSUMER_WARPS + warp;
+    int before = 0;
+    if (lane == 0) {
+        before = atomicAdd(done, 1);
+    }
+    const bool last = __shfl_sync(~0u, before, 0) == p.splits - 1;
+    __threadfence();
+    if (last) {
+        if (lane == 0) {
+            *done = 0;
+        }
+        join_pieces(dk, first, PIECE, p.splits);
+        join_pieces(dv, first + 32 * NK, PIECE, p.splits);
+    }
+    return last;
+}
+
+// Stores a finished tile: columns K_COLUMN and on of dK, V_COLUMN and on of dV. `row`: the thread's first key of the
+// tile; `warp`: of the consumers.
+template <int K_COLUMN, int V_COLUMN, int NK, int NV>
+DEV void store_keys(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const TilePlace &place, int row,
+                    int warp, int lane) {
+    // Nothing of this may be computed ahead of the loop: it would hold registers there.
+    asm volatile("" : "+r"(row), "+r"(warp), "+r"(lane)::"memory");
+    const TilePlace &t = place;
+    if (p.splits > 1 && !join_splits(dk, dv, p, t, warp, lane)) {
+        return;
+    }
+    const int i = t.source;
+    const u32 buffer = AT(out) + warp * (BOXES * BOX_BYTES / 4);
+    store<V_COLUMN>(dv, {p.dv[i], t.row0 * p.dv_token[i] + t.head * p.dv_head[i], p.dv_token[i], p.head_dim_v}, p, buffer,
+                    row, t.rows, lane);
+#pragma unroll
+    for (int j = 0; j < NK; j++) {
+        dk[j] *= p.scale;
+    }
+    store<K_COLUMN>(dk, {p.dk[i], t.row0 * p.dk_token[i] + t.head * p.dk_head[i], p.dk_token[i], p.head_dim}, p, buffer,
+                    row, t.rows, lane);
+}
+
+// Row `row` of a tile that nothing sees, of dK or (of_v) of dV.
+DEV void store_zeros(const magi_attn_backward_params &p, const TilePlace &t, int row, bool of_v) {
+    if (row >= t.rows || t.split > 0 || p.flags & MAGI_BACKWARD_ACCUMULATE) {
+        return;
+    }
+    const int i = t.source, width = of_v ? p.head_dim_v : p.head_dim;
+    const i64 token = of_v ? p.dv_token[i] : p.dk_token[i], head = of_v ? p.dv_head[i] : p.dk_head[i];
+    const i64 offset = (t.row0 + row) * token + t.head * head;
+    void *const out = of_v ? p.dv[i] : p.dk[i];
+#pragma unroll 1
+    for (int j = 0; j < width; j++) { // seldom: kept short rather than fast
+        if (p.flags & MAGI_BACKWARD_OUT_F32) {
+            ((float *)out)[offset + j] = 0;
         } else {
-            ((u16 *)out)[offset + at % w] = 0;
+            ((u16 *)out)[offset + j] = 0;
         }
     }
 }

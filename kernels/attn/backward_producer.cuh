@@ -1,5 +1,4 @@
-// The producer warpgroup: one thread takes the work and fetches keys, one fetches queries, one warp cleans queries that
-// are not the run's.
+// The producer: one thread takes the work and fetches keys, one fetches queries.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_maps.cuh"
@@ -19,7 +18,11 @@ struct Producer {
     const BackwardMaps &maps;
     const magi_attn_backward_params &p;
     Shared &s;
-    int n = 0, dirty = 0; // blocks and dirty blocks so far
+    int n = 0, orders = 0; // blocks and orders so far
+
+    // The next order to the cleaning warp, which counts once its barrier is through.
+    MEMBER Order &next_order() { return s.orders[orders & (ORDERS - 1)]; }
+    MEMBER u32 send_order() { return AT(ordered) + 8 * (orders++ & (ORDERS - 1)); }
 
     // What a block needs that some row of the tile does not see entirely.
     MEMBER void describe(Block &b, const Brief &it, int query) {
@@ -33,10 +36,9 @@ struct Producer {
     MEMBER void load(int i, int query, int head, int unseen, int seen) {
         u32 bar = AT(full) + 8 * i;
         if (unseen > 0 || (seen < BQ && query + seen < p.tokens_q)) {
-            int *const order = s.dirty[dirty & (DIRTY - 1)];
-            order[0] = i, order[1] = unseen, order[2] = seen;
-            bar = AT(dirty_full) + 8 * (dirty & (DIRTY - 1));
-            dirty++;
+            Order &o = next_order();
+            o.what = CLEAN_QUERIES, o.stage = i, o.unseen = unseen, o.seen = seen;
+            bar = send_order();
         }
         mbar_expect(bar, Q_BYTES + DO_BYTES + STATS_BYTES);
         load_rows<BQ * 128>(AT(q) + i * Q_BYTES, &maps.q, bar, query, head, p.copies_k);
@@ -44,15 +46,15 @@ struct Producer {
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
     }
 
-    // What an item says is read again for each block: registers are short.
+    // The blocks of an item, from `first` on and round. What it says is read again for each: registers are short.
     MEMBER void item(const Brief &it) {
         if (it.clean >= 0) {
-            s.dirty[dirty & (DIRTY - 1)][0] = -2 - it.clean;
-            mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
-            dirty++;
+            next_order().what = CLEAN_KEYS, next_order().stage = it.clean;
+            mbar_arrive(send_order());
         }
+        int query = it.first;
 #pragma unroll 1
-        for (int query = it.start; query < it.run1; query += BQ) {
+        do {
             const int i = n & 1;
             mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
             Block &b = s.block[i];
@@ -65,7 +67,11 @@ struct Producer {
             s.where[n & (PLACES - 1)] = {query, it.head};
             load(i, query, it.head, it.run0 - query, it.run1 - query);
             n++;
-        }
+            query += BQ;
+            if (query >= it.run1) {
+                query = it.start;
+            }
+        } while (query != it.first);
     }
 
     // All the work that this thread block gets.
@@ -79,8 +85,8 @@ struct Producer {
             item(it);
             mbar_arrive(AT(brief_empty) + 8 * (i & 1));
         }
-        s.dirty[dirty & (DIRTY - 1)][0] = -1;
-        mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
+        next_order().what = NO_MORE;
+        mbar_arrive(send_order());
     }
 };
 
@@ -93,9 +99,11 @@ struct Scheduler {
     Shared &s;
     int n = 0, tiles = 0; // items and tiles so far
 
+    MEMBER int stage() const { return K_STAGES == 2 ? tiles & 1 : 0; }
+
     MEMBER TilePlace &next_place() {
-        mbar_wait(AT(k_empty) + 8 * (tiles & 1), (tiles >> 1 & 1) ^ 1);
-        return s.place[tiles & 1];
+        mbar_wait(AT(k_empty) + 8 * stage(), (tiles / K_STAGES & 1) ^ 1);
+        return s.place[stage()];
     }
 
     // A step that all keys of the tile see shows that there is no key that nothing sees.
@@ -109,17 +117,17 @@ struct Scheduler {
         return t.item0 == t.item1;
     }
 
-    // Keys that nothing sees are cleaned before consumers hear of K. True if there may be such.
-    MEMBER bool load_keys(const TilePlace &t) {
-        const int i = tiles & 1;
-        const bool clean = !all_seen(t);
+    // Keys that nothing sees are cleaned before consumers hear of K.
+    MEMBER void load_keys(TilePlace &t) {
+        const int i = stage();
+        const bool clean = DQ && !all_seen(t);
+        t.clean = clean ? i : -1;
         const u32 bar = (clean ? AT(k_loaded) : AT(k_full)) + 8 * i;
         mbar_expect(bar, K_BYTES);
         load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
-        mbar_wait(AT(v_empty), i ^ 1);
+        mbar_wait(AT(v_empty), (tiles & 1) ^ 1);
         mbar_expect(AT(v_full), V_BYTES);
         load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
-        return clean;
     }
 
     MEMBER Brief &next_brief() {
@@ -131,11 +139,17 @@ struct Scheduler {
         n++;
     }
 
+    // Tiles whose first query is the same would all add to the same rows of dq at once: they begin apart.
+    MEMBER int first_query(const TilePlace &t, const magi_item &it) {
+        return it.start + (it.start == it.full0 ? t.row0 / BK % ((it.run1 - it.start + BQ - 1) / BQ) * BQ : 0);
+    }
+
     MEMBER void fill(Brief &b, const TilePlace &t, const magi_item &it, int head) {
         b.head = head;
         b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
         b.limits = it.limits;
         b.start = it.start, b.run1 = it.run1, b.run0 = it.run0;
+        b.first = DQ ? first_query(t, it) : it.start;
         // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full
         // step.
         b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
@@ -145,14 +159,13 @@ struct Scheduler {
 
     // Tiles come longest first, one key head after the other within a section of heads; of a head, its splits.
     MEMBER void describe(TilePlace &place, int work) {
-        const int split = work % p.splits, whole = work / p.splits, heads = p.group / p.splits;
-        const int per_section = p.tile_count * p.section, section = whole / per_section;
-        const int in = whole - section * per_section, index = in / p.section;
+        const int split = work % p.splits, whole = work / p.splits, heads = s.share.heads;
+        const int section = whole / s.share.section, in = whole - section * s.share.section, index = in / p.section;
         const int head = section * p.section + in % p.section;
         const magi_tile &t = p.tiles[index];
         place.row0 = t.row0, place.rows = t.rows, place.source = t.source, place.head = head, place.split = split;
         place.work = index * p.heads_kv + head;
-        place.blocks = t.steps * heads;
+        place.blocks = t.items > 0 ? t.steps * heads : 0;
         place.head0 = head * p.group + split * heads;
         place.head1 = place.head0 + heads;
         place.item0 = t.item0, place.item1 = t.item0 + t.items;
@@ -160,18 +173,18 @@ struct Scheduler {
 
     MEMBER void run() {
         int work = blockIdx.x;
-        while (work < p.tile_count * p.heads_kv * p.splits) {
-            const TilePlace &t = next_place();
-            describe(s.place[tiles & 1], work);
-            int clean = load_keys(t) ? tiles & 1 : -1;
+        while (work < s.share.work) {
+            TilePlace &t = next_place();
+            describe(t, work);
+            load_keys(t);
             tiles++;
 #pragma unroll 1
             for (int h = t.head0; h < t.head1; h++) {
 #pragma unroll 1
                 for (int i = t.item0; i < t.item1; i++) {
                     Brief &b = next_brief();
-                    b.clean = clean;
-                    clean = -1;
+                    b.clean = t.clean;
+                    t.clean = -1;
                     fill(b, t, p.items[i], h);
                     send();
                 }
@@ -179,109 +192,8 @@ struct Scheduler {
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;
         }
         next_place().blocks = -1;
-        mbar_arrive(AT(k_full) + 8 * (tiles & 1));
+        mbar_arrive(AT(k_full) + 8 * stage());
         next_brief().flags = -1;
         send();
     }
 };
-
-// Whether a key of a tile sees a query of one of its items.
-DEV bool sees(const magi_attn_backward_params &p, const TilePlace &t, int row) {
-#pragma unroll 1
-    for (int i = t.item0; i < t.item1; i++) {
-        const magi_item &it = p.items[i];
-        if (row < it.row0 || row >= it.row1) {
-            continue;
-        }
-        int lo = max(it.run0, t.row0 + row + it.lo), hi = min(it.run1, t.row0 + row + it.hi + 1);
-        if (it.limits >= 0) {
-            lo = max(lo, p.limits[it.limits + row].lo), hi = min(hi, p.limits[it.limits + row].hi);
-        }
-        if (lo < hi) {
-            return true;
-        }
-    }
-    return false;
-}
-
-// Zeroes keys of a stage that nothing sees: dQ is a sum over them.
-DEV void clean_keys(const magi_attn_backward_params &p, Shared &s, int stage, u32 phase, int lane) {
-    mbar_wait(AT(k_loaded) + 8 * stage, phase);
-#pragma unroll 1
-    for (int row = lane; row < BK; row += 32) {
-        if (sees(p, s.place[stage], row)) {
-            continue;
-        }
-#pragma unroll 1
-        for (int i = 0; i < D_CHUNKS * 8; i++) { // 16 bytes of a row
-            st_shared_v4(AT(k) + stage * K_BYTES + i / 8 * (BK * 128) + row * 128 + i % 8 * 16, 0, 0, 0, 0);
-        }
-    }
-}
-
-// Zeroes queries of a stage that are not the run's.
-DEV void clean_queries(Shared &s, int stage, int unseen, int seen, int lane) {
-#pragma unroll 1
-    for (int i = lane; i < BQ * 8; i += 32) { // 16 bytes of a row
-        if (i / 8 >= unseen && i / 8 < seen) {
-            continue;
-        }
-#pragma unroll
-        for (int c = 0; c < D_CHUNKS; c++) {
-            st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int c = 0; c < DV_CHUNKS; c++) {
-            st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
-        }
-        if (i % 8 == 0) {
-            s.stats[stage][0][i / 8] = s.stats[stage][1][i / 8] = 0;
-        }
-    }
-}
-
-// The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
-DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
-    u32 phases = 0; // of K's stages
-    for (int d = 0;; d++) {
-        mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
-        const int *const order = s.dirty[d & (DIRTY - 1)];
-        const int what = order[0], stage = what >= 0 ? what : -2 - what;
-        if (what == -1) {
-            return;
-        }
-        if (what < 0) {
-            clean_keys(p, s, stage, phases >> stage & 1, lane);
-            phases ^= 1 << stage;
-        } else {
-            clean_queries(s, stage, order[1], order[2], lane);
-        }
-        fence_proxy_async();
-        __syncwarp();
-        mbar_arrive_if((what < 0 ? AT(k_full) : AT(full)) + 8 * stage, lane == 0);
-    }
-}
-
-// The adding warp, of which one thread works: has the copy engine add dQ of each block to memory.
-DEV void add_queries(const BackwardMaps &maps, Shared &s) {
-    for (int n = 0;; n++) {
-#pragma unroll
-        for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            mbar_wait(AT(dq_full) + 8 * g, n & 1);
-            if (g == 0 && s.no_more_dq) {
-                return;
-            }
-            const QueryPlace to = s.where[n & (PLACES - 1)];
-#pragma unroll
-            for (int c = 0; c < D / 64; c++) {
-                tma_add_3d(&maps.dq, AT(dq) + g * sizeof(s.dq[0]) + c * BQ * 128, g * (D / 2) + 32 * c, to.query, to.head);
-            }
-            bulk_commit();
-        }
-        bulk_wait_read<0>();
-#pragma unroll
-        for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            mbar_arrive(AT(dq_empty) + 8 * g);
-        }
-    }
-}

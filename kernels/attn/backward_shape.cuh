@@ -12,28 +12,49 @@
 #ifndef SOFTCAP
 #define SOFTCAP 0
 #endif
-#ifndef GENERAL
-#define GENERAL 0
-#endif
-#ifndef DQ_RED
-#define DQ_RED 2
-#endif
 #ifndef DQ
 #define DQ 1
 #endif
 
-// Rows of a tile (keys, 64 for each consumer warpgroup) and of a step (queries).
-constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = 128, BQ = 64;
-constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
-constexpr int CONSUMER_GROUPS = BK / 64, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
+// Above 128 columns, dK and dV of 64 keys fill the registers of two warpgroups, which share the columns instead of the
+// keys: backward_wide_consumer.cuh.
+#define WIDE (HEAD_DIM > 128 || HEAD_DIM_V > 128)
 
-// Two stages of queries, and two of K, so that a tile's keys are there when the tile before it ends. V is done with a
-// step earlier.
-constexpr int STAGES = 2;
+// Rows of a tile (keys) and of a step (queries).
+constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = 64;
+constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
+constexpr int CONSUMER_GROUPS = 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
+
+// Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it ends.
+// V is done with a step earlier.
+constexpr int STAGES = 2, K_STAGES = WIDE ? 1 : 2;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
 constexpr u32 STATS_BYTES = 2 * BQ * 4;
 constexpr u32 SHARED_MOST = 232448;
+
+// Which chunks of 64 columns of K (of dQ and dK, too) and V a warpgroup of a wide kernel has: from the first to before
+// the first of the next. dK and dV of three chunks are shared out so that each warpgroup has three.
+DEV constexpr int k_chunk(int group) {
+    return group == 0 ? 0 : group == 1 ? 2 : D_CHUNKS;
+}
+DEV constexpr int v_chunk(int group) {
+    return group == 0 ? 0 : group == 1 ? DV_CHUNKS / 2 : DV_CHUNKS;
+}
+
+// A warpgroup leaves dQ of a block in boxes of 32 columns: BOXES of them at a time, a part. The columns of dQ that are
+// its own begin at first_column.
+constexpr u32 BOX_BYTES = BQ * 128;
+constexpr int BOXES = WIDE || D <= 64 ? 1 : 2, PARTS = WIDE ? 4 : 1;
+DEV constexpr int parts_of(int group) {
+    return WIDE ? 2 * (k_chunk(group + 1) - k_chunk(group)) : 1;
+}
+DEV constexpr int first_column(int group) {
+    return WIDE ? 64 * k_chunk(group) : 32 * BOXES * group;
+}
+
+// dS has two slots; a wide kernel keeps P there, too, and has one of each.
+constexpr int SLOTS = WIDE || DQ ? 2 : 0;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever.
@@ -49,14 +70,20 @@ enum { MASKED = 1, LIMITS = 2 };
 struct alignas(16) Block {
     int flags, query;
     int left, right, lo, hi;
-    int item_row0, item_row1, limits, reserved;
+    int item_row0, item_row1, limits;
 };
 
 // What they know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
 struct alignas(16) TilePlace {
     int row0, rows, head, source;
     int blocks, work, split;
-    int head0, head1, item0, item1; // query heads and items, for the scheduling warp
+    int head0, head1, item0, item1, clean; // query heads and items, stage of K to be cleaned: for the scheduling warp
+};
+
+// What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads of
+// a split. Kept here because registers are short.
+struct Share {
+    int work, section, heads;
 };
 
 // Where dQ of a block goes. The producer may be some blocks further when it is wanted.
@@ -66,30 +93,36 @@ struct alignas(8) QueryPlace {
 constexpr int PLACES = 8;
 
 // An item of a tile for one query head, as the scheduling warp lays it out for the producer: sides of the band for the
-// tile's first row, `full_last` the last query at which a block may begin that needs no limits.
+// tile's first row, `first` the query at which its first block begins, `full_last` the last one at which a block may
+// begin that needs no limits.
 struct alignas(16) Brief {
-    int flags; // what blocks that are not full need; -1: there is no more work
+    int flags;       // what blocks that are not full need; -1: there is no more work
     int head, clean; // clean: stage of K that is to be cleaned first, or -1
-    int start, run1, full0, full_last;
+    int start, first, run1, full0, full_last;
     int run0, lo, hi, row0, row1, limits;
 };
 
-// Orders to the cleaning warp. It is at most as late as the stages are deep; one more says that there are no more.
-constexpr int DIRTY = 8;
+// Orders to the cleaning warp: {what, ...}. It is at most as late as the stages are deep.
+constexpr int ORDERS = 8;
+enum { CLEAN_QUERIES, CLEAN_KEYS, NO_MORE };
+struct Order {
+    int what, stage, unseen, seen; // of queries: the first of the run, the first behind it
+};
 
 struct alignas(1024) Shared {
-    u8 k[STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
-    u8 ds[DQ ? 2 : 0][DS_BYTES];
-    u8 dq[CONSUMER_GROUPS][D_CHUNKS][BQ * 128]; // of each warpgroup: boxes of 32 columns of dQ, on their way to memory
-    float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
+    u8 k[K_STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
+    u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
+    u8 out[CONSUMER_GROUPS][BOXES * BOX_BYTES]; // of each warpgroup: dQ of a block, rows of a tile, on their way to memory
+    float stats[STAGES][2][BQ];                 // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
-    TilePlace place[STAGES];
+    TilePlace place[K_STAGES];
     Brief brief[2];
     QueryPlace where[PLACES];
-    int dirty[DIRTY][3]; // {stage, first query of the run, first behind it}; stage -1: no more; -2 - i: K of stage i
+    Order orders[ORDERS];
+    Share share;
     int no_more_dq;
-    u64 k_full[STAGES], k_empty[STAGES], k_loaded[STAGES], v_full, v_empty, dq_full[CONSUMER_GROUPS], dq_empty[CONSUMER_GROUPS], full[STAGES], empty[STAGES], dirty_full[DIRTY];
-    u64 brief_full[2], brief_empty[2];
+    u64 k_full[2], k_empty[2], k_loaded[2], v_full, v_empty, full[STAGES], empty[STAGES];
+    u64 brief_full[2], brief_empty[2], ordered[ORDERS], dq_full[2], dq_empty[2];
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 
