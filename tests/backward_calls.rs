@@ -336,7 +336,7 @@ fn calls_against_the_cpu() {
             sinks: [None, Some((1, true)), Some((8, true)), Some((3, false))][case % 4],
             tokens: (1 + r.below(70), 1 + r.below(70)),
             heads: [(1, 1), (4, 2), (3, 1)][case % 3],
-            dims: [(128, 128), (104, 112), (128, 97)][case % 3],
+            dims: [(128, 128), (104, 112), (40, 64), (96, 72), (128, 97)][case % 5],
         };
         // Rows must begin at multiples of 16 bytes.
         let c = if c.layout == Layout::Dense && c.dims.1 == 97 {

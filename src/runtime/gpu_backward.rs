@@ -21,7 +21,7 @@ use crate::types::{AttnShape, Error, Mask, Result, Status};
 /// Why the fast backward kernels cannot compute with such shapes, each reason on its own; empty when they can.
 pub fn reasons(shape: &AttnShape, softmax_scale: f64, gpu: &Gpu) -> Vec<String> {
     let mut reasons = on_gpu::reasons(shape, softmax_scale, gpu);
-    if reasons.is_empty() && BackwardChoice::new(shape, false, false, false).is_none() {
+    if reasons.is_empty() && BackwardChoice::new(shape, false, false).is_none() {
         let (d, dv) = BackwardChoice::MOST;
         reasons.push(format!(
             "head_dim {} with head_dim_v {}; the fast backward kernels take up to {d} with {dv}",
@@ -67,7 +67,6 @@ pub(super) fn choice(
             &e.shape,
             a.softcap > 0.0,
             options.deterministic,
-            a.dk.dtype() != e.shape.dtype,
         ));
     }
     match options.backend {

@@ -215,7 +215,7 @@ fn fast_forward(q: &Question) -> Option<String> {
 /// The fast backward kernels, those of deterministic mode in brackets.
 fn fast_backward(q: &Question) -> Option<String> {
     let names = |deterministic: bool| {
-        let choice = BackwardChoice::new(&q.shape, q.softcap > 0.0, deterministic, false)?;
+        let choice = BackwardChoice::new(&q.shape, q.softcap > 0.0, deterministic)?;
         let kernels = choice.kernels().iter();
         let names: Vec<String> = kernels.map(|&g| named(&choice.variant(g).name)).collect();
         Some(names.join(", then "))

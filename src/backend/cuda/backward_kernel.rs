@@ -34,8 +34,6 @@ pub struct BackwardChoice {
     pub softcap: bool,
     /// The same bits on every run: dk and dv by one kernel, dq by another.
     pub deterministic: bool,
-    /// dk and dv in f32, also added to.
-    pub general: bool,
 }
 
 impl BackwardChoice {
@@ -43,12 +41,7 @@ impl BackwardChoice {
     pub const MOST: (i64, i64) = HEAD_DIMS[HEAD_DIMS.len() - 1];
 
     /// The kernels for a shape; `None` when there are none: other dtypes, or larger head dimensions.
-    pub fn new(
-        shape: &AttnShape,
-        softcap: bool,
-        deterministic: bool,
-        general: bool,
-    ) -> Option<BackwardChoice> {
+    pub fn new(shape: &AttnShape, softcap: bool, deterministic: bool) -> Option<BackwardChoice> {
         if !matches!(shape.dtype, DType::Bf16 | DType::F16) {
             return None;
         }
@@ -58,7 +51,6 @@ impl BackwardChoice {
             dtype: shape.dtype,
             softcap,
             deterministic,
-            general,
         })
     }
 
@@ -79,19 +71,9 @@ impl BackwardChoice {
             Gradients::Queries => "_queries",
         };
         let (d, dv) = self.head_dims;
-        let general = if self.has_general(gradients) {
-            "_general"
-        } else {
-            ""
-        };
         let softcap = if self.softcap { "_softcap" } else { "" };
-        let name = format!("attn_backward{part}{general}{softcap}_{}_{d}", self.dtype.name());
+        let name = format!("attn_backward{part}{softcap}_{}_{d}", self.dtype.name());
         if d == dv { name } else { name + &format!("_{dv}") }
-    }
-
-    /// The dq kernel has one form.
-    fn has_general(&self, gradients: Gradients) -> bool {
-        self.general && gradients != Gradients::Queries
     }
 
     /// How a kernel is compiled.
@@ -104,7 +86,6 @@ impl BackwardChoice {
         let mut defines = vec![format!("HEAD_DIM={d}"), format!("HEAD_DIM_V={dv}")];
         for (switch, text) in [
             (self.dtype == DType::F16, "DTYPE_F16"),
-            (self.has_general(gradients), "GENERAL=1"),
             (self.softcap, "SOFTCAP=1"),
             (gradients == Gradients::Keys, "DQ=0"),
         ] {
@@ -215,9 +196,7 @@ mod tests {
             head_dim_v,
             dtype,
         };
-        let of = |d, dv, dtype| {
-            BackwardChoice::new(&shape(d, dv, dtype), false, false, false).map(|c| c.head_dims)
-        };
+        let of = |d, dv, dtype| BackwardChoice::new(&shape(d, dv, dtype), false, false).map(|c| c.head_dims);
         assert_eq!(of(1, 64, DType::Bf16), Some((64, 64)));
         assert_eq!(of(65, 100, DType::F16), Some((128, 128)));
         let (d, dv) = BackwardChoice::MOST;
@@ -233,13 +212,12 @@ mod tests {
             .into_iter()
             .flat_map(|t| HEAD_DIMS.map(|d| (t, d)))
         {
-            for bits in 0..8 {
+            for bits in 0..4 {
                 let choice = BackwardChoice {
                     head_dims,
                     dtype,
                     softcap: bits & 1 != 0,
                     deterministic: bits & 2 != 0,
-                    general: bits & 4 != 0,
                 };
                 for &gradients in choice.kernels() {
                     let variant = choice.variant(gradients);
@@ -248,7 +226,6 @@ mod tests {
                     assert!(has(&format!("HEAD_DIM_V={}", head_dims.1)), "{variant:?}");
                     assert_eq!(has("DTYPE_F16"), dtype == DType::F16, "{variant:?}");
                     assert_eq!(has("SOFTCAP=1"), choice.softcap, "{variant:?}");
-                    assert_eq!(has("GENERAL=1"), choice.has_general(gradients), "{variant:?}");
                     assert_eq!(has("DQ=0"), gradients == Gradients::Keys, "{variant:?}");
                     assert_eq!(variant.entries, [entry(gradients)], "{variant:?}");
                     assert_eq!(variant.kind, Kind::Attention);

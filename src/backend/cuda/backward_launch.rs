@@ -89,9 +89,6 @@ pub struct DeviceList {
     pub count: i32,
 }
 
-/// Whether the kernel can split a group of query heads.
-const SPLITS: bool = false;
-
 /// How a list's work is split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
@@ -113,7 +110,7 @@ impl Split {
             let ((rounds_a, a), (rounds_b, b)) = (cost(a), cost(b));
             (rounds_a * b).cmp(&(rounds_b * a)).then(a.cmp(&b))
         };
-        let parts = if !SPLITS || owners == 0 || owners >= processors {
+        let parts = if owners == 0 || owners >= processors {
             1
         } else {
             (1..=group)
@@ -268,9 +265,6 @@ mod tests {
             Split::of(tiles, &shape, 132).parts
         };
         assert_eq!(parts(64, 64, 8), 1, "fills it");
-        if !SPLITS {
-            return;
-        }
         assert_eq!(parts(8, 32, 4), 4, "32 owners: 128 blocks");
         assert_eq!(parts(8, 64, 1), 16, "8 owners: 128 blocks");
         assert_eq!(parts(1, 16, 16), 1, "a head of its own each");
