@@ -11,6 +11,9 @@ constexpr int OWN_COLUMNS = 32 * BOXES;
 struct Consumer {
     float dk[D / 2], dv[DV / 2];
     float x[BQ / 2], y[BQ / 2]; // S, then P; dP - delta, and between two blocks dQ of the one before
+#if SOFTCAP
+    u32 p[BQ / 16][4]; // P; x has P times the slope then
+#endif
     int flags;
     u32 n;    // blocks so far
     u32 tile; // tiles so far
@@ -51,22 +54,28 @@ DEV void probability_gradients(Consumer &c, const Place &at) {
 // P of block n, while dP is under way; then waits for that. What does not see has P = 0 and dP - delta = 0, which might
 // be infinite or NaN.
 DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
-    const u32 i = c.n & 1;
-    float2 lse[BQ / 8];
-    load_lse(lse, AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3));
+    const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3);
     u32 unseen[2];
-    wgmma_wait<SOFTCAP ? 0 : 1>();
-    pin(c.x);
 #if SOFTCAP
-    pin(c.y);
-    capped_exponentials(c.x, c.y, lse, p);
+    wgmma_wait<1>();
+    pin(c.x);
+    if (c.flags & MASKED) {
+        find_unseen(unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        capped_exponentials<true>(c.x, c.p, first, unseen, p);
+    } else {
+        capped_exponentials<false>(c.x, c.p, first, unseen, p);
+    }
 #else
+    float2 lse[BQ / 8];
+    load_lse(lse, first);
+    wgmma_wait<1>();
+    pin(c.x);
     exponentials(c.x, lse, p.scale_log2);
-#endif
     if (c.flags & MASKED) {
         find_unseen(unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
         select(c.x, unseen);
     }
+#endif
     wgmma_wait<0>();
     pin(c.y);
     if (c.flags & MASKED) {
@@ -92,7 +101,11 @@ DEV void make_fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 
 #pragma unroll
     for (int j = 0; j < BQ / 4; j++) {
         ds[j / 4][j % 4] = pack(c.x[2 * j] * c.y[2 * j], c.x[2 * j + 1] * c.y[2 * j + 1]);
+#if SOFTCAP
+        p[j / 4][j % 4] = c.p[j / 4][j % 4];
+#else
         p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
+#endif
     }
 }
 
@@ -247,7 +260,7 @@ DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int t
             }
             mbar_arrive_if(AT(v_empty), at.lane == 0);
             finish(c, p, at, blocks == 1);
-            store_keys<0, 0>(c.dk, c.dv, p, s.place[i], at.row, at.row / 16, at.lane);
+            store_keys<0, 0>(c.dk, c.dv, p, s, i, at.row, at.row / 16, at.lane);
         } else {
             mbar_wait(AT(v_full), c.tile & 1);
             mbar_arrive_if(AT(v_empty), at.lane == 0);

@@ -88,12 +88,25 @@ DEV void store_f32(const float (&x)[N], float *out, i64 token, int rows, int wid
     }
 }
 
-// Where a tensor of keys begins for a tile's first row and its head.
+// Of a source; an index would want the address of the parameters in registers.
+template <class T> DEV T of_source(const T (&pair)[2], int source) {
+    return source ? pair[1] : pair[0];
+}
+
+// Where dK or dV of a tile is stored: elements from the tensor's begin to the tile's first row of its head.
 struct KeyRows {
     void *data;
     i64 offset, token;
     int width;
 };
+DEV KeyRows rows_of_k(const magi_attn_backward_params &p, const TilePlace &t) {
+    const i64 token = of_source(p.dk_token, t.source);
+    return {of_source(p.dk, t.source), t.row0 * token + t.head * of_source(p.dk_head, t.source), token, p.head_dim};
+}
+DEV KeyRows rows_of_v(const magi_attn_backward_params &p, const TilePlace &t) {
+    const i64 token = of_source(p.dv_token, t.source);
+    return {of_source(p.dv, t.source), t.row0 * token + t.head * of_source(p.dv_head, t.source), token, p.head_dim_v};
+}
 
 // Columns COLUMN and on of a tile's rows.
 template <int COLUMN, int N>
@@ -162,26 +175,23 @@ DEV bool join_splits(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_
 }
 
 // Stores a finished tile: columns K_COLUMN and on of dK, V_COLUMN and on of dV. `row`: the thread's first key of the
-// tile; `warp`: of the consumers.
+// tile, which stands in `stage`; `warp`: of the consumers.
 template <int K_COLUMN, int V_COLUMN, int NK, int NV>
-DEV void store_keys(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const TilePlace &place, int row,
-                    int warp, int lane) {
+DEV void store_keys(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const Shared &s, int stage,
+                    int row, int warp, int lane) {
     // Nothing of this may be computed ahead of the loop: it would hold registers there.
-    asm volatile("" : "+r"(row), "+r"(warp), "+r"(lane)::"memory");
-    const TilePlace &t = place;
+    asm volatile("" : "+r"(row), "+r"(warp), "+r"(lane), "+r"(stage)::"memory");
+    const TilePlace &t = s.place[stage];
     if (p.splits > 1 && !join_splits(dk, dv, p, t, warp, lane)) {
         return;
     }
-    const int i = t.source;
     const u32 buffer = AT(out) + warp * (BOXES * BOX_BYTES / 4);
-    store<V_COLUMN>(dv, {p.dv[i], t.row0 * p.dv_token[i] + t.head * p.dv_head[i], p.dv_token[i], p.head_dim_v}, p, buffer,
-                    row, t.rows, lane);
+    store<V_COLUMN>(dv, rows_of_v(p, t), p, buffer, row, t.rows, lane);
 #pragma unroll
     for (int j = 0; j < NK; j++) {
         dk[j] *= p.scale;
     }
-    store<K_COLUMN>(dk, {p.dk[i], t.row0 * p.dk_token[i] + t.head * p.dk_head[i], p.dk_token[i], p.head_dim}, p, buffer,
-                    row, t.rows, lane);
+    store<K_COLUMN>(dk, rows_of_k(p, t), p, buffer, row, t.rows, lane);
 }
 
 // Row `row` of a tile that nothing sees, of dK or (of_v) of dV.
@@ -189,16 +199,14 @@ DEV void store_zeros(const magi_attn_backward_params &p, const TilePlace &t, int
     if (row >= t.rows || t.split > 0 || p.flags & MAGI_BACKWARD_ACCUMULATE) {
         return;
     }
-    const int i = t.source, width = of_v ? p.head_dim_v : p.head_dim;
-    const i64 token = of_v ? p.dv_token[i] : p.dk_token[i], head = of_v ? p.dv_head[i] : p.dk_head[i];
-    const i64 offset = (t.row0 + row) * token + t.head * head;
-    void *const out = of_v ? p.dv[i] : p.dk[i];
+    const KeyRows to = of_v ? rows_of_v(p, t) : rows_of_k(p, t);
+    const i64 first = to.offset + row * to.token;
 #pragma unroll 1
-    for (int j = 0; j < width; j++) { // seldom: kept short rather than fast
+    for (int j = 0; j < to.width; j++) { // seldom: kept short rather than fast
         if (p.flags & MAGI_BACKWARD_OUT_F32) {
-            ((float *)out)[offset + j] = 0;
+            ((float *)to.data)[first + j] = 0;
         } else {
-            ((u16 *)out)[offset + j] = 0;
+            ((u16 *)to.data)[first + j] = 0;
         }
     }
 }

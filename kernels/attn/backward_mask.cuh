@@ -61,16 +61,30 @@ template <int N> DEV void exponentials(float (&x)[N], const float2 (&lse)[N / 4]
     }
 }
 
-// The same of a tanh of S, whose slope y = dP - delta is multiplied with: t = tanh(z) and 1 - t^2, both from 2^-|z|, or
-// the slope of a logit near the cap would be lost in the rounding of t.
-template <int N>
-DEV void capped_exponentials(float (&x)[N], float (&y)[N], const float2 (&lse)[N / 4],
-                             const magi_attn_backward_params &p) {
+// Of a tanh of S, t = tanh(z): P as fragments, and x becomes P times the slope 1 - t^2. Both come from 2^-|z|, or the
+// slope of a logit near the cap would be lost in the rounding of t. `unseen`: none without MASK.
+template <bool MASK, int N>
+DEV void capped_exponentials(float (&x)[N], u32 (&p)[N / 8][4], u32 lse, const u32 (&unseen)[2],
+                             const magi_attn_backward_params &params) {
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        const float z = x[i] * p.softcap_scale, e = exp2_approx(-2.0f * LOG2_E * fabsf(z)), r = rcp_approx(1.0f + e);
-        const float t = copysignf((1.0f - e) * r, z);
-        x[i] = exp2_approx(__fmaf_rn(t, p.scale_log2, i & 1 ? -lse[i / 4].y : -lse[i / 4].x));
-        y[i] *= 4.0f * e * r * r;
+    for (int j = 0; j < N / 4; j++) {
+        if (j % 2 == 0 && params.softcap_scale < 0) { // never; but where a block of code ends, few values are alive
+            return;
+        }
+        const float2 l = ld_shared_f32x2(lse + 32 * j);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float prob[2];
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float &s = x[4 * j + 2 * h + e];
+                const bool none = MASK && unseen[h] >> (2 * j + e) & 1;
+                const float z = s * params.softcap_scale, a = exp2_approx(-2.0f * LOG2_E * fabsf(z));
+                const float r = rcp_approx(1.0f + a), t = copysignf((1.0f - a) * r, z);
+                prob[e] = none ? 0.0f : exp2_approx(__fmaf_rn(t, params.scale_log2, e ? -l.y : -l.x));
+                s = none ? 0.0f : prob[e] * (4.0f * a * r * r);
+            }
+            p[j / 2][j % 2 * 2 + h] = pack(prob[0], prob[1]);
+        }
     }
 }

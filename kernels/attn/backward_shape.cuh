@@ -45,9 +45,9 @@ DEV constexpr int v_chunk(int group) {
 // A warpgroup leaves dQ of a block in boxes of 32 columns: BOXES of them at a time, a part. The columns of dQ that are
 // its own begin at first_column.
 constexpr u32 BOX_BYTES = BQ * 128;
-constexpr int BOXES = WIDE || D <= 64 ? 1 : 2, PARTS = WIDE ? 4 : 1;
+constexpr int BOXES = D <= 64 || (WIDE && D_CHUNKS + DV_CHUNKS > 6) ? 1 : 2, PARTS = WIDE ? 4 / BOXES : 1;
 DEV constexpr int parts_of(int group) {
-    return WIDE ? 2 * (k_chunk(group + 1) - k_chunk(group)) : 1;
+    return WIDE ? 2 * (k_chunk(group + 1) - k_chunk(group)) / BOXES : 1;
 }
 DEV constexpr int first_column(int group) {
     return WIDE ? 64 * k_chunk(group) : 32 * BOXES * group;

@@ -1,5 +1,6 @@
-// Warpgroup matrix products m64nNk16 into f32: both operands from shared memory, K-major or both with rows along k
-// (MN-major), or A from registers and B MN-major. d += a * b, and d = a * b where add is 0.
+// Warpgroup matrix products m64nNk16 into f32: both operands from shared memory, both K-major (ss), both with rows along k
+// (MN-major, ss_t) or only B so (ss_bt), or A from registers and B MN-major (rs_t). d += a * b, and d = a * b where add
+// is 0.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "math.cuh"
@@ -61,6 +62,12 @@ DEV constexpr u64 smem_desc(u32 addr, u32 leading, u32 stride) {
     DEV void wgmma_ss_t(float (&d)[N / 2], u64 a, u64 b, int add) {                                                    \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
                      "k16.f32." WGMMA_DTYPE " {" REGS "}, " I0 ", " I1 ", p, 1, 1, 1, 1; }"                            \
+                     : LIST                                                                                            \
+                     : "l"(a), "l"(b), "r"(add));                                                                      \
+    }                                                                                                                  \
+    DEV void wgmma_ss_bt(float (&d)[N / 2], u64 a, u64 b, int add) {                                                   \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
+                     "k16.f32." WGMMA_DTYPE " {" REGS "}, " I0 ", " I1 ", p, 1, 1, 0, 1; }"                            \
                      : LIST                                                                                            \
                      : "l"(a), "l"(b), "r"(add));                                                                      \
     }                                                                                                                  \
