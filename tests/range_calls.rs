@@ -8,7 +8,6 @@ use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use common_cuda::{gpu, run_on_the_processor};
-use magi_attn::backend::cuda::backward_kernel::BackwardChoice;
 use magi_attn::device::cuda::{DeviceMemory, Gpu};
 use magi_attn::ffi::attn::{MAGI_ACCUMULATE_DK, MAGI_ACCUMULATE_DV, magi_backward_args, magi_forward_args};
 use magi_attn::ffi::plain::{magi_attn_shape, magi_tensor};
@@ -31,21 +30,13 @@ const OPERANDS: usize = 8;
 
 impl Call {
     fn new(gpu: &Arc<Gpu>, dtype: DType) -> Call {
-        Call::of_width(gpu, dtype, WIDTH)
-    }
-
-    fn wide(gpu: &Arc<Gpu>, width: i64) -> Call {
-        Call::of_width(gpu, DType::Bf16, width)
-    }
-
-    fn of_width(gpu: &Arc<Gpu>, dtype: DType, width: i64) -> Call {
         let memory = DeviceMemory::upload(gpu, &vec![0; BYTES * (OPERANDS + 3)]).unwrap();
         let mut call = Call {
             memory,
             tensors: Vec::new(),
         };
         for _ in 0..OPERANDS {
-            call.push(dtype, &[TOKENS, 1, width]);
+            call.push(dtype, &[TOKENS, 1, WIDTH]);
         }
         for shape in [&[2, 2][..], &[2, 2], &[2]] {
             call.push(DType::I32, shape);
@@ -217,14 +208,6 @@ fn only_the_fast_kernels_take_ranges_on_the_device() {
         &f32s.options(),
         none,
         "which only the fast kernels take, and dtype f32",
-    );
-    // What forward takes and backward does not.
-    let wide = Call::wide(&gpu, BackwardChoice::MOST.0 + 8);
-    wide.backward_refused(
-        &backward(&wide),
-        &wide.options(),
-        none,
-        "the fast backward kernels take up to",
     );
     let mixed = magi_backward_args {
         dv: lse.at(7),

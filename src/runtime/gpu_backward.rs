@@ -16,24 +16,11 @@ use crate::backend::cuda::forward_maps;
 use crate::backend::cuda::range_tiles::DeviceRanges;
 use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
-use crate::types::{AttnShape, Error, Mask, Result, Status};
+use crate::types::{Error, Mask, Result, Status};
 
-/// Why the fast backward kernels cannot compute with such shapes, each reason on its own; empty when they can.
-pub fn reasons(shape: &AttnShape, softmax_scale: f64, gpu: &Gpu) -> Vec<String> {
-    let mut reasons = on_gpu::reasons(shape, softmax_scale, gpu);
-    if reasons.is_empty() && BackwardChoice::new(shape, false, false).is_none() {
-        let (d, dv) = BackwardChoice::MOST;
-        reasons.push(format!(
-            "head_dim {} with head_dim_v {}; the fast backward kernels take up to {d} with {dv}",
-            shape.head_dim, shape.head_dim_v
-        ));
-    }
-    reasons
-}
-
-/// Why they cannot compute this call.
+/// Why the fast kernels cannot compute this call, each reason on its own; empty when they can.
 fn call_reasons(a: &Backward, e: &Extents, gpu: &Gpu) -> Vec<String> {
-    let mut reasons = reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu);
+    let mut reasons = on_gpu::reasons(&e.shape, scale(a.softmax_scale, e.shape.head_dim), gpu);
     if a.dk.dtype() != a.dv.dtype() {
         reasons.push("args.dk and args.dv have two dtypes; the fast kernels write one".to_owned());
     }

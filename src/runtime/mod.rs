@@ -9,7 +9,7 @@ pub mod device_mask;
 mod device_ranges;
 pub mod forward;
 mod gather;
-pub mod gpu_backward;
+mod gpu_backward;
 mod group;
 mod key;
 pub mod movement;

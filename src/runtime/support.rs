@@ -2,7 +2,6 @@
 
 use super::attn_args::scale;
 use super::check;
-use super::gpu_backward;
 use super::on_gpu;
 use super::single::Choice;
 use crate::backend::cuda::backward_kernel::BackwardChoice;
@@ -129,48 +128,16 @@ fn on_cpu(q: &Question, reasons: &mut Vec<String>) -> (String, String) {
     (text.clone(), text)
 }
 
-/// A pass on a CUDA device: why the fast kernels do not compute it, and what they are called.
-struct Pass {
-    why_not: Vec<String>,
-    fast: Option<String>,
-}
-
-impl Pass {
-    fn text(&self, place: &str) -> String {
-        match self.fast.as_ref().filter(|_| self.why_not.is_empty()) {
-            Some(name) => format!("{name}, {place}"),
-            None => format!(
-                "textbook kernels, {place}; not the fast ones: {}",
-                self.why_not.join("; ")
-            ),
-        }
-    }
-}
-
 fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, String) {
     let p = gpu.properties();
-    let factor = scale(q.softmax_scale, q.shape.head_dim);
-    let why = |pass: fn(&AttnShape, f64, &Gpu) -> Vec<String>| match q.backend {
+    // What holds for forward holds for backward.
+    let fast = match q.backend {
         Choice::Sdpa => vec!["the backend is sdpa".to_owned()],
-        _ => pass(&q.shape, factor, gpu),
-    };
-    let forward = Pass {
-        why_not: why(on_gpu::reasons),
-        fast: fast_forward(q),
-    };
-    let backward = Pass {
-        why_not: why(gpu_backward::reasons),
-        fast: fast_backward(q),
-    };
-    // What stands in the way of the passes that are asked for, each reason once: backward has those of forward.
-    let asked = if q.wants(Wish::Backward) {
-        &backward
-    } else {
-        &forward
+        _ => on_gpu::reasons(&q.shape, scale(q.softmax_scale, q.shape.head_dim), gpu),
     };
     if q.backend == Choice::Ffa {
-        reasons.extend(asked.why_not.iter().map(|why| format!("backend ffa: {why}")));
-    } else if p.major < 8 && !asked.why_not.is_empty() {
+        reasons.extend(fast.iter().map(|why| format!("backend ffa: {why}")));
+    } else if p.major < 8 && !fast.is_empty() {
         reasons.push(format!(
             "CUDA device {} ({}) has compute capability {}.{}; the textbook kernels need 8.0 or later",
             gpu.ordinal(),
@@ -180,11 +147,18 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
         ));
     }
     if q.wants(Wish::DeviceRanges) && q.backend != Choice::Ffa {
-        let missing = asked.why_not.iter();
+        let missing = fast.iter();
         reasons.extend(missing.map(|why| format!("ranges on the device need the fast kernels: {why}")));
     }
     let place = place(gpu.ordinal(), p);
-    (forward.text(&place), backward.text(&place))
+    let text = |name: Option<String>| match name.filter(|_| fast.is_empty()) {
+        Some(name) => format!("{name}, {place}"),
+        None => format!(
+            "textbook kernels, {place}; not the fast ones: {}",
+            fast.join("; ")
+        ),
+    };
+    (text(fast_forward(q)), text(fast_backward(q)))
 }
 
 fn place(ordinal: i32, p: &Properties) -> String {

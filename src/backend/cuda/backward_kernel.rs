@@ -3,14 +3,11 @@
 use std::sync::Arc;
 
 use super::embedded;
+use super::forward_kernel::HEAD_DIMS;
 use super::kernels::{self, Kernels};
 use super::variant::{Kind, Variant};
 use crate::device::cuda::{Function, Gpu};
 use crate::types::{AttnShape, DType, Error, Result, TileShape};
-
-/// Head dimensions that kernels are compiled for, (query and key, value); others are padded up to the next that holds
-/// them.
-const HEAD_DIMS: [(i64, i64); 3] = [(64, 64), (96, 96), (128, 128)];
 
 /// Gradients that a kernel computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,10 +34,7 @@ pub struct BackwardChoice {
 }
 
 impl BackwardChoice {
-    /// The largest head dimensions that there are kernels for.
-    pub const MOST: (i64, i64) = HEAD_DIMS[HEAD_DIMS.len() - 1];
-
-    /// The kernels for a shape; `None` when there are none: other dtypes, or larger head dimensions.
+    /// The kernels for a shape; `None` when there are none: other dtypes, or head dimensions above 256.
     pub fn new(shape: &AttnShape, softcap: bool, deterministic: bool) -> Option<BackwardChoice> {
         if !matches!(shape.dtype, DType::Bf16 | DType::F16) {
             return None;
@@ -199,9 +193,8 @@ mod tests {
         let of = |d, dv, dtype| BackwardChoice::new(&shape(d, dv, dtype), false, false).map(|c| c.head_dims);
         assert_eq!(of(1, 64, DType::Bf16), Some((64, 64)));
         assert_eq!(of(65, 100, DType::F16), Some((128, 128)));
-        let (d, dv) = BackwardChoice::MOST;
-        assert_eq!(of(d, dv, DType::F16), Some((d, dv)));
-        assert_eq!(of(d + 1, 64, DType::F16), None);
+        assert_eq!(of(180, 100, DType::F16), Some((192, 128)));
+        assert_eq!(of(257, 64, DType::F16), None);
         assert_eq!(of(64, 64, DType::F32), None);
     }
 
