@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attn/backward_helpers.cuh"
 #include "attn/backward_producer.cuh"
+#include "ptx/launch.cuh"
 #if WIDE
 #include "attn/backward_wide_consumer.cuh"
 #else
@@ -13,7 +14,7 @@
 
 // For the host: keys of a tile, queries of a step, threads of a block, bytes of dynamic shared memory, floats of a
 // piece.
-__device__ int magi_attn_backward_sizes[5] = {BK, BQ, THREADS, sizeof(Shared), BK * (D + DV)};
+__device__ int magi_attn_backward_sizes[5] = {BK, BQ, THREADS, sizeof(Shared), BK *(D + DV)};
 
 DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Shared &s) {
     s.share = {p.tile_count * p.heads_kv * p.splits, p.tile_count * p.section, p.group / p.splits};
@@ -52,8 +53,7 @@ DEV void wind_up(const magi_attn_backward_params &p) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    magi_attn_backward(const __grid_constant__ BackwardMaps maps,
-                       const __grid_constant__ magi_attn_backward_params p) {
+    magi_attn_backward(const __grid_constant__ BackwardMaps maps, const __grid_constant__ magi_attn_backward_params p) {
     extern __shared__ __align__(1024) u8 raw[];
     // A constant address costs less than that of `raw`.
     Shared &s = *static_cast<Shared *>(__builtin_assume_aligned(__cvta_shared_to_generic(SMEM), alignof(Shared)));
@@ -64,6 +64,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         set_up(maps, p, s);
     }
+    ptx::wait_for_previous(); // which made stats and cleared dq, where launches overlap
+    ptx::let_next_start();
     __syncthreads();
     if (group == 0) {
         setmaxnreg_dec<PRODUCER_REGS>();

@@ -84,25 +84,27 @@ typedef struct magi_attn_forward_params {
 /* ---------------------------------------------------------- attention backward: src/backend/cuda/backward_params.rs */
 
 /* One launch of magi_attn_backward over a list of key tiles: rows are keys of one key head, steps are queries. Strides
-   count elements. A work item is a tile, a key head and, with `splits` above 1, a part of its query heads. Pairs are the
-   local tensor and the receive buffer. */
+   count elements. A work item is a tile, a key head and, with `splits` above 1, a part of its query heads. Pairs are
+   the local tensor and the receive buffer. */
 typedef struct magi_attn_backward_params {
     const magi_tile *tiles; /* in the order of the work */
     const magi_item *items;
     const magi_row_limits *limits;
-    int *counters;   /* {next work, blocks done}; 0 before a launch, and after it */
-    float *dq;       /* [tokens_q, heads_q, head_dim], added to; 16-byte aligned */
-    void *dk[2];     /* [tokens_k, heads_kv, head_dim] */
-    void *dv[2];     /* [tokens_k, heads_kv, head_dim_v] */
-    float *piece;    /* splits > 1: [tile_count, heads_kv, splits, magi_attn_backward_sizes[4] floats] */
-    int *piece_done; /* splits > 1: [tile_count, heads_kv, consumer warps of a block]; 0 before a launch, and after it */
+    int *counters; /* {next work, blocks done}; 0 before a launch, and after it */
+    float *dq;     /* [tokens_q, heads_q, head_dim], added to; 16-byte aligned */
+    void *dk[2];   /* [tokens_k, heads_kv, head_dim] */
+    void *dv[2];   /* [tokens_k, heads_kv, head_dim_v] */
+    float *piece;  /* splits > 1: [tile_count, heads_kv, splits, magi_attn_backward_sizes[4] floats] */
+    int *
+        piece_done; /* splits > 1: [tile_count, heads_kv, consumer warps of a block]; 0 before a launch, and after it */
     long long dq_token, dq_head; /* multiples of 4 */
     long long dk_token[2], dk_head[2], dv_token[2], dv_head[2];
     int tile_count, heads_kv, group, section; /* group: query heads of a key head; section: key heads walked together */
     int splits;                               /* divides group */
     int tokens_q;
     int head_dim, head_dim_v;
-    int copies_k, copies_v; /* of one block of K or Q, of V or dO: 1 when a copy brings all columns, else one for each 64 */
+    int copies_k,
+        copies_v; /* of one block of K or Q, of V or dO: 1 when a copy brings all columns, else one for each 64 */
     int flags;
     float scale_log2;    /* of a logit, or of tanh with softcap: factor to base 2 */
     float scale;         /* of dq and dk: softmax_scale */

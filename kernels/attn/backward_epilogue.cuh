@@ -5,13 +5,14 @@
 #include "row_store.cuh"
 
 #if DQ
-// Leaves a part of dQ, columns 32 BOXES PART and on of the warpgroup's, in shared memory, from where the copy engine adds
-// it to memory. `row`: the thread's first query of the block.
+// Leaves a part of dQ, columns 32 BOXES PART and on of the warpgroup's, in shared memory, from where the copy engine
+// adds it to memory. `row`: the thread's first query of the block.
 template <int PART, int N> DEV void leave_queries(float (&dq)[N], float scale, int group, int row, int lane) {
     // Odd rows store column eights in another order, so that a store meets all banks.
     const bool odd = lane & 4;
     const u32 piece = (lane & 3) / 2 ^ (row & 7);
-    const u32 first = AT(out) + group * (BOXES * BOX_BYTES) + row * 128 + (16 * piece + 8 * (lane & 1) ^ (odd ? 64 : 0));
+    const u32 first =
+        AT(out) + group * (BOXES * BOX_BYTES) + row * 128 + (16 * piece + 8 * (lane & 1) ^ (odd ? 64 : 0));
 #pragma unroll
     for (int i = 0; i < 2 * BOXES; i++) {
         // Eights of the first and the second store of even rows.
@@ -110,8 +111,8 @@ DEV KeyRows rows_of_v(const magi_attn_backward_params &p, const TilePlace &t) {
 
 // Columns COLUMN and on of a tile's rows.
 template <int COLUMN, int N>
-DEV void store(const float (&x)[N], const KeyRows &to, const magi_attn_backward_params &p, u32 buffer, int row, int rows,
-               int lane) {
+DEV void store(const float (&x)[N], const KeyRows &to, const magi_attn_backward_params &p, u32 buffer, int row,
+               int rows, int lane) {
     const int top = row & ~15;
     if (p.flags & MAGI_BACKWARD_OUT_F32) {
         store_f32(x, (float *)to.data + to.offset + row * to.token + COLUMN, to.token, rows - row, to.width - COLUMN,

@@ -1,6 +1,5 @@
-// Scores of a block that nobody sees, and products and exponentials on S and dP: accumulators with a row for each key, of
-// COLUMNS queries.
-// SPDX-License-Identifier: Apache-2.0
+// Scores of a block that nobody sees, and products and exponentials on S and dP: accumulators with a row for each key,
+// of COLUMNS queries. SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_shape.cuh"
 #include "columns.cuh"

@@ -31,8 +31,8 @@ struct Producer {
     }
 
     // Queries and what belongs to them, into stage i. Those before and behind the run may hold anything, and 0 * NaN is
-    // NaN: the cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy engine
-    // does.
+    // NaN: the cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy
+    // engine does.
     MEMBER void load(int i, int query, int head, int unseen, int seen) {
         u32 bar = AT(full) + 8 * i;
         if (unseen > 0 || (seen < BQ && query + seen < p.tokens_q)) {
@@ -165,6 +165,7 @@ struct Scheduler {
         const magi_tile &t = p.tiles[index];
         place.row0 = t.row0, place.rows = t.rows, place.source = t.source, place.head = head, place.split = split;
         place.work = index * p.heads_kv + head;
+        place.phase = tiles & 1;
         place.blocks = t.items > 0 ? t.steps * heads : 0;
         place.head0 = head * p.group + split * heads;
         place.head1 = place.head0 + heads;

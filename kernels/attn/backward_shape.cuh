@@ -25,8 +25,8 @@ constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = 64;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
 
-// Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it ends.
-// V is done with a step earlier.
+// Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
+// ends. V is done with a step earlier.
 constexpr int STAGES = 2, K_STAGES = WIDE ? 1 : 2;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
@@ -76,12 +76,12 @@ struct alignas(16) Block {
 // What they know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
 struct alignas(16) TilePlace {
     int row0, rows, head, source;
-    int blocks, work, split;
+    int blocks, work, split, phase;        // phase: of V's barrier
     int head0, head1, item0, item1, clean; // query heads and items, stage of K to be cleaned: for the scheduling warp
 };
 
-// What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads of
-// a split. Kept here because registers are short.
+// What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads
+// of a split. Kept here because registers are short.
 struct Share {
     int work, section, heads;
 };
@@ -112,8 +112,9 @@ struct Order {
 struct alignas(1024) Shared {
     u8 k[K_STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
     u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
-    u8 out[CONSUMER_GROUPS][BOXES * BOX_BYTES]; // of each warpgroup: dQ of a block, rows of a tile, on their way to memory
-    float stats[STAGES][2][BQ];                 // of each query of a block: lse to base 2, and delta
+    u8 out[CONSUMER_GROUPS]
+          [BOXES * BOX_BYTES];  // of each warpgroup: dQ of a block, rows of a tile, on their way to memory
+    float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
     TilePlace place[K_STAGES];
     Brief brief[2];

@@ -1,7 +1,7 @@
-// The consumer warpgroups of wide heads. A tile has 64 keys, whose dK and dV fill the registers of both warpgroups: each
-// has its own chunks of columns of dK, dV and dQ. Of S and dP, which have a row for each key and a column for each query,
-// each computes half of the queries; P and dS are put together in shared memory.
-// SPDX-License-Identifier: Apache-2.0
+// The consumer warpgroups of wide heads. A tile has 64 keys, whose dK and dV fill the registers of both warpgroups:
+// each has its own chunks of columns of dK, dV and dQ. Of S and dP, which have a row for each key and a column for each
+// query, each computes half of the queries; P and dS are put together in shared memory. SPDX-License-Identifier:
+// Apache-2.0
 #pragma once
 #include "backward_epilogue.cuh"
 #include "backward_mask.cuh"
@@ -15,10 +15,10 @@ template <int G> constexpr int V_COLUMNS = 64 * (v_chunk(G + 1) - v_chunk(G));
 
 template <int G> struct WideConsumer {
     float dk[K_COLUMNS<G> / 2], dv[V_COLUMNS<G> / 2];
-    float x[HALF / 2], y[HALF / 2];           // S, then P; dP - delta
-    u32 p[HALF / 16][4], ds[HALF / 16][4];    // P and dS as fragments
-    int flags, lane, row;           // row: the thread's first key of the tile
-    u32 n, tile, parts;             // blocks, tiles and parts of dQ so far
+    float x[HALF / 2], y[HALF / 2];        // S, then P; dP - delta
+    u32 p[HALF / 16][4], ds[HALF / 16][4]; // P and dS as fragments
+    int flags, lane, row;                  // row: the thread's first key of the tile
+    u32 n;                                 // blocks so far
 };
 
 // x = S = K Q^T and y = V dO^T - delta, of the warpgroup's half of the queries of block n.
@@ -45,8 +45,7 @@ template <int G> DEV void products(WideConsumer<G> &c, const Shared &s) {
 }
 
 // P and dS of the warpgroup's queries, as fragments. What does not see has 0 in both, whatever its dP is.
-template <int G>
-DEV void fragments(WideConsumer<G> &c, const magi_attn_backward_params &params, const Shared &s) {
+template <int G> DEV void fragments(WideConsumer<G> &c, const magi_attn_backward_params &params, const Shared &s) {
     const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + G * HALF * 4 + 8 * (c.lane & 3);
     u32 unseen[2] = {0, 0};
     if (c.flags & MASKED) {
@@ -113,13 +112,14 @@ template <int G, int C> DEV void begin_queries(float (&dq)[32]) {
     wgmma_commit();
 }
 
-template <int G, int PART = 0>
-DEV void end_queries(WideConsumer<G> &c, float (&dq)[32], const magi_attn_backward_params &p) {
+// Chunk C of block n, in parts.
+template <int G, int C, int PART = 0>
+DEV void end_queries(const WideConsumer<G> &c, float (&dq)[32], u32 n, const magi_attn_backward_params &p) {
     if constexpr (PART < 2 / BOXES) {
-        wait_for(AT(dq_empty) + 8 * G, (c.parts & 1) ^ 1);
-        leave_queries<PART>(dq, p.scale, G, c.row & 63, c.lane);
-        c.parts++;
-        end_queries<G, PART + 1>(c, dq, p);
+        const u32 before = n * parts_of(G) + C * (2 / BOXES) + PART; // parts that the warpgroup has left
+        wait_for(AT(dq_empty) + 8 * G, (before & 1) ^ 1);
+        leave_queries<PART>(dq, p.scale, G, c.row, c.lane);
+        end_queries<G, C, PART + 1>(c, dq, n, p);
     }
 }
 #endif
@@ -143,7 +143,7 @@ DEV void step(WideConsumer<G> &c, const magi_attn_backward_params &params, const
 #if DQ
     wgmma_wait<2>();
     pin(dq);
-    end_queries(c, dq, params);
+    end_queries<G, 0>(c, dq, c.n, params);
     if constexpr (CHUNKS == 2) {
         begin_queries<G, 1>(dq);
     }
@@ -161,7 +161,7 @@ DEV void step(WideConsumer<G> &c, const magi_attn_backward_params &params, const
     if constexpr (CHUNKS == 2) {
         wgmma_wait<MORE ? 2 : 0>();
         pin(dq);
-        end_queries(c, dq, params);
+        end_queries<G, 1>(c, dq, c.n - 1, params);
     }
 #endif
     if constexpr (MORE) {
@@ -172,14 +172,15 @@ DEV void step(WideConsumer<G> &c, const magi_attn_backward_params &params, const
 template <int G> DEV void consume_columns(const magi_attn_backward_params &p, Shared &s, int tid) {
     WideConsumer<G> c;
     c.lane = tid & 31, c.row = 16 * (tid / 32) + c.lane / 4;
-    c.n = c.parts = 0;
-    for (c.tile = 0;; c.tile++) {
-        mbar_wait(AT(k_full), c.tile & 1);
+    c.n = 0;
+    // The phase of K and V is read from the tile's place when the tile is done: meanwhile it would hold a register.
+    for (u32 phase = 0;;) {
+        mbar_wait(AT(k_full), phase);
         const int blocks = __shfl_sync(~0u, s.place[0].blocks, 0);
         if (blocks < 0) {
             break;
         }
-        mbar_wait(AT(v_full), c.tile & 1);
+        mbar_wait(AT(v_full), phase);
         if (blocks > 0) {
             products(c, s);
             fragments(c, p, s);
@@ -187,14 +188,18 @@ template <int G> DEV void consume_columns(const magi_attn_backward_params &p, Sh
             for (int j = 1; j < blocks; j++) {
                 step<G, true>(c, p, s, j == 1);
             }
+            asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
             step<G, false>(c, p, s, blocks == 1);
             mbar_arrive_if(AT(v_empty), c.lane == 0);
-            wait_for(AT(dq_empty) + 8 * G, (c.parts & 1) ^ 1);
+#if DQ
+            wait_for(AT(dq_empty) + 8 * G, (c.n * parts_of(G) & 1) ^ 1);
+#endif
             store_keys<64 * k_chunk(G), 64 * v_chunk(G)>(c.dk, c.dv, p, s, 0, c.row, 4 * G + c.row / 16, c.lane);
         } else {
             mbar_arrive_if(AT(v_empty), c.lane == 0);
             store_zeros(p, s.place[0], tid % 64, G);
         }
+        phase = s.place[0].phase ^ 1;
         __syncwarp();
         mbar_arrive_if(AT(k_empty), c.lane == 0);
     }

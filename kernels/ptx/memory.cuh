@@ -89,12 +89,13 @@ DEV float2 ld_shared_f32x2(u32 a) {
     return x;
 }
 
-// Adds a box of f32 in shared memory to memory; what lies outside the tensor is left out. In the bulk group of the thread.
+// Adds a box of f32 in shared memory to memory; what lies outside the tensor is left out. In the bulk group of the
+// thread.
 DEV void tma_add_3d(const TensorMap *m, u32 src, int c0, int c1, int c2) {
-    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
-                     (u64)m),
-                 "r"(src), "r"(c0), "r"(c1), "r"(c2)
-                 : "memory");
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"((u64)m),
+        "r"(src), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
 }
 
 DEV void st_shared_f32x2(u32 a, float x, float y) {

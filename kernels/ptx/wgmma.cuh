@@ -1,7 +1,6 @@
-// Warpgroup matrix products m64nNk16 into f32: both operands from shared memory, both K-major (ss), both with rows along k
-// (MN-major, ss_t) or only B so (ss_bt), or A from registers and B MN-major (rs_t). d += a * b, and d = a * b where add
-// is 0.
-// SPDX-License-Identifier: Apache-2.0
+// Warpgroup matrix products m64nNk16 into f32: both operands from shared memory, both K-major (ss), both with rows
+// along k (MN-major, ss_t) or only B so (ss_bt), or A from registers and B MN-major (rs_t). d += a * b, and d = a * b
+// where add is 0. SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "math.cuh"
 

@@ -95,6 +95,7 @@ static void magi_attn_backward(const BackwardMaps maps, const magi_attn_backward
     take_counters(p.counters);
     expect(p.splits == 1 && p.heads_kv % p.section == 0, "splits or sections");
     expect(p.tokens_q == 0 || (maps.stats.box[0] == 8 && maps.stats.box[1] == 2), "the box of row sums");
+    expect(p.dq == nullptr || p.tokens_q == 0 || (maps.dq.box[0] == 32 && maps.dq.box[1] == 8), "the box of dq");
     for (int w = 0; w < p.tile_count * p.heads_kv; w++) {
         const magi_tile t = p.tiles[w / p.heads_kv];
         const int head_kv = w % p.heads_kv;

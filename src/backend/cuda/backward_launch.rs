@@ -174,6 +174,7 @@ impl KeysLaunch<'_> {
         let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
         let launch = Launch {
             shared_bytes: self.kernel.shared_bytes,
+            overlap_previous: true, // which makes the row sums
             ..Launch::linear(work.min(processors) as u32, self.kernel.threads)
         };
         let mut arguments = Arguments::new();

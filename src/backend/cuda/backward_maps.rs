@@ -41,7 +41,7 @@ pub fn of_keys(o: &Operands, dq: Option<&Tensor>, kernel: &BackwardKernel) -> Re
     };
     let mut found = encode(o, kernel.choice.head_dims, &extents)?;
     if let Some(t) = dq.filter(|t| t.tokens() > 0) {
-        found.maps[7] = sums(t)?;
+        found.maps[7] = sums(t, kernel.step)?;
     }
     Ok(found)
 }
@@ -70,15 +70,15 @@ fn stats(s: &Stats, tokens: i64, heads: i64, queries: i32) -> Result<TensorMap> 
     })
 }
 
-/// dq in f32, by the boxes that a warp adds: 16 queries and 128 bytes of their columns.
-fn sums(dq: &Tensor) -> Result<TensorMap> {
+/// dq in f32, by the boxes that are added at a time: the queries of a step and 128 bytes of their columns.
+fn sums(dq: &Tensor, step: i32) -> Result<TensorMap> {
     let dims = [dq.shape()[2], dq.tokens(), dq.shape()[1]].map(|n| n as u64);
     TensorMap::tiled(&Tiled {
         dtype: DType::F32,
         data: dq.data(),
         dims: &dims,
         strides: &[stride(dq, 0), stride(dq, 1)],
-        extent: &[32, 16, 1],
+        extent: &[32, step as u32, 1],
         swizzle: Swizzle::B128,
         promotion: Promotion::None,
     })
