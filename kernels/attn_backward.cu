@@ -3,7 +3,10 @@
 // A thread block is a producer warpgroup and two consumer warpgroups; blocks are as many as multiprocessors and take
 // tiles from a counter.
 // SPDX-License-Identifier: Apache-2.0
+// What both consumers include stands before the choice: in flattened text a header is where it is first named.
+#include "attn/backward_epilogue.cuh"
 #include "attn/backward_helpers.cuh"
+#include "attn/backward_mask.cuh"
 #include "attn/backward_producer.cuh"
 #include "ptx/launch.cuh"
 #if WIDE
