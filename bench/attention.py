@@ -45,6 +45,7 @@ def arguments(argv):
     add("--peers", default="cudnn", help="comma list of cudnn, fa2, flex, or none")
     add("--peers-only", action="store_true", help="without the library")
     add("--sm-margin", type=int, default=0)
+    add("--deterministic", action="store_true", help="backward with the same bits on every run; of the library, not of peers")
     add("--warmup", type=int, default=5)
     add("--rounds", type=int, default=15)
     add("--samples", type=int, default=24, help="tokens that are checked (8 on the host)")
@@ -145,6 +146,7 @@ class Bench:
             "rounds": options.rounds,
             "flush_bytes": 256 << 20,
             "seed": options.seed,
+            "deterministic": options.deterministic,
             "statistic": "median",
             "yardstick": "bf16 matmul 8192^3, the faster of its first and last turn in a round",
         }
@@ -161,7 +163,8 @@ class Bench:
         from device import DeviceRow
 
         found = row.describe()
-        data = DeviceRow(self.library, row, self.options.seed, self.options.sm_margin, self.device)
+        options = self.options
+        data = DeviceRow(self.library, row, options.seed, options.sm_margin, self.device, options.deterministic)
         calls = {}
         if self.library:
             try:

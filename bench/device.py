@@ -22,8 +22,8 @@ def describe(t):
 class DeviceRow:
     """Tensors of a row; outputs hold NaN until a call writes them. Without a library there are tensors only."""
 
-    def __init__(self, library, row, seed, sm_margin=0, device="cuda:0"):
-        self.row, self.library, self.sm_margin = row, library, sm_margin
+    def __init__(self, library, row, seed, sm_margin=0, device="cuda:0", deterministic=False):
+        self.row, self.library, self.sm_margin, self.deterministic = row, library, sm_margin, deterministic
         self.device = torch.device(device)
         draw = torch.Generator(device=self.device).manual_seed(seed)
         dtype, _ = DTYPES[row.dtype]
@@ -61,7 +61,7 @@ class DeviceRow:
         """A function of a stream handle that makes a function which enqueues the call on that stream."""
         tensors = {name: describe(getattr(self, name)) for name in names}
         args = kind(**{name: C.pointer(t) for name, t in tensors.items()})
-        options = magi.FlexOptions(sm_margin=self.sm_margin)
+        options = magi.FlexOptions(sm_margin=self.sm_margin, deterministic=int(self.deterministic))
         needed = self.library.workspace_bytes(args, options)
         workspace = torch.empty(needed + 256, dtype=torch.uint8, device=self.device)
         if needed:
@@ -77,10 +77,10 @@ class DeviceRow:
         return on
 
     def prepare_ms(self, stream):
-        """Host time of preparing the forward pass for a mask that was not used before, kernels being loaded: milliseconds."""
+        """Host time of preparing the timed pass for a mask that was not used before, kernels being loaded: milliseconds."""
         mask = self._mask()
         begin = time.perf_counter()
-        self.library.prepare_forward(mask, self.forward.args, self.forward.options, stream)
+        self.library.prepare(mask, self.call.args, self.call.options, stream)
         return (time.perf_counter() - begin) * 1e3
 
     def run(self, stream):

@@ -168,6 +168,7 @@ class Library:
         self._declare("magi_flex_flash_attn_forward", [pointer, forward, options, pointer])
         self._declare("magi_flex_flash_attn_forward_prepare", [pointer, forward, options, pointer])
         self._declare("magi_flex_flash_attn_backward", [pointer, backward, options, pointer])
+        self._declare("magi_flex_flash_attn_backward_prepare", [pointer, backward, options, pointer])
         self._declare("magi_flex_flash_attn_forward_workspace_size", [forward, options, size])
         self._declare("magi_flex_flash_attn_backward_workspace_size", [backward, options, size])
         self.version = self.c.magi_version_string().decode()
@@ -189,9 +190,11 @@ class Library:
         self.check(query(C.byref(args), C.byref(options), C.byref(needed)))
         return needed.value
 
-    def prepare_forward(self, mask, args, options, stream=None):
+    def prepare(self, mask, args, options, stream=None):
         """Makes what a mask keeps on the device for such calls. May compile, allocate and wait."""
-        self.check(self.c.magi_flex_flash_attn_forward_prepare(mask.handle, C.byref(args), C.byref(options), stream))
+        kind = "forward" if isinstance(args, ForwardArgs) else "backward"
+        function = getattr(self.c, f"magi_flex_flash_attn_{kind}_prepare")
+        self.check(function(mask.handle, C.byref(args), C.byref(options), stream))
 
     def enqueue(self, mask, args, options, stream=None):
         """A function without arguments that makes the call; what it takes is converted here, once.

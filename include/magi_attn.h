@@ -1292,7 +1292,7 @@ typedef struct magi_flex_options {
     /**
      * NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals
      * before a type's diagonals are laid through their corners; a cell that is covered twice counts twice. On a CUDA device
-     * the fast forward kernels alone take them: the lists are read there, in the order of the stream, so they may change
+     * the fast kernels alone take them: the lists are read there, in the order of the stream, so they may change
      * between calls and between replays of a graph.
      */
     const struct magi_tensor *q_ranges;
@@ -1317,7 +1317,8 @@ typedef struct magi_flex_options {
      */
     int32_t backend;
     /**
-     * 0 or 1: the same bits on every run. The CPU gives them always.
+     * 0 or 1: the same bits on every run. Of backward by the fast kernels of a CUDA device, which then compute dq apart from
+     * dk and dv, 7 products for 5; without it the last bits of dq may differ. Everything else gives them always.
      */
     int32_t deterministic;
     /**
@@ -1329,8 +1330,8 @@ typedef struct magi_flex_options {
      */
     int32_t accumulate;
     /**
-     * Forward over ranges on a CUDA device: room for this many pairs of a query tile and a range that meet. 0 for the
-     * default: query tiles + 4 n.
+     * Ranges on a CUDA device: room for this many pairs of a tile and a range that meet, tiles being of queries in forward,
+     * of keys in backward, and also of queries in deterministic backward. 0 for the default: tiles + 4 n.
      */
     int64_t max_items;
 } magi_flex_options;
@@ -2105,7 +2106,14 @@ magi_status magi_flex_flash_attn_forward_prepare(const struct magi_mask *mask,
                                                  magi_stream stream);
 
 /**
- * Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. Errors: as forward. Any thread.
+ * Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. On a CUDA device the fast kernels
+ * compute what they do in forward, except where dk and dv have two dtypes, one of them alone is added to, or both are added
+ * to in bf16 or f16: that is for the textbook kernels. The workspace has f32 sums of dq where dq itself is not f32, and
+ * grows with the tensors.
+ *
+ * With ranges on a CUDA device that cannot be taken (see forward) dq, dk and dv become NaN.
+ *
+ * Errors: as forward. Any thread.
  *
  * # Safety
  * As magi_flex_flash_attn_forward.

@@ -81,6 +81,40 @@ typedef struct magi_attn_forward_params {
 #define MAGI_FORWARD_OUT_F32 1    /* out is f32, else the input dtype */
 #define MAGI_FORWARD_ACCUMULATE 2 /* merge into (out, lse), both f32 */
 
+/* ---------------------------------------------------------- attention backward: src/backend/cuda/backward_params.rs */
+
+/* One launch of magi_attn_backward over a list of key tiles: rows are keys of one key head, steps are queries. Strides
+   count elements. A work item is a tile, a key head and, with `splits` above 1, a part of its query heads. Pairs are
+   the local tensor and the receive buffer. */
+typedef struct magi_attn_backward_params {
+    const magi_tile *tiles; /* in the order of the work */
+    const magi_item *items;
+    const magi_row_limits *limits;
+    int *counters; /* {next work, blocks done}; 0 before a launch, and after it */
+    float *dq;     /* [tokens_q, heads_q, head_dim], added to; 16-byte aligned */
+    void *dk[2];   /* [tokens_k, heads_kv, head_dim] */
+    void *dv[2];   /* [tokens_k, heads_kv, head_dim_v] */
+    float *piece;  /* splits > 1: [tile_count, heads_kv, splits, magi_attn_backward_sizes[4] floats] */
+    int *
+        piece_done; /* splits > 1: [tile_count, heads_kv, consumer warps of a block]; 0 before a launch, and after it */
+    long long dq_token, dq_head; /* multiples of 4 */
+    long long dk_token[2], dk_head[2], dv_token[2], dv_head[2];
+    int tile_count, heads_kv, group, section; /* group: query heads of a key head; section: key heads walked together */
+    int splits;                               /* divides group */
+    int tokens_q;
+    int head_dim, head_dim_v;
+    int copies_k,
+        copies_v; /* of one block of K or Q, of V or dO: 1 when a copy brings all columns, else one for each 64 */
+    int flags;
+    float scale_log2;    /* of a logit, or of tanh with softcap: factor to base 2 */
+    float scale;         /* of dq and dk: softmax_scale */
+    float softcap_scale; /* softmax_scale / softcap */
+} magi_attn_backward_params;
+
+/* Flags of backward. */
+#define MAGI_BACKWARD_OUT_F32 1    /* dk and dv are f32, else the input dtype */
+#define MAGI_BACKWARD_ACCUMULATE 2 /* dk and dv, both f32, are added to */
+
 /* ------------------------------------------------------------------- textbook attention: src/backend/cuda/textbook.rs
  */
 
@@ -115,5 +149,30 @@ typedef struct magi_textbook_params {
     int tile_count, heads_q, heads_kv;
     int head_dim, head_dim_v;
 } magi_textbook_params;
+
+/* --------------------------- attention backward, dq alone: src/backend/cuda/backward_queries_params.rs */
+
+/* One call over a list of query tiles. Strides count elements and, with the address of dq, are multiples of 16 bytes.
+   A unit is a query head. */
+typedef struct magi_attn_backward_queries_params {
+    const magi_tile *tiles; /* in the order of the work */
+    const magi_item *items;
+    const magi_row_limits *limits;
+    int *counters; /* {next work, blocks done}; 0 before a launch, and after it */
+    void *dq;      /* [tokens, heads_q, head_dim] */
+    long long dq_token, dq_head;
+    int tile_count, units, group, section; /* group: query heads of a key head; section: heads walked together */
+    int tokens_k[2];                       /* of the local tensor and of the receive buffer */
+    int head_dim, flags;
+    int copies_k, copies_v; /* of a block of K and a piece of Q, of V and of dout: 1, or one for each 64 columns */
+    float scale;            /* softmax_scale: of dq */
+    float scale_log2;       /* of a logit, or of tanh with softcap: factor to base 2 */
+    float softcap_scale;    /* softmax_scale / softcap */
+    int reserved0;          /* 0 */
+} magi_attn_backward_queries_params;
+
+/* Flags of the dq kernel. */
+#define MAGI_BACKWARD_QUERIES_F32 1        /* dq is f32, else the input dtype */
+#define MAGI_BACKWARD_QUERIES_ACCUMULATE 2 /* add to dq, which is f32 */
 
 #endif

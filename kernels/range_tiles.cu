@@ -1,8 +1,8 @@
-// The tile list of query tiles over ranges that lie on the device, made there: one launch before the attention kernel,
-// which the host need not wait for. See docs/kernels.md.
+// The tile list of query tiles or of key tiles over ranges that lie on the device, made there: one launch before the
+// attention kernel, which the host need not wait for. See docs/kernels.md.
 //
 // A block makes one tile after the other; the last block to end puts them in order. Items of a tile ascend by (first
-// key, index of the range), whatever block is when done, so results are the same bits on every run.
+// token, index of the range), whatever block is when done, so results are the same bits on every run.
 // SPDX-License-Identifier: Apache-2.0
 #include "helper/range_tiles.h"
 #include "ptx/convert.cuh"
@@ -10,9 +10,9 @@
 // Tiles are put in order by buckets of steps.
 enum { RANGE_THREADS = MAGI_RANGE_THREADS, RANGE_BUCKETS = 4 * RANGE_THREADS, RANGE_MOST = 0x7fffffff };
 
-// Rows [q0, q1) and keys [k0, k1) between two diagonals: lo <= key - row <= hi.
+// Rows [row0, row1) and tokens [token0, token1) between two diagonals: lo <= token - row <= hi.
 struct RangeSlice {
-    int q0, q1, k0, k1, lo, hi;
+    int row0, row1, token0, token1, lo, hi;
 };
 
 MAGI_DEVICE int range_clamp(int x, int low, int high) {
@@ -23,28 +23,33 @@ MAGI_DEVICE int range_clamp(int x, int low, int high) {
 MAGI_DEVICE bool range_slice(const magi_range_params &p, int i, RangeSlice &s) {
     const int *const q = p.q_ranges + i * p.q_step, *const k = p.k_ranges + i * p.k_step;
     const int type = p.mask_types[i * p.type_step];
-    s.q0 = range_clamp(q[0], 0, p.tokens_q);
-    s.q1 = range_clamp(q[1], s.q0, p.tokens_q);
-    s.k0 = range_clamp(k[0], 0, p.tokens_k);
-    s.k1 = range_clamp(k[1], s.k0, p.tokens_k);
-    s.lo = type & 2 ? s.k0 - s.q0 : MAGI_TILES_NO_LO;
-    s.hi = type & 1 ? s.k1 - s.q1 : MAGI_TILES_NO_HI;
+    const int q0 = range_clamp(q[0], 0, p.tokens_q), q1 = range_clamp(q[1], q0, p.tokens_q);
+    const int k0 = range_clamp(k[0], 0, p.tokens_k), k1 = range_clamp(k[1], k0, p.tokens_k);
+    const int lo = type & 2 ? k0 - q0 : MAGI_TILES_NO_LO, hi = type & 1 ? k1 - q1 : MAGI_TILES_NO_HI;
+    if (p.of_keys) {
+        s = {k0, k1, q0, q1, -hi, -lo};
+    } else {
+        s = {q0, q1, k0, k1, lo, hi};
+    }
     return type >= 0 && type <= 3;
 }
 
 // What rows [row0, row0 + rows) see of range `i`. False: nothing. Sums stay far inside an int: tokens are at most 2^28.
 MAGI_DEVICE bool range_item(const magi_range_params &p, int i, int row0, int rows, magi_item &item) {
     RangeSlice s;
-    if (!range_slice(p, i, s) || s.k0 == s.k1 || s.lo > s.hi) {
+    if (!range_slice(p, i, s) || s.token0 == s.token1 || s.lo > s.hi) {
         return false;
     }
-    const int first = max(max(s.q0, row0), s.k0 - s.hi), last = min(min(s.q1, row0 + rows), s.k1 - s.lo) - 1;
+    const int first = max(max(s.row0, row0), s.token0 - s.hi);
+    const int last = min(min(s.row1, row0 + rows), s.token1 - s.lo) - 1;
     if (first > last) {
         return false;
     }
     // Rows see intervals whose ends move by 0 or 1 from one to the next: together they are one run.
-    const int run0 = max(s.k0, first + s.lo), run1 = min(s.k1, last + s.hi + 1);
-    item.run0 = item.start = item.full0 = item.full1 = run0;
+    const int run0 = max(s.token0, first + s.lo), run1 = min(s.token1, last + s.hi + 1);
+    const int start = run0 - run0 % p.align;
+    item.start = item.full0 = item.full1 = start;
+    item.run0 = run0;
     item.run1 = run1;
     item.row0 = first - row0;
     item.row1 = last + 1 - row0;
@@ -55,8 +60,8 @@ MAGI_DEVICE bool range_item(const magi_range_params &p, int i, int row0, int row
     if (item.row0 == 0 && item.row1 == rows) {
         // What the last row sees from, and the first row up to.
         const int seen0 = max(run0, last + s.lo), seen1 = min(run1, first + s.hi + 1);
-        const int full0 = run0 + (seen0 - run0 + p.step - 1) / p.step * p.step;
-        const int full1 = seen1 < run0 ? run0 : run0 + (seen1 - run0) / p.step * p.step;
+        const int full0 = start + (seen0 - start + p.step - 1) / p.step * p.step;
+        const int full1 = seen1 < start ? start : start + (seen1 - start) / p.step * p.step;
         if (full0 < full1) {
             item.full0 = full0;
             item.full1 = full1;
@@ -104,7 +109,7 @@ MAGI_DEVICE void range_meet(const magi_range_params &p, int row0, int rows, unsi
 // Tile `t` and its items.
 MAGI_DEVICE void range_tile(const magi_range_params &p, int t) {
     __shared__ int found, filled, first, steps;
-    const int row0 = t * p.rows, rows = min(p.rows, p.tokens_q - row0);
+    const int row0 = t * p.rows, rows = min(p.rows, (p.of_keys ? p.tokens_k : p.tokens_q) - row0);
     if (threadIdx.x == 0) {
         found = filled = steps = 0;
     }
@@ -181,26 +186,28 @@ MAGI_DEVICE void range_order(const magi_range_params &p, int most) {
     }
 }
 
+MAGI_DEVICE void range_poison(const magi_range_output &o) {
+    const long long rows = o.data == nullptr ? 0 : o.tokens * o.heads;
+    for (long long i = threadIdx.x / 32; i < rows; i += RANGE_THREADS / 32) {
+        const long long token = i / o.heads, head = i - token * o.heads;
+        char *const row = o.data + (token * o.token + head * o.head) * o.bytes;
+        for (int column = (int)threadIdx.x & 31; column < o.width; column += 32) {
+            if (o.bytes == 2) {
+                ((unsigned short *)row)[column] = 0x7fff;
+            } else {
+                ((unsigned *)row)[column] = 0x7fffffff;
+            }
+        }
+    }
+}
+
 // NaN in every output, and tiles that store nothing over it.
 MAGI_DEVICE void range_fail(const magi_range_params &p) {
     for (int t = (int)threadIdx.x; t < p.tile_count; t += RANGE_THREADS) {
         p.tiles[t] = {t * p.rows, 0, 0, 0, 0, 0, 0, 0};
     }
-    const long long outputs = (long long)p.tokens_q * p.heads;
-    for (long long i = threadIdx.x / 32; i < outputs; i += RANGE_THREADS / 32) {
-        const long long token = i / p.heads, head = i - token * p.heads;
-        char *const out = p.out + (token * p.out_token + head * p.out_head) * p.out_bytes;
-        for (int column = (int)threadIdx.x & 31; column < p.head_dim_v; column += 32) {
-            if (p.out_bytes == 2) {
-                ((unsigned short *)out)[column] = 0x7fff;
-            } else {
-                ((unsigned *)out)[column] = 0x7fffffff;
-            }
-        }
-        if (p.lse != nullptr && (threadIdx.x & 31) == 0) {
-            ((unsigned *)p.lse)[token * p.lse_token + head * p.lse_head] = 0x7fffffff;
-        }
-    }
+    range_poison(p.outputs[0]);
+    range_poison(p.outputs[1]);
 }
 
 // What is wrong with the whole list, as an error word; 0: nothing.
@@ -245,6 +252,7 @@ extern "C" __global__ void __launch_bounds__(MAGI_RANGE_THREADS)
     }
     if (threadIdx.x == 0) {
         *(volatile unsigned long long *)p.error = error;
+        p.counters->failed = 1;
     }
     range_fail(p);
 }

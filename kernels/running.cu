@@ -50,11 +50,6 @@ template <> struct Products<f64, f64> {
     typedef f64 type;
 };
 
-// A row that sees nothing has out 0, and its dout, whatever it holds, reaches no gradient.
-template <class W> MAGI_DEVICE W product(W out, W dout) {
-    return out == 0 ? (W)0 : out * dout;
-}
-
 template <class W> MAGI_DEVICE W warp_sum(W x) {
 #pragma unroll
     for (int step = 16; step > 0; step >>= 1) {

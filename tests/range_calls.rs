@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common_cuda::{gpu, run_on_the_processor};
 use magi_attn::device::cuda::{DeviceMemory, Gpu};
-use magi_attn::ffi::attn::{magi_backward_args, magi_forward_args};
+use magi_attn::ffi::attn::{MAGI_ACCUMULATE_DK, MAGI_ACCUMULATE_DV, magi_backward_args, magi_forward_args};
 use magi_attn::ffi::plain::{magi_attn_shape, magi_tensor};
 use magi_attn::ffi::single::*;
 use magi_attn::ffi::status::magi_last_error_message;
@@ -82,6 +82,43 @@ impl Call {
         }
     }
 
+    /// Its lse is another's.
+    fn backward(&self) -> magi_backward_args {
+        magi_backward_args {
+            size: size_of::<magi_backward_args>(),
+            q: self.at(0),
+            k: self.at(1),
+            v: self.at(2),
+            sink: null(),
+            out: self.at(3),
+            lse: null(),
+            dout: self.at(4),
+            softmax_scale: 0.0,
+            softcap: 0.0,
+            dq: self.at(5),
+            dk: self.at(6),
+            dv: self.at(7),
+            dsink: null(),
+            flags: 0,
+            reserved: 0,
+        }
+    }
+
+    /// Backward, its preparation and its size query give `status` with `part` in the message.
+    fn backward_refused(&self, a: &magi_backward_args, o: &magi_flex_options, status: Status, part: &str) {
+        let mut bytes = 0usize;
+        // SAFETY: every descriptor is alive; nothing is enqueued.
+        unsafe {
+            let call = magi_flex_flash_attn_backward(None, a, o, null_mut());
+            expect(call, status, part);
+            let prepare = magi_flex_flash_attn_backward_prepare(None, a, o, null_mut());
+            expect(prepare, status, part);
+            let query = magi_flex_flash_attn_backward_workspace_size(a, o, &mut bytes);
+            expect(query, status, part);
+        }
+        assert_eq!(bytes, 0);
+    }
+
     fn options(&self) -> magi_flex_options {
         magi_flex_options {
             size: size_of::<magi_flex_options>(),
@@ -145,7 +182,7 @@ fn hopper() -> Option<Arc<Gpu>> {
 }
 
 #[test]
-fn only_the_fast_forward_takes_ranges_on_the_device() {
+fn only_the_fast_kernels_take_ranges_on_the_device() {
     let Some(gpu) = hopper() else { return };
     let none = Status::NotSupported;
     let f32s = Call::new(&gpu, DType::F32);
@@ -160,42 +197,55 @@ fn only_the_fast_forward_takes_ranges_on_the_device() {
         ..call.options()
     };
     call.refused(&sdpa, none, "options.backend is sdpa");
-    let lse = Call::new(&gpu, DType::F32);
-    let mut backward_lse = lse.tensors[4];
-    backward_lse.ndim = 2;
-    backward_lse.shape[1] = 1;
-    let backward = magi_backward_args {
-        size: size_of::<magi_backward_args>(),
-        q: call.at(0),
-        k: call.at(1),
-        v: call.at(2),
-        sink: null(),
-        out: call.at(3),
-        lse: &backward_lse,
-        dout: call.at(4),
-        softmax_scale: 0.0,
-        softcap: 0.0,
-        dq: call.at(5),
-        dk: call.at(6),
-        dv: call.at(7),
-        dsink: null(),
-        flags: 0,
-        reserved: 0,
+    let lse = lse_of(&gpu);
+    let backward = |call: &Call| magi_backward_args {
+        lse: &raw const lse.tensors[4],
+        ..call.backward()
     };
-    // SAFETY: every descriptor is alive; nothing is enqueued.
-    unsafe {
-        let o = call.options();
-        expect(
-            magi_flex_flash_attn_backward(None, &backward, &o, null_mut()),
-            none,
-            "key tiles",
-        );
-        expect(
-            magi_flex_flash_attn_backward_prepare(None, &backward, &o, null_mut()),
-            none,
-            "key tiles",
-        );
-    }
+    call.backward_refused(&backward(&call), &sdpa, none, "options.backend is sdpa");
+    f32s.backward_refused(
+        &backward(&f32s),
+        &f32s.options(),
+        none,
+        "which only the fast kernels take, and dtype f32",
+    );
+    let mixed = magi_backward_args {
+        dv: lse.at(7),
+        ..backward(&call)
+    };
+    call.backward_refused(
+        &mixed,
+        &call.options(),
+        none,
+        "args.dk and args.dv have two dtypes",
+    );
+    let added = magi_backward_args {
+        flags: MAGI_ACCUMULATE_DK | MAGI_ACCUMULATE_DV,
+        ..backward(&call)
+    };
+    call.backward_refused(&added, &call.options(), none, "args.dk of bf16 is added to");
+    let one = magi_backward_args {
+        flags: MAGI_ACCUMULATE_DK,
+        ..backward(&call)
+    };
+    let ffa = magi_flex_options {
+        backend: 1,
+        ..call.options()
+    };
+    call.backward_refused(
+        &one,
+        &ffa,
+        none,
+        "options.backend ffa: one of args.dk and args.dv is added to",
+    );
+}
+
+/// f32 tensors of which the fifth is a lse.
+fn lse_of(gpu: &Arc<Gpu>) -> Call {
+    let mut lse = Call::new(gpu, DType::F32);
+    lse.tensors[4].ndim = 2;
+    lse.tensors[4].shape[1] = 1;
+    lse
 }
 
 #[test]
@@ -299,7 +349,15 @@ fn support_is_explained() {
     let has = |text: &str, part: &str| assert!(text.contains(part), "{text:?} does not mention {part:?}");
     let words = explained(DType::Bf16, 0, MAGI_WITH_BACKWARD).unwrap();
     has(&words, "forward: the fast kernel attn_forward_bf16_128, compiled");
-    has(&words, "backward: textbook kernels, on CUDA device 0");
+    has(
+        &words,
+        "backward: the fast kernel attn_backward_bf16_128, compiled",
+    );
+    has(
+        &words,
+        "deterministic: the fast kernel attn_backward_keys_bf16_128",
+    );
+    has(&words, "then the fast kernel attn_backward_queries_bf16_128");
     has(&words, "\n  dropout");
     let words = explained(
         DType::F16,
@@ -314,16 +372,20 @@ fn support_is_explained() {
     let words = explained(DType::F32, 0, MAGI_WITH_BACKWARD).unwrap();
     has(&words, "forward: textbook kernels");
     has(&words, "not the fast ones: dtype f32");
+    has(&words, "backward: textbook kernels, on CUDA device 0");
     has(&explained(DType::Bf16, 2, 0).unwrap(), "the backend is sdpa");
-    let words = explained(DType::Bf16, 1, 0).unwrap();
-    has(&words, "backward: none");
+    has(
+        &explained(DType::Bf16, 1, MAGI_WITH_BACKWARD).unwrap(),
+        "backward: the fast kernel",
+    );
     let why = explained(DType::F64, 1, MAGI_WITH_BACKWARD | MAGI_WITH_FP8).unwrap_err();
-    for part in ["backend ffa: dtype f64", "no fast backward kernel", "fp8"] {
+    for part in ["backend ffa: dtype f64", "fp8"] {
         has(&why, part);
     }
     let why = explained(DType::F32, 0, MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD).unwrap_err();
     has(&why, "ranges on the device need the fast kernels: dtype f32");
-    has(&why, "backward takes a mask handle only");
+    let flags = MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD;
+    explained(DType::Bf16, 0, flags).unwrap();
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use common_layout::assert_compiles;
-use magi_attn::backend::cuda::range_tiles::{BAD_TYPE, RangeCounters, RangeParams, THREADS, TOO_MANY};
+use magi_attn::backend::cuda::range_tiles::{
+    BAD_TYPE, RangeCounters, RangeOutput, RangeParams, THREADS, TOO_MANY,
+};
 
 /// C assertions that the members of `$c` lie where those of `$rust` do, and that both are equally large.
 macro_rules! assertions {
@@ -32,6 +34,19 @@ fn host_and_device_agree() {
         bad_type,
         steps,
         done,
+        failed
+    );
+    assertions!(
+        text,
+        RangeOutput,
+        "magi_range_output",
+        data,
+        token,
+        head,
+        tokens,
+        heads,
+        width,
+        bytes,
         reserved
     );
     assertions!(
@@ -50,12 +65,7 @@ fn host_and_device_agree() {
         keys,
         counters,
         error,
-        out,
-        lse,
-        out_token,
-        out_head,
-        lse_token,
-        lse_head,
+        outputs,
         count,
         tokens_q,
         tokens_k,
@@ -63,9 +73,8 @@ fn host_and_device_agree() {
         step,
         tile_count,
         max_items,
-        heads,
-        head_dim_v,
-        out_bytes
+        align,
+        of_keys
     );
     for (name, value) in [
         ("MAGI_RANGE_THREADS", u64::from(THREADS)),

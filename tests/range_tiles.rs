@@ -9,23 +9,24 @@ use std::sync::Arc;
 
 use common_backend::{Buffer, Layout, Random};
 use common_cuda::{Copy, gpu, run_on_the_processor};
-use magi_attn::backend::cuda::range_tiles::{DeviceRanges, ListShape, ListSpace, Outputs, RangeTiles};
+use magi_attn::backend::cuda::range_tiles::{DeviceRanges, ListShape, ListSpace, RangeTiles};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
-use magi_attn::plan::tiles::{StageRows, query_tiles};
+use magi_attn::plan::tiles::{StageRows, key_tiles, query_tiles};
 use magi_attn::types::{
-    DType, Device, Error, Item, MaskType, Range, Slice, StageSlice, Status, Tensor, Tile, TileList,
+    Band, DType, Device, Error, Item, MaskType, Range, Slice, StageSlice, Status, Tensor, Tile, TileList,
     TileShape, TypedSlice,
 };
 
 /// A range as it is given: query ends, key ends, type.
 type Given = [i32; 5];
 
-/// What a launch left: tiles in the order of the work, items, out and lse.
+/// What a launch left: tiles in the order of the work, items, out and lse, whether it says that it failed.
 struct Made {
     list: TileList,
     out: Vec<f64>,
     lse: Vec<f64>,
+    failed: bool,
 }
 
 const HEADS: i64 = 3;
@@ -35,8 +36,8 @@ fn list_shape(tokens_q: i64, tokens_k: i64, rows: i32, step: i32, max_items: i32
     ListShape {
         tokens_q,
         tokens_k,
-        rows,
-        step,
+        of_keys: false,
+        tile: TileShape::new(rows, step),
         max_items,
         words: 12,
     }
@@ -119,24 +120,22 @@ fn make(gpu: &Arc<Gpu>, given: &[Given], shape: &ListShape, dtype: DType, pad: u
         types: tensor(2, &[n]),
     };
     let ones = |count: i64| vec![1.0; count as usize];
+    let (rows, _) = sides(shape);
     let mut out = Buffer::new(
-        &ones(shape.tokens_q * HEADS * DIM),
-        &[shape.tokens_q, HEADS, DIM],
+        &ones(rows * HEADS * DIM),
+        &[rows, HEADS, DIM],
         dtype,
         Layout::Padded,
     );
     let mut lse = Buffer::new(
-        &ones(shape.tokens_q * HEADS),
-        &[shape.tokens_q, HEADS],
+        &ones(rows * HEADS),
+        &[rows, HEADS],
         DType::F32,
         Layout::HeadsFirst,
     );
     let (host_out, host_lse) = (out.tensor(), lse.tensor());
     let copies = [host_out, host_lse].map(|t| Copy::of(gpu, t));
-    let outputs = Outputs {
-        out: copies[0].tensor(),
-        lse: Some(copies[1].tensor()),
-    };
+    let outputs = [Some(copies[0].tensor()), Some(copies[1].tensor())];
     let tiles = RangeTiles::load(gpu).unwrap();
     // SAFETY: everything stays until the stream is done.
     unsafe {
@@ -150,7 +149,7 @@ fn make(gpu: &Arc<Gpu>, given: &[Given], shape: &ListShape, dtype: DType, pad: u
     let count = shape.tile_count() as usize;
     let made = Made {
         list: TileList {
-            shape: TileShape::new(shape.rows, shape.step),
+            shape: shape.tile,
             tiles: words(&space, 0, 8 * count).chunks_exact(8).map(tile_of).collect(),
             items: words(
                 &space,
@@ -166,6 +165,7 @@ fn make(gpu: &Arc<Gpu>, given: &[Given], shape: &ListShape, dtype: DType, pad: u
         },
         out: out.values(),
         lse: lse.values(),
+        failed: count > 0 && words(&space, offset(at.failed(space.as_ptr()).cast_mut().cast()), 1) != [0],
     };
     if count > 0 {
         let zeros = words(&space, offset(at.words(space.as_ptr()).cast()), shape.words);
@@ -190,26 +190,51 @@ fn slice_of(g: &Given, tokens_q: i64, tokens_k: i64) -> Slice {
     })
 }
 
-/// How often each cell is visible.
-fn dense(given: &[Given], tokens_q: i64, tokens_k: i64) -> Vec<u8> {
-    let mut cells = vec![0; (tokens_q * tokens_k) as usize];
+/// Rows and tokens of a list.
+fn sides(shape: &ListShape) -> (i64, i64) {
+    match shape.of_keys {
+        false => (shape.tokens_q, shape.tokens_k),
+        true => (shape.tokens_k, shape.tokens_q),
+    }
+}
+
+/// The same with rows of the list in place of queries, tokens in place of keys.
+fn seen_from(shape: &ListShape, g: &Given) -> Slice {
+    let s = slice_of(g, shape.tokens_q, shape.tokens_k);
+    if !shape.of_keys {
+        return s;
+    }
+    let lo = if s.band.has_hi() { -s.band.hi } else { Band::NO_LO };
+    let hi = if s.band.has_lo() { -s.band.lo } else { Band::NO_HI };
+    Slice::new(s.k, s.q, Band::new(lo, hi))
+}
+
+/// How often each cell is visible, [rows, tokens].
+fn dense(given: &[Given], shape: &ListShape) -> Vec<u8> {
+    let (rows, tokens) = sides(shape);
+    let mut cells = vec![0; (rows * tokens) as usize];
     for g in given {
-        let s = slice_of(g, tokens_q, tokens_k);
+        let s = slice_of(g, shape.tokens_q, shape.tokens_k);
         for q in s.q.start..s.q.end {
             for k in s.k.start..s.k.end {
-                cells[(q * tokens_k + k) as usize] += u8::from((s.band.lo..=s.band.hi).contains(&(k - q)));
+                let at = if shape.of_keys {
+                    k * tokens + q
+                } else {
+                    q * tokens + k
+                };
+                cells[at as usize] += u8::from((s.band.lo..=s.band.hi).contains(&(k - q)));
             }
         }
     }
     cells
 }
 
-/// The runs of a tile in the order of (first key, index of the range).
+/// The runs of a tile in the order of (first token, index of the range).
 fn runs(given: &[Given], shape: &ListShape, tile: &Tile) -> Vec<[i64; 4]> {
     let (row0, row1) = (i64::from(tile.row0), i64::from(tile.row0 + tile.rows));
     let mut all: Vec<[i64; 4]> = Vec::new();
     for g in given {
-        let s = slice_of(g, shape.tokens_q, shape.tokens_k);
+        let s = seen_from(shape, g);
         let inside = Range::new(s.q.start.clamp(row0, row1), s.q.end.clamp(row0, row1));
         let part = Slice::new(inside, s.k, s.band);
         if !part.is_empty() {
@@ -225,13 +250,14 @@ fn runs(given: &[Given], shape: &ListShape, tile: &Tile) -> Vec<[i64; 4]> {
 fn check(given: &[Given], shape: &ListShape, made: &Made, what: &str) {
     let mut by_row = made.list.tiles.clone();
     by_row.sort_by_key(|t| t.row0);
-    let mut cells = vec![0u8; (shape.tokens_q * shape.tokens_k) as usize];
+    let (rows, tokens) = sides(shape);
+    let mut cells = vec![0u8; (rows * tokens) as usize];
     let mut row = 0;
     for tile in &by_row {
         assert_eq!(i64::from(tile.row0), row, "{what}: {tile:?}");
         assert_eq!(
             i64::from(tile.rows),
-            i64::from(shape.rows).min(shape.tokens_q - row),
+            i64::from(shape.tile.rows).min(rows - row),
             "{what}"
         );
         assert_eq!((tile.source, tile.slot, tile.pieces), (0, 0, 0), "{what}");
@@ -244,29 +270,27 @@ fn check(given: &[Given], shape: &ListShape, made: &Made, what: &str) {
         assert_eq!(found, runs(given, shape, tile), "{what}: {tile:?}");
         let steps: i32 = items
             .iter()
-            .map(|i| (i.run1 - i.start + shape.step - 1) / shape.step)
+            .map(|i| (i.run1 - i.start + shape.tile.step - 1) / shape.tile.step)
             .sum();
         assert_eq!(tile.steps, steps, "{what}: {tile:?}");
         for item in items {
             assert_eq!(
                 (item.start, item.source, item.limits, item.reserved),
-                (item.run0, 0, -1, 0),
+                (item.run0 / shape.tile.align * shape.tile.align, 0, -1, 0),
                 "{what}"
             );
             check_steps(&made.list, tile, item, what);
             for r in 0..tile.rows {
                 let seen = made.list.seen(tile, item, r);
                 for k in seen.start..seen.end {
-                    cells[(i64::from(tile.row0 + r) * shape.tokens_k + k) as usize] += 1;
+                    cells[(i64::from(tile.row0 + r) * tokens + k) as usize] += 1;
                 }
             }
         }
     }
-    assert_eq!(row, shape.tokens_q, "{what}");
-    assert!(
-        cells == dense(given, shape.tokens_q, shape.tokens_k),
-        "{what}: cells"
-    );
+    assert_eq!(row, rows, "{what}");
+    assert!(cells == dense(given, shape), "{what}: cells");
+    assert!(!made.failed, "{what}");
     let longest = by_row.iter().map(|t| t.steps).max().unwrap_or(0);
     for pair in made.list.tiles.windows(2) {
         // Buckets are as fine as one in a thousand of the longest.
@@ -328,8 +352,10 @@ fn random_ranges_cell_by_cell() {
         );
         let n = [0, 1, 2, 5, 20, 60][r.below(6) as usize];
         let given = random_ranges(&mut r, n, tokens_q, tokens_k);
-        let all = (tokens_q + 7) / i64::from(rows.min(8)) * n;
-        let shape = list_shape(tokens_q, tokens_k, rows, step, all as i32);
+        let all = (tokens_q.max(tokens_k) + 7) / i64::from(rows.min(8)) * n;
+        let mut shape = list_shape(tokens_q, tokens_k, rows, step, all as i32);
+        shape.of_keys = case % 2 == 1;
+        shape.tile.align = if case % 3 == 0 { 4 } else { 1 };
         let dtype = [DType::Bf16, DType::F32][r.below(2) as usize];
         let made = make(&gpu, &given, &shape, dtype, r.below(3) as usize);
         check(
@@ -366,16 +392,24 @@ fn one_range_is_as_planned() {
     let mut r = Random(3);
     for case in 0..80 {
         let (tokens_q, tokens_k) = (1 + r.below(500), 1 + r.below(700));
-        let tile = TileShape::new([16, 128][case % 2], [32, 128][case / 2 % 2]);
+        let tile = TileShape {
+            align: [1, 4][case / 8 % 2],
+            ..TileShape::new([16, 128][case % 2], [32, 128][case / 2 % 2])
+        };
         let given = random_ranges(&mut r, 1, tokens_q, tokens_k);
-        let shape = list_shape(tokens_q, tokens_k, tile.rows, tile.step, 64);
+        let shape = ListShape {
+            of_keys: case / 4 % 2 == 1,
+            tile,
+            ..list_shape(tokens_q, tokens_k, tile.rows, tile.step, 64)
+        };
         let made = make(&gpu, &given, &shape, DType::Bf16, 0);
         let slice = slice_of(&given[0], tokens_q, tokens_k);
         let rows = StageRows {
             q: tokens_q,
             k: [tokens_k, 0],
         };
-        let want = query_tiles(&[StageSlice { slice, source: 0 }], &rows, &tile).unwrap();
+        let plan = if shape.of_keys { key_tiles } else { query_tiles };
+        let want = plan(&[StageSlice { slice, source: 0 }], &rows, &tile).unwrap();
         let mut tiles = made.list.tiles.clone();
         tiles.sort_by_key(|t| t.row0);
         for (i, tile) in tiles.iter().enumerate() {
@@ -388,10 +422,15 @@ fn one_range_is_as_planned() {
 
 /// Everything is NaN, no tile stores anything, and the next question says why, once.
 fn fails(gpu: &Arc<Gpu>, given: &[Given], max_items: i32, status: Status, part: &str) {
-    let shape = list_shape(70, 90, 16, 16, max_items);
-    for dtype in [DType::Bf16, DType::F16, DType::F32] {
+    for (dtype, of_keys) in [(DType::Bf16, false), (DType::F16, true), (DType::F32, false)] {
+        // As many tiles on both sides.
+        let shape = ListShape {
+            of_keys,
+            ..list_shape(70, if of_keys { 80 } else { 90 }, 16, 16, max_items)
+        };
         let made = make(gpu, given, &shape, dtype, 1);
         assert!(made.out.iter().chain(&made.lse).all(|x| x.is_nan()), "{part}");
+        assert!(made.failed, "{part}");
         assert!(
             made.list.tiles.iter().all(|t| t.rows == 0 && t.items == 0),
             "{part}"
@@ -408,7 +447,7 @@ fn fails(gpu: &Arc<Gpu>, given: &[Given], max_items: i32, status: Status, part: 
 fn lists_that_cannot_be_made_are_reported() {
     let Some(gpu) = gpu() else { return };
     // Five tiles of 16 rows and two ranges over all of them.
-    let twice = [[0, 70, 0, 90, 0], [0, 70, 10, 80, 1]];
+    let twice = [[0, 70, 0, 90, 0], [0, 70, 0, 80, 0]];
     fails(
         &gpu,
         &twice,
@@ -446,9 +485,14 @@ fn ends_of_any_size() {
         [most, least, 0, 9, 0],
         [69, most, least, 1, 2],
     ];
-    let shape = list_shape(70, 90, 16, 16, 40);
-    let made = make(&gpu, &given, &shape, DType::F32, 0);
-    check(&given, &shape, &made, "ends of any size");
+    for of_keys in [false, true] {
+        let shape = ListShape {
+            of_keys,
+            ..list_shape(70, 90, 16, 16, 40)
+        };
+        let made = make(&gpu, &given, &shape, DType::F32, 0);
+        check(&given, &shape, &made, "ends of any size");
+    }
 }
 
 #[test]

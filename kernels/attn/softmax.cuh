@@ -4,13 +4,8 @@
 // row + 8 (i / 2 % 2).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "columns.cuh"
 #include "forward_shape.cuh"
-
-// The columns below `limit` as bits: bit 2 j + e stands for column 8 j + lane_col + e of 128, lane_col = 2 (lane % 4).
-DEV u32 columns_below(int limit, int lane_col) {
-    const int x = limit - lane_col, n = 2 * (x >> 3) + min(x & 7, 2);
-    return n <= 0 ? 0u : n >= 32 ? ~0u : (1u << n) - 1;
-}
 
 // What rows do not see becomes -inf. `token[h]`: which of the tile's tokens row h of the thread belongs to.
 DEV void apply_mask(float (&x)[BN / 2], const Block &b, const magi_row_limits *limits, const int (&token)[2],

@@ -106,6 +106,11 @@ MAGI_DEVICE bool is_nan(f64 x) {
     return x != x;
 }
 
+// ---- of an element of delta: a row that sees nothing has out 0, and its dout, whatever it holds, reaches no gradient
+template <class W> MAGI_DEVICE W product(W out, W dout) {
+    return out == 0 ? (W)0 : out * dout;
+}
+
 // ---- one element whose dtype is known at run time only: for a few scalars a row
 enum { F64 = 0, F32 = 1, BF16 = 2, F16 = 3 };
 

@@ -22,8 +22,17 @@ typedef struct magi_range_counters {
     int bad_type;             /* INT_MAX - the first range whose type is none; 0: no such range */
     int steps;                /* of the longest tile */
     int done;                 /* blocks */
-    int reserved;
+    int failed;               /* 1 when the list could not be made */
 } magi_range_counters;
+
+/* A [tokens, heads, width] tensor that becomes NaN when the list cannot be made. Strides count elements. */
+typedef struct magi_range_output {
+    char *data; /* or NULL */
+    long long token, head, tokens;
+    int heads, width;
+    int bytes; /* of an element: 2 or 4 */
+    int reserved;
+} magi_range_output;
 
 /* Ranges on the device, and where the list over them goes. Strides count elements. */
 typedef struct magi_range_params {
@@ -35,12 +44,11 @@ typedef struct magi_range_params {
     magi_item *items;         /* [max_items] */
     unsigned long long *keys; /* [max_items] */
     magi_range_counters *counters;
-    unsigned long long *error; /* in memory of the host */
-    char *out;                 /* [tokens_q, heads, head_dim_v], to be filled with NaN when the list cannot be made */
-    float *lse;                /* [tokens_q, heads], likewise, or NULL */
-    long long out_token, out_head, lse_token, lse_head;
-    int count, tokens_q, tokens_k, rows, step, tile_count, max_items, heads, head_dim_v;
-    int out_bytes; /* of an element: 2 or 4 */
+    unsigned long long *error;    /* in memory of the host */
+    magi_range_output outputs[2]; /* of the rows */
+    int count, tokens_q, tokens_k, rows, step, tile_count, max_items;
+    int align;   /* the first step of a run begins at the multiple of this at or below it */
+    int of_keys; /* 0: rows are queries, tokens keys; 1: rows are keys, tokens queries */
 } magi_range_params;
 
 #endif

@@ -74,7 +74,22 @@ DEV void mbar_wait(u32 bar, u32 parity) {
     }
 }
 
+// Looks first: a wait may suspend the thread for longer than what it waits for takes.
+DEV void wait_for(u32 bar, u32 parity) {
+    if (!mbar_test(bar, parity)) {
+        mbar_wait(bar, parity);
+    }
+}
+
 // Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine.
 DEV void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Named barriers of `threads` threads: arrive without waiting, or wait for all.
+DEV void named_arrive(int barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+DEV void named_sync(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }

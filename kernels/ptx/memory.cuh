@@ -32,9 +32,9 @@ DEV void bulk_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until the thread's groups of copies have read their sources.
-DEV void bulk_wait_read() {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+// Until the thread's groups of copies have read their sources, all but the last N.
+template <int N = 0> DEV void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
 
 DEV void st_global_v4(void *p, u32 a, u32 b, u32 c, u32 d) {
@@ -80,5 +80,33 @@ DEV void ld_shared_v4(u32 (&w)[4], u32 a) {
 DEV void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1), "r"(r2),
                  "r"(r3)
+                 : "memory");
+}
+
+DEV float2 ld_shared_f32x2(u32 a) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(a) : "memory");
+    return x;
+}
+
+// Adds a box of f32 in shared memory to memory; what lies outside the tensor is left out. In the bulk group of the
+// thread.
+DEV void tma_add_3d(const TensorMap *m, u32 src, int c0, int c1, int c2) {
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"((u64)m),
+        "r"(src), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+}
+
+DEV void st_shared_f32x2(u32 a, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
+
+DEV void add_global_f32x2(float *p, float a, float b) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
+}
+
+DEV void add_global_f32x4(float *p, float a, float b, float c, float d) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(a), "f"(b), "f"(c), "f"(d)
                  : "memory");
 }

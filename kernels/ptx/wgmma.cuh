@@ -1,6 +1,6 @@
-// Warpgroup matrix products m64nNk16 into f32: both operands from shared memory (K-major), or A from registers and B
-// from shared memory with rows along k (MN-major). d += a * b, and d = a * b where add is 0.
-// SPDX-License-Identifier: Apache-2.0
+// Warpgroup matrix products m64nNk16 into f32: both operands from shared memory, both K-major (ss), both with rows
+// along k (MN-major, ss_t) or only B so (ss_bt), or A from registers and B MN-major (rs_t). d += a * b, and d = a * b
+// where add is 0. SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "math.cuh"
 
@@ -58,6 +58,18 @@ DEV constexpr u64 smem_desc(u32 addr, u32 leading, u32 stride) {
                      : LIST                                                                                            \
                      : "l"(a), "l"(b), "r"(add));                                                                      \
     }                                                                                                                  \
+    DEV void wgmma_ss_t(float (&d)[N / 2], u64 a, u64 b, int add) {                                                    \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
+                     "k16.f32." WGMMA_DTYPE " {" REGS "}, " I0 ", " I1 ", p, 1, 1, 1, 1; }"                            \
+                     : LIST                                                                                            \
+                     : "l"(a), "l"(b), "r"(add));                                                                      \
+    }                                                                                                                  \
+    DEV void wgmma_ss_bt(float (&d)[N / 2], u64 a, u64 b, int add) {                                                   \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
+                     "k16.f32." WGMMA_DTYPE " {" REGS "}, " I0 ", " I1 ", p, 1, 1, 0, 1; }"                            \
+                     : LIST                                                                                            \
+                     : "l"(a), "l"(b), "r"(add));                                                                      \
+    }                                                                                                                  \
     DEV void wgmma_rs_t(float (&d)[N / 2], const u32(&a)[4], u64 b, int add) {                                         \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " I5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
                      "k16.f32." WGMMA_DTYPE " {" REGS "}, {" I0 ", " I1 ", " I2 ", " I3 "}, " I4 ", p, 1, 1, 1; }"     \
@@ -65,6 +77,9 @@ DEV constexpr u64 smem_desc(u32 addr, u32 leading, u32 stride) {
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                  \
     }
 
+#define WGMMA_REGS32 WGMMA_R0 ", " WGMMA_R8
+#define WGMMA_LIST32 WGMMA_D(0), WGMMA_D(8)
+WGMMA_DEFINE(32, WGMMA_REGS32, WGMMA_LIST32, "%16", "%17", "%18", "%19", "%20", "%21")
 #define WGMMA_REGS48 WGMMA_R0 ", " WGMMA_R8 ", " WGMMA_R16
 #define WGMMA_LIST48 WGMMA_D(0), WGMMA_D(8), WGMMA_D(16)
 WGMMA_DEFINE(48, WGMMA_REGS48, WGMMA_LIST48, "%24", "%25", "%26", "%27", "%28", "%29")

@@ -30,7 +30,7 @@ pub struct magi_flex_options {
     pub size: usize,
     /// NULL with a mask; without one i32 `[n, 2]` query ranges on the tensors' device. Ranges are clamped to the totals
     /// before a type's diagonals are laid through their corners; a cell that is covered twice counts twice. On a CUDA device
-    /// the fast forward kernels alone take them: the lists are read there, in the order of the stream, so they may change
+    /// the fast kernels alone take them: the lists are read there, in the order of the stream, so they may change
     /// between calls and between replays of a graph.
     pub q_ranges: *const magi_tensor,
     /// NULL with a mask; without one i32 `[n, 2]` key ranges.
@@ -43,14 +43,15 @@ pub struct magi_flex_options {
     pub workspace_size: usize,
     /// A magi_backend.
     pub backend: i32,
-    /// 0 or 1: the same bits on every run. The CPU gives them always.
+    /// 0 or 1: the same bits on every run. Of backward by the fast kernels of a CUDA device, which then compute dq apart from
+    /// dk and dv, 7 products for 5; without it the last bits of dq may differ. Everything else gives them always.
     pub deterministic: i32,
     /// Multiprocessors left to others; 0 on the CPU.
     pub sm_margin: i32,
     /// 0 or 1, forward only: out (in acc) and lse hold an earlier result, into which this one is merged. Not with a sink.
     pub accumulate: i32,
-    /// Forward over ranges on a CUDA device: room for this many pairs of a query tile and a range that meet. 0 for the
-    /// default: query tiles + 4 n.
+    /// Ranges on a CUDA device: room for this many pairs of a tile and a range that meet, tiles being of queries in forward,
+    /// of keys in backward, and also of queries in deterministic backward. 0 for the default: tiles + 4 n.
     pub max_items: i64,
 }
 
@@ -115,7 +116,6 @@ pub(super) fn backend_of(param: &str, value: i32) -> Result<single::Choice> {
 /// Checks the options and gathers them for the runtime.
 fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     let backend = backend_of("options.backend", o.backend)?;
-    flag("options.deterministic", o.deterministic)?;
     if o.sm_margin < 0 {
         return Err(Error::argument(format!(
             "options.sm_margin is {}; it must be 0 or more",
@@ -131,6 +131,7 @@ fn options_of(o: &magi_flex_options) -> Result<single::Options> {
     Ok(single::Options {
         backend,
         accumulate: flag("options.accumulate", o.accumulate)?,
+        deterministic: flag("options.deterministic", o.deterministic)?,
         sm_margin: o.sm_margin,
         max_items: o.max_items,
         workspace: o.workspace.cast(),
@@ -207,7 +208,14 @@ pub unsafe extern "C" fn magi_flex_flash_attn_forward_prepare(
     })
 }
 
-/// Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. Errors: as forward. Any thread.
+/// Gradients of magi_flex_flash_attn_forward. Shapes and flags as in magi_backward_args. On a CUDA device the fast kernels
+/// compute what they do in forward, except where dk and dv have two dtypes, one of them alone is added to, or both are added
+/// to in bf16 or f16: that is for the textbook kernels. The workspace has f32 sums of dq where dq itself is not f32, and
+/// grows with the tensors.
+///
+/// With ranges on a CUDA device that cannot be taken (see forward) dq, dk and dv become NaN.
+///
+/// Errors: as forward. Any thread.
 ///
 /// # Safety
 /// As magi_flex_flash_attn_forward.
@@ -292,7 +300,9 @@ pub unsafe extern "C" fn magi_flex_flash_attn_backward_workspace_size(
     guard("magi_flex_flash_attn_backward_workspace_size", || {
         // SAFETY: the caller's promise.
         let (args, options) = unsafe { (backward_of(&sized("args", args)?)?, read_options(options)?) };
-        let needed = single::backward_workspace(&args, &options_of(&options)?)?;
+        // SAFETY: the caller's promise.
+        let lists = unsafe { lists_of(&options) }?;
+        let needed = single::backward_workspace(lists.as_ref(), &args, &options_of(&options)?)?;
         // SAFETY: the caller's promise.
         unsafe { input::write_out("bytes", bytes, needed) }
     })

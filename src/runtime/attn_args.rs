@@ -1,5 +1,6 @@
 //! Arguments of attention, as the C ABI hands them over.
 
+use super::check::Named;
 use crate::types::Tensor;
 
 /// Arguments of a forward pass. tq, tk: query and key tokens; "acc" is the accumulator type.
@@ -23,6 +24,22 @@ pub struct Forward {
     pub lse: Option<Tensor>,
     /// Output f32 `[heads_q]`.
     pub max_logits: Option<Tensor>,
+}
+
+impl Forward {
+    /// Every tensor by its name.
+    pub(super) fn tensors(&self) -> Vec<Named<'_>> {
+        let all = [
+            Some(("args.q", &self.q)),
+            Some(("args.k", &self.k)),
+            Some(("args.v", &self.v)),
+            self.sink.as_ref().map(|t| ("args.sink", t)),
+            Some(("args.out", &self.out)),
+            self.lse.as_ref().map(|t| ("args.lse", t)),
+            self.max_logits.as_ref().map(|t| ("args.max_logits", t)),
+        ];
+        all.into_iter().flatten().collect()
+    }
 }
 
 /// Arguments of a backward pass.
@@ -62,6 +79,26 @@ pub struct Backward {
     pub accumulate_dv: bool,
     /// dsink is added to.
     pub accumulate_dsink: bool,
+}
+
+impl Backward {
+    /// Every tensor by its name.
+    pub(super) fn tensors(&self) -> Vec<Named<'_>> {
+        let all = [
+            Some(("args.q", &self.q)),
+            Some(("args.k", &self.k)),
+            Some(("args.v", &self.v)),
+            self.sink.as_ref().map(|t| ("args.sink", t)),
+            Some(("args.out", &self.out)),
+            Some(("args.lse", &self.lse)),
+            Some(("args.dout", &self.dout)),
+            Some(("args.dq", &self.dq)),
+            Some(("args.dk", &self.dk)),
+            Some(("args.dv", &self.dv)),
+            self.dsink.as_ref().map(|t| ("args.dsink", t)),
+        ];
+        all.into_iter().flatten().collect()
+    }
 }
 
 /// The factor that `given` stands for.

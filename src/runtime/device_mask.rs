@@ -5,6 +5,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::backend::cuda::attention::Attention;
+use crate::backend::cuda::backward::BackwardKernels;
+use crate::backend::cuda::backward_kernel::BackwardChoice;
+use crate::backend::cuda::backward_tiles::BackwardTiles;
 use crate::backend::cuda::forward::{self, ForwardTiles};
 use crate::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
 use crate::backend::cuda::pieces;
@@ -18,12 +21,15 @@ use crate::types::{AttnShape, DType, Error, Mask, Result, Slice, StageSlice, Sta
 
 /// What tiles were made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Purpose {
+struct Purpose<C> {
     ordinal: i32,
     shape: AttnShape,
     /// What the call asked for; the kernel may be more general when tiles are packed or cut.
-    asked: ForwardChoice,
+    asked: C,
 }
+
+/// Tiles by what they were made for.
+type Made<C, T> = Mutex<Vec<(Purpose<C>, Arc<T>)>>;
 
 /// Query and key tiles for the textbook kernels of a device.
 #[derive(Debug)]
@@ -37,7 +43,8 @@ struct TextbookTiles {
 /// Tiles of one mask on devices, made at the first use and kept.
 #[derive(Debug, Default)]
 pub struct DeviceMask {
-    made: Mutex<Vec<(Purpose, Arc<ForwardTiles>)>>,
+    forward: Made<ForwardChoice, ForwardTiles>,
+    backward: Made<BackwardChoice, BackwardTiles>,
     textbook: Mutex<Vec<TextbookTiles>>,
 }
 
@@ -64,6 +71,28 @@ fn stage(mask: &Mask) -> (Vec<StageSlice>, StageRows) {
     (mask.slices().iter().map(local).collect(), rows)
 }
 
+/// The tiles in `made`, or those that `make` makes now, unless `on` is being captured.
+fn find_or_make<C: Copy + PartialEq, T>(
+    made: &Made<C, T>,
+    (gpu, shape, asked): (&Arc<Gpu>, &AttnShape, C),
+    on: Stream,
+    make: impl FnOnce() -> Result<T>,
+) -> Result<Arc<T>> {
+    let purpose = Purpose {
+        ordinal: gpu.ordinal(),
+        shape: *shape,
+        asked,
+    };
+    let mut made = made.lock();
+    if let Some((_, tiles)) = made.iter().find(|(p, _)| *p == purpose) {
+        return Ok(tiles.clone());
+    }
+    expect_prepared(gpu, on)?;
+    let tiles = Arc::new(make()?);
+    made.push((purpose, tiles.clone()));
+    Ok(tiles)
+}
+
 impl DeviceMask {
     /// Tiles for a call. The first call for a purpose plans, uploads and may compile, unless `on` is being captured: then
     /// it fails, having touched nothing.
@@ -75,19 +104,23 @@ impl DeviceMask {
         asked: ForwardChoice,
         on: Stream,
     ) -> Result<Arc<ForwardTiles>> {
-        let purpose = Purpose {
-            ordinal: gpu.ordinal(),
-            shape: *shape,
-            asked,
-        };
-        let mut made = self.made.lock();
-        if let Some((_, tiles)) = made.iter().find(|(p, _)| *p == purpose) {
-            return Ok(tiles.clone());
-        }
-        expect_prepared(gpu, on)?;
-        let tiles = Arc::new(make_forward(mask, gpu, shape, asked)?);
-        made.push((purpose, tiles.clone()));
-        Ok(tiles)
+        find_or_make(&self.forward, (gpu, shape, asked), on, || {
+            make_forward(mask, gpu, shape, asked)
+        })
+    }
+
+    /// The same for gradients.
+    pub fn backward(
+        &self,
+        mask: &Mask,
+        gpu: &Arc<Gpu>,
+        shape: &AttnShape,
+        asked: BackwardChoice,
+        on: Stream,
+    ) -> Result<Arc<BackwardTiles>> {
+        find_or_make(&self.backward, (gpu, shape, asked), on, || {
+            make_backward(mask, gpu, shape, asked)
+        })
     }
 
     /// What the textbook kernels walk, and those kernels. The first call for a device and tile shape plans and uploads, as
@@ -146,4 +179,21 @@ fn make_forward(
             },
         )?;
     }
+}
+
+/// Plans the tiles of `mask` that the kernels of `asked` walk.
+fn make_backward(
+    mask: &Mask,
+    gpu: &Arc<Gpu>,
+    shape: &AttnShape,
+    asked: BackwardChoice,
+) -> Result<BackwardTiles> {
+    let (slices, rows) = stage(mask);
+    let kernels = BackwardKernels::load(gpu, asked)?;
+    let keys = key_tiles(&slices, &rows, &kernels.keys.tile())?;
+    let queries = kernels.queries.as_ref();
+    let queries = queries
+        .map(|k| query_tiles(&slices, &rows, &k.tile()))
+        .transpose()?;
+    BackwardTiles::new(gpu, kernels, shape, &keys, queries.as_ref())
 }

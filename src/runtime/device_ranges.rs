@@ -16,8 +16,41 @@ use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
 use crate::types::{DType, Device, Error, Result, Status};
 
-/// The kernels of a device for one choice: loaded once, kept to the end of the process.
-type Loaded = (i32, ForwardChoice, Arc<ForwardRanges>);
+/// Kernels of devices by what was asked for: loaded once, kept to the end of the process.
+pub(super) struct Loaded<C, K>(Mutex<Vec<(i32, C, Arc<K>)>>);
+
+impl<C: Copy + PartialEq, K> Loaded<C, K> {
+    /// None yet.
+    pub const fn new() -> Loaded<C, K> {
+        Loaded(Mutex::new(Vec::new()))
+    }
+
+    fn found(loaded: &[(i32, C, Arc<K>)], gpu: &Gpu, asked: C) -> Option<Arc<K>> {
+        let here = |(ordinal, choice, _): &&(i32, C, Arc<K>)| *ordinal == gpu.ordinal() && *choice == asked;
+        loaded.iter().find(here).map(|(_, _, kernels)| kernels.clone())
+    }
+
+    /// The kernels. `missing` decides whether they may be loaded now, and `load` does it.
+    pub fn get(
+        &self,
+        gpu: &Arc<Gpu>,
+        asked: C,
+        missing: impl FnOnce() -> Result<()>,
+        load: impl FnOnce(&Arc<Gpu>, C) -> Result<K>,
+    ) -> Result<Arc<K>> {
+        if let Some(kernels) = Self::found(&self.0.lock(), gpu, asked) {
+            return Ok(kernels);
+        }
+        missing()?;
+        // Without the lock: this may compile, and others are not to wait for it.
+        let kernels = Arc::new(load(gpu, asked)?);
+        let mut loaded = self.0.lock();
+        if Self::found(&loaded, gpu, asked).is_none() {
+            loaded.push((gpu.ordinal(), asked, kernels.clone()));
+        }
+        Ok(kernels)
+    }
+}
 
 /// The kernels. `missing` decides whether they may be loaded now.
 fn kernels(
@@ -25,26 +58,12 @@ fn kernels(
     asked: ForwardChoice,
     missing: impl FnOnce() -> Result<()>,
 ) -> Result<Arc<ForwardRanges>> {
-    static LOADED: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
-    let found = |loaded: &[Loaded]| {
-        let here = |(ordinal, choice, _): &&Loaded| *ordinal == gpu.ordinal() && *choice == asked;
-        loaded.iter().find(here).map(|(_, _, kernels)| kernels.clone())
-    };
-    if let Some(kernels) = found(&LOADED.lock()) {
-        return Ok(kernels);
-    }
-    missing()?;
-    // Without the lock: this may compile, and others are not to wait for it.
-    let kernels = Arc::new(ForwardRanges::load(gpu, asked)?);
-    let mut loaded = LOADED.lock();
-    if found(&loaded).is_none() {
-        loaded.push((gpu.ordinal(), asked, kernels.clone()));
-    }
-    Ok(kernels)
+    static LOADED: Loaded<ForwardChoice, ForwardRanges> = Loaded::new();
+    LOADED.get(gpu, asked, missing, ForwardRanges::load)
 }
 
 /// The lists by their names.
-fn named(lists: &RangeLists) -> [Named<'_>; 3] {
+pub(super) fn named(lists: &RangeLists) -> [Named<'_>; 3] {
     [
         ("options.q_ranges", &lists.q_ranges),
         ("options.k_ranges", &lists.k_ranges),
@@ -53,7 +72,7 @@ fn named(lists: &RangeLists) -> [Named<'_>; 3] {
 }
 
 /// The lists, found to be i32 `[n, 2]`, `[n, 2]` and `[n]` on the device.
-fn checked(lists: &RangeLists, device: Device) -> Result<DeviceRanges> {
+pub(super) fn checked(lists: &RangeLists, device: Device) -> Result<DeviceRanges> {
     let n = lists.q_ranges.tokens();
     for ((name, t), shape) in named(lists).into_iter().zip([&[n, 2][..], &[n, 2], &[n]]) {
         check::place_on((name, t), device)?;
@@ -118,7 +137,13 @@ pub(super) fn forward(
 ) -> Result<()> {
     let (kernels, ranges) = prepare(lists, a, e, asked, on)?;
     let list = list(&kernels, lists, e, options)?;
-    on_gpu::check_workspace(a, options, ListSpace::of(&list).bytes, e.device, &named(lists))?;
+    let beside = named(lists);
+    on_gpu::check_workspace(
+        options,
+        ListSpace::of(&list).bytes,
+        e.device,
+        &[&a.tensors(), &beside[..]].concat(),
+    )?;
     let call = on_gpu::call_of(a, e, options);
     // SAFETY: the tensors were checked, and their memory is the caller's promise (see Tensor), as is that nobody else uses
     // the workspace meanwhile; the kernels are kept.

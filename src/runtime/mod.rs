@@ -9,6 +9,7 @@ pub mod device_mask;
 mod device_ranges;
 pub mod forward;
 mod gather;
+mod gpu_backward;
 mod group;
 mod key;
 pub mod movement;

@@ -170,20 +170,19 @@ pub(super) fn forward(
     on: Stream,
 ) -> Result<()> {
     let tiles = prepare(mask, kept, a, e, asked, on)?;
-    check_workspace(a, options, tiles.workspace_bytes(), e.device, &[])?;
+    check_workspace(options, tiles.workspace_bytes(), e.device, &a.tensors())?;
     let launch = call_of(a, e, options);
     // SAFETY: the tensors were checked, and their memory is the caller's promise (see Tensor); the mask handle keeps
     // the tiles, and must outlive what was enqueued with it.
     unsafe { tiles.enqueue(&launch, on) }
 }
 
-/// The workspace is large enough and aligned, and shares no memory with the call's tensors and those in `beside`.
+/// The workspace is large enough and aligned, and shares no memory with the tensors of the call.
 pub(super) fn check_workspace(
-    a: &Forward,
     options: &Options,
     needed: usize,
     device: Device,
-    beside: &[check::Named<'_>],
+    tensors: &[check::Named<'_>],
 ) -> Result<()> {
     if options.workspace_bytes < needed {
         let message = format!(
@@ -206,24 +205,7 @@ pub(super) fn check_workspace(
     }
     // SAFETY: the caller's workspace, of which only the address is looked at here.
     let used = unsafe { Tensor::dense(options.workspace, DType::U8, device, &[needed as i64]) };
-    let optional = [
-        ("args.sink", &a.sink),
-        ("args.lse", &a.lse),
-        ("args.max_logits", &a.max_logits),
-    ];
-    let mut others = vec![
-        ("args.q", &a.q),
-        ("args.k", &a.k),
-        ("args.v", &a.v),
-        ("args.out", &a.out),
-    ];
-    others.extend(
-        optional
-            .iter()
-            .filter_map(|(name, t)| t.as_ref().map(|t| (*name, t))),
-    );
-    others.extend(beside);
-    check::written(&[("options.workspace", &used)], &others)
+    check::written(&[("options.workspace", &used)], tensors)
 }
 
 /// Bytes of workspace that no mask makes a call of the fast kernels exceed.

@@ -4,8 +4,10 @@ use super::attn_args::{Backward, Forward, scale};
 use super::check::{self, Extents};
 use super::device_mask::DeviceMask;
 use super::device_ranges;
+use super::gpu_backward;
 use super::on_gpu;
 use super::scratch::Scratch;
+use crate::backend::cuda::backward_kernel::BackwardChoice;
 use crate::backend::cuda::forward_kernel::ForwardChoice;
 use crate::backend::{Backend, BackwardArgs, CpuBackend, ForwardArgs};
 use crate::device::cuda::Gpu;
@@ -54,9 +56,11 @@ pub struct Options {
     pub backend: Choice,
     /// Forward: out (acc) and lse hold an earlier result that this one is merged into.
     pub accumulate: bool,
+    /// Backward: the same bits on every run.
+    pub deterministic: bool,
     /// Multiprocessors left to others.
     pub sm_margin: i32,
-    /// Ranges on a device: room for pairs of a query tile and a range that meet; 0 for the default.
+    /// Ranges on a device: room for pairs of a tile and a range that meet; 0 for the default.
     pub max_items: i64,
     /// Workspace, aligned to 256 bytes.
     pub workspace: *mut u8,
@@ -113,6 +117,16 @@ fn extents(source: &Source<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Ex
     })
 }
 
+/// The same of the tensors of a size query, where there is no mask.
+fn on_device(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Extents> {
+    Ok(Extents {
+        tokens_q: q.tokens(),
+        tokens_k: k.tokens(),
+        shape: shape_of(q, k, v)?,
+        device: q.device(),
+    })
+}
+
 /// Integers of a host tensor `[n]` or `[n, 2]`, dense.
 fn integers(name: &str, t: &Tensor, shape: &[i64]) -> Result<Vec<i32>> {
     check::place((name, t))?;
@@ -162,12 +176,7 @@ struct Space {
 
 impl Space {
     /// `others` are the tensors of the call, with which the workspace may share no memory.
-    fn over(
-        options: &Options,
-        needed: usize,
-        device: Device,
-        others: &[Option<(&str, &Tensor)>],
-    ) -> Result<Space> {
+    fn over(options: &Options, needed: usize, device: Device, others: &[check::Named<'_>]) -> Result<Space> {
         if options.workspace_bytes < needed {
             let message = format!(
                 "options.workspace_size is {}; this call needs {needed} bytes",
@@ -185,8 +194,7 @@ impl Space {
             Carver::over(base, bytes).map_err(|e| Error::new(e.status, format!("options.{}", e.message)))?;
         // SAFETY: the caller's workspace, of which only the address is looked at here.
         let used = unsafe { Tensor::dense(base, DType::U8, device, &[needed as i64]) };
-        let others: Vec<_> = others.iter().flatten().copied().collect();
-        check::written(&[("options.workspace", &used)], &others)?;
+        check::written(&[("options.workspace", &used)], others)?;
         Ok(Space { carver })
     }
 
@@ -239,23 +247,12 @@ fn carve_backward(a: &Backward, s: &AttnShape, carver: &mut Carver) -> Result<[T
     Ok([delta, dq, dk, dv, dsink])
 }
 
-/// The mask of a backward call on a device.
-fn on_device<'a>(source: &Source<'a>) -> Result<(&'a Mask, &'a DeviceMask)> {
-    match source {
-        Source::Mask(mask, kept) => Ok((mask, kept)),
-        Source::Ranges(_) => Err(Error::new(
-            Status::NotSupported,
-            "options holds ranges for gradients on a CUDA device: backward needs key tiles, which are made on the host              only; make a mask of the ranges (magi_mask_create)",
-        )),
-    }
-}
-
-/// What computes a forward call.
-enum Engine<'a> {
+/// What computes a call, by what it asks of the fast kernels.
+enum Engine<'a, C> {
     /// The fast kernels of a CUDA device.
-    Fast(&'a Mask, &'a DeviceMask, ForwardChoice),
+    Fast(&'a Mask, &'a DeviceMask, C),
     /// The same, over ranges that lie there.
-    Ranges(&'a RangeLists, ForwardChoice),
+    Ranges(&'a RangeLists, C),
     /// The CPU, or textbook kernels.
     Steps(Box<dyn Backend>),
 }
@@ -267,7 +264,7 @@ fn forward_engine<'a>(
     e: &Extents,
     options: &Options,
     stream: Stream,
-) -> Result<Engine<'a>> {
+) -> Result<Engine<'a, ForwardChoice>> {
     if options.accumulate {
         check_accumulate(a, &e.shape)?;
     }
@@ -295,14 +292,14 @@ fn no_ranges(a: &Forward, e: &Extents, options: &Options, gpu: &Gpu) -> Error {
     })
 }
 
-/// What computes a backward call: the CPU, or textbook kernels.
-fn backward_engine(
-    source: &Source<'_>,
+/// The same for a backward call.
+fn backward_engine<'a>(
+    source: &Source<'a>,
     a: &Backward,
     e: &Extents,
     options: &Options,
     stream: Stream,
-) -> Result<Box<dyn Backend>> {
+) -> Result<Engine<'a, BackwardChoice>> {
     if options.accumulate {
         return Err(Error::argument(
             "options.accumulate is for forward; backward takes MAGI_ACCUMULATE_* in args.flags",
@@ -310,16 +307,18 @@ fn backward_engine(
     }
     if e.device == Device::Cpu {
         check::backward(a, e, stream)?;
-        return Ok(Box::new(cpu(options)?));
+        return Ok(Engine::Steps(Box::new(cpu(options)?)));
     }
-    on_gpu::gpu_of(e)?;
-    if options.backend == Choice::Ffa {
-        let message = "options.backend ffa: this build has no fast backward kernel; use the default or sdpa";
-        return Err(Error::new(Status::NotSupported, message));
+    let gpu = on_gpu::gpu_of(e)?;
+    match (source, gpu_backward::choice(a, e, options, &gpu)?) {
+        (Source::Mask(mask, kept), Some(asked)) => Ok(Engine::Fast(mask, kept, asked)),
+        (Source::Mask(mask, kept), None) => {
+            check::backward(a, e, stream)?;
+            Ok(Engine::Steps(Box::new(on_gpu::textbook(mask, kept, e, stream)?)))
+        }
+        (Source::Ranges(lists), Some(asked)) => Ok(Engine::Ranges(lists, asked)),
+        (Source::Ranges(_), None) => Err(gpu_backward::no_ranges(a, e, options, &gpu)),
     }
-    let (mask, kept) = on_device(source)?;
-    check::backward(a, e, stream)?;
-    Ok(Box::new(on_gpu::textbook(mask, kept, e, stream)?))
 }
 
 /// Slices for a backend that walks them; those on devices have tiles.
@@ -343,7 +342,13 @@ pub fn forward_prepare(source: Source<'_>, a: &Forward, options: &Options, strea
 /// The same for `backward`.
 pub fn backward_prepare(source: Source<'_>, a: &Backward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
-    backward_engine(&source, a, &e, options, stream).map(|_| ())
+    match backward_engine(&source, a, &e, options, stream)? {
+        Engine::Fast(mask, kept, asked) => {
+            gpu_backward::prepare(mask, kept, a, &e, asked, stream).map(|_| ())
+        }
+        Engine::Ranges(lists, asked) => gpu_backward::prepare_ranges(lists, a, &e, asked, stream).map(|_| ()),
+        Engine::Steps(_) => Ok(()),
+    }
 }
 
 /// Bytes of workspace of the calls that go step by step.
@@ -359,12 +364,7 @@ pub fn forward_workspace(lists: Option<&RangeLists>, a: &Forward, options: &Opti
         cpu(options)?;
         return forward_steps_workspace(a);
     }
-    let e = Extents {
-        tokens_q: a.q.tokens(),
-        tokens_k: a.k.tokens(),
-        shape: shape_of(&a.q, &a.k, &a.v)?,
-        device: a.q.device(),
-    };
+    let e = on_device(&a.q, &a.k, &a.v)?;
     let gpu = on_gpu::gpu_of(&e)?;
     match (lists, on_gpu::choice(a, &e, options, &gpu)?) {
         (None, Some(asked)) => on_gpu::forward_workspace(a, &e, asked),
@@ -374,14 +374,27 @@ pub fn forward_workspace(lists: Option<&RangeLists>, a: &Forward, options: &Opti
     }
 }
 
-/// Bytes of workspace that `backward` needs.
-pub fn backward_workspace(a: &Backward, options: &Options) -> Result<usize> {
-    if a.q.device() == Device::Cpu {
-        cpu(options)?;
-    }
+/// Bytes of workspace of the calls that go step by step.
+fn backward_steps_workspace(a: &Backward) -> Result<usize> {
     let mut carver = Carver::measure();
     carve_backward(a, &shape_of(&a.q, &a.k, &a.v)?, &mut carver)?;
     Ok(carver.used())
+}
+
+/// Bytes of workspace that `backward` needs, over `lists` when they give the mask.
+pub fn backward_workspace(lists: Option<&RangeLists>, a: &Backward, options: &Options) -> Result<usize> {
+    if a.q.device() == Device::Cpu {
+        cpu(options)?;
+        return backward_steps_workspace(a);
+    }
+    let e = on_device(&a.q, &a.k, &a.v)?;
+    let gpu = on_gpu::gpu_of(&e)?;
+    match (lists, gpu_backward::choice(a, &e, options, &gpu)?) {
+        (None, Some(asked)) => gpu_backward::workspace(a, &e, asked),
+        (None, None) => backward_steps_workspace(a),
+        (Some(lists), Some(asked)) => gpu_backward::ranges_workspace(lists, a, &e, asked, options),
+        (Some(_), None) => Err(gpu_backward::no_ranges(a, &e, options, &gpu)),
+    }
 }
 
 /// Attention on one device. Errors as the C function documents.
@@ -397,16 +410,7 @@ pub fn forward(source: Source<'_>, a: &Forward, options: &Options, stream: Strea
         Engine::Steps(backend) => backend,
     };
     let slices = slices_for(&source, &e)?;
-    let tensors = [
-        Some(("args.q", &a.q)),
-        Some(("args.k", &a.k)),
-        Some(("args.v", &a.v)),
-        a.sink.as_ref().map(|t| ("args.sink", t)),
-        Some(("args.out", &a.out)),
-        a.lse.as_ref().map(|t| ("args.lse", t)),
-        a.max_logits.as_ref().map(|t| ("args.max_logits", t)),
-    ];
-    let mut space = Space::over(options, forward_steps_workspace(a)?, e.device, &tensors)?;
+    let mut space = Space::over(options, forward_steps_workspace(a)?, e.device, &a.tensors())?;
     let (out, lse) = carve_forward(a, &e.shape, &mut space.carver)?;
     if !options.accumulate {
         backend.attn_init(out, lse, a.max_logits, a.sink)?;
@@ -450,22 +454,17 @@ fn check_accumulate(a: &Forward, s: &AttnShape) -> Result<()> {
 /// Gradients on one device. Errors as the C function documents.
 pub fn backward(source: Source<'_>, a: &Backward, options: &Options, stream: Stream) -> Result<()> {
     let e = extents(&source, &a.q, &a.k, &a.v)?;
-    let backend = backward_engine(&source, a, &e, options, stream)?;
+    let backend = match backward_engine(&source, a, &e, options, stream)? {
+        Engine::Fast(mask, kept, asked) => {
+            return gpu_backward::backward(mask, kept, a, &e, asked, options, stream);
+        }
+        Engine::Ranges(lists, asked) => {
+            return gpu_backward::backward_ranges(lists, a, &e, asked, options, stream);
+        }
+        Engine::Steps(backend) => backend,
+    };
     let slices = slices_for(&source, &e)?;
-    let tensors = [
-        Some(("args.q", &a.q)),
-        Some(("args.k", &a.k)),
-        Some(("args.v", &a.v)),
-        a.sink.as_ref().map(|t| ("args.sink", t)),
-        Some(("args.out", &a.out)),
-        Some(("args.lse", &a.lse)),
-        Some(("args.dout", &a.dout)),
-        Some(("args.dq", &a.dq)),
-        Some(("args.dk", &a.dk)),
-        Some(("args.dv", &a.dv)),
-        a.dsink.as_ref().map(|t| ("args.dsink", t)),
-    ];
-    let mut space = Space::over(options, backward_workspace(a, options)?, e.device, &tensors)?;
+    let mut space = Space::over(options, backward_steps_workspace(a)?, e.device, &a.tensors())?;
     let [delta, dq, dk, dv, own_dsink] = carve_backward(a, &e.shape, &mut space.carver)?;
     backend.attn_delta(a.out, a.dout, delta)?;
     if let (Some(sink), Some(dsink)) = (a.sink, a.dsink) {

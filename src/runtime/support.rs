@@ -4,6 +4,7 @@ use super::attn_args::scale;
 use super::check;
 use super::on_gpu;
 use super::single::Choice;
+use crate::backend::cuda::backward_kernel::BackwardChoice;
 use crate::backend::cuda::embedded;
 use crate::backend::cuda::forward_kernel::ForwardChoice;
 use crate::device::cuda::{Gpu, Properties};
@@ -129,16 +130,14 @@ fn on_cpu(q: &Question, reasons: &mut Vec<String>) -> (String, String) {
 
 fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, String) {
     let p = gpu.properties();
+    // What holds for forward holds for backward.
     let fast = match q.backend {
         Choice::Sdpa => vec!["the backend is sdpa".to_owned()],
         _ => on_gpu::reasons(&q.shape, scale(q.softmax_scale, q.shape.head_dim), q.softcap, gpu),
     };
     if q.backend == Choice::Ffa {
         reasons.extend(fast.iter().map(|why| format!("backend ffa: {why}")));
-        if q.wants(Wish::Backward) {
-            reasons.push("backend ffa: this build has no fast backward kernel".to_owned());
-        }
-    } else if p.major < 8 && (!fast.is_empty() || q.wants(Wish::Backward)) {
+    } else if p.major < 8 && !fast.is_empty() {
         reasons.push(format!(
             "CUDA device {} ({}) has compute capability {}.{}; the textbook kernels need 8.0 or later",
             gpu.ordinal(),
@@ -147,26 +146,19 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
             p.minor
         ));
     }
-    if q.wants(Wish::DeviceRanges) {
-        let textbook = fast.iter().filter(|_| q.backend != Choice::Ffa);
-        reasons.extend(textbook.map(|why| format!("ranges on the device need the fast kernels: {why}")));
-        if q.wants(Wish::Backward) {
-            reasons.push("ranges on the device: backward takes a mask handle only".to_owned());
-        }
+    if q.wants(Wish::DeviceRanges) && q.backend != Choice::Ffa {
+        let missing = fast.iter();
+        reasons.extend(missing.map(|why| format!("ranges on the device need the fast kernels: {why}")));
     }
-    let forward = match fast_name(q).filter(|_| fast.is_empty()) {
-        Some(name) => format!("{name}, {}", place(gpu.ordinal(), p)),
+    let place = place(gpu.ordinal(), p);
+    let text = |name: Option<String>| match name.filter(|_| fast.is_empty()) {
+        Some(name) => format!("{name}, {place}"),
         None => format!(
-            "textbook kernels, {}; not the fast ones: {}",
-            place(gpu.ordinal(), p),
+            "textbook kernels, {place}; not the fast ones: {}",
             fast.join("; ")
         ),
     };
-    let backward = match q.backend {
-        Choice::Ffa => "none: this build has no fast backward kernel".to_owned(),
-        _ => format!("textbook kernels, {}", place(gpu.ordinal(), p)),
-    };
-    (forward, backward)
+    (text(fast_forward(q)), text(fast_backward(q)))
 }
 
 fn place(ordinal: i32, p: &Properties) -> String {
@@ -176,16 +168,31 @@ fn place(ordinal: i32, p: &Properties) -> String {
     )
 }
 
-/// The fast forward kernel. Where heads share tiles or long tiles are cut, which the mask decides, its general form.
-fn fast_name(q: &Question) -> Option<String> {
-    let general = [Wish::Sink, Wish::AccOut, Wish::Accumulate]
-        .iter()
-        .any(|w| q.wants(*w));
-    let choice = ForwardChoice::new(&q.shape, q.softcap > 0.0, q.wants(Wish::MaxLogits), general)?;
-    let name = choice.variant().name;
+/// How a kernel of this name comes to the device.
+fn named(name: &str) -> String {
     let when = match embedded::CUBINS.iter().any(|(built, _)| *built == name) {
         true => "compiled ahead of time",
         false => "compiled at the first use",
     };
-    Some(format!("the fast kernel {name}, {when}"))
+    format!("the fast kernel {name}, {when}")
+}
+
+/// The fast forward kernel. Where heads share tiles or long tiles are cut, which the mask decides, its general form.
+fn fast_forward(q: &Question) -> Option<String> {
+    let general = [Wish::Sink, Wish::AccOut, Wish::Accumulate]
+        .iter()
+        .any(|w| q.wants(*w));
+    let choice = ForwardChoice::new(&q.shape, q.softcap > 0.0, q.wants(Wish::MaxLogits), general)?;
+    Some(named(&choice.variant().name))
+}
+
+/// The fast backward kernels, those of deterministic mode in brackets.
+fn fast_backward(q: &Question) -> Option<String> {
+    let names = |deterministic: bool| {
+        let choice = BackwardChoice::new(&q.shape, q.softcap > 0.0, deterministic)?;
+        let kernels = choice.kernels().iter();
+        let names: Vec<String> = kernels.map(|&g| named(&choice.variant(g).name)).collect();
+        Some(names.join(", then "))
+    };
+    Some(format!("{} (deterministic: {})", names(false)?, names(true)?))
 }

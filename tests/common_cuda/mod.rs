@@ -68,7 +68,8 @@ fn kernels_for_the_processor() -> (String, String) {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/convert.cuh"));
     let convert = convert.unwrap();
     let all = "#include \"elementwise.cu\"\n#include \"ranges.cu\"\n#undef MINUS_INFINITY\n#include \"running.cu\"\n\
-               #include \"textbook_forward.cu\"\n#include \"textbook_backward.cu\"\n#include \"range_tiles.cu\"\n";
+               #include \"textbook_forward.cu\"\n#include \"textbook_backward.cu\"\n#include \"range_tiles.cu\"\n\
+               #include \"backward_rows.cu\"\n";
     let read = |name: &str| match name {
         "all" => Some(all),
         "ptx/convert.cuh" => Some(convert.as_str()),
@@ -85,10 +86,14 @@ fn kernels_for_the_processor() -> (String, String) {
         "textbook_forward",
         "textbook_backward",
         "range_tiles",
+        "backward_rows",
     ];
     let names = variants
         .iter()
-        .flat_map(|name| &embedded::listed(name).unwrap().entries);
+        .flat_map(|name| &embedded::listed(name).unwrap().entries)
+        .map(String::as_str);
+    let stand_ins = ["magi_attn_backward", "magi_attn_backward_queries"];
+    let names = names.chain(stand_ins);
     (text, names.map(|name| format!("ENTRY({name})\n")).collect())
 }
 

@@ -224,7 +224,7 @@ class Suite:
         needed = self.library.workspace_bytes(args, options)
         space = torch.full((needed,), 0xFF, dtype=torch.uint8, device=DEVICE)
         options.workspace, options.workspace_size = space.data_ptr(), needed
-        self.library.prepare_forward(NoMask(), args, options)
+        self.library.prepare(NoMask(), args, options)
 
         def enqueue():
             stream = torch.cuda.current_stream().cuda_stream
@@ -432,7 +432,7 @@ def captured(suite, rng):
     mask = magi.Mask(suite.library, slices, n, n)
     space = torch.empty(max(1, suite.library.workspace_bytes(args, options)), dtype=torch.uint8, device=DEVICE)
     options.workspace, options.workspace_size = space.data_ptr(), space.numel()
-    suite.library.prepare_forward(mask, args, options, torch.cuda.current_stream().cuda_stream)
+    suite.library.prepare(mask, args, options, torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

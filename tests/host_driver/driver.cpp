@@ -4,10 +4,13 @@
 // ENTRY(name).
 //
 // It knows one device of compute capability 9.0 with one multiprocessor, and of the driver what the library calls.
+// Kernels of the tensor cores have stand-ins (attention.h).
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <type_traits>
@@ -73,6 +76,8 @@ template <class T> static T __shfl_xor_sync(unsigned, T mine, int mask) {
 }
 namespace {
 #include KERNELS
+enum { HEAD_DIM_MOST = 128 };
+#include "attention.h"
 } // namespace
 
 // ---- coroutines: all threads of a block reach every barrier of the kernels here, so a barrier is one round. In a
@@ -333,8 +338,19 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
     *function = (void *)found->second;
     return SUCCESS;
 }
-int cuModuleGetGlobal_v2(uint64_t *, size_t *, void *, const char *) {
-    return NOT_FOUND;
+int cuModuleGetGlobal_v2(uint64_t *address, size_t *bytes, void *, const char *name) {
+    const std::map<std::string, std::pair<int *, size_t>> all = {
+        {"magi_attn_backward_sizes", {magi_attn_backward_sizes, sizeof magi_attn_backward_sizes}},
+        {"magi_attn_backward_queries_sizes",
+         {magi_attn_backward_queries_sizes, sizeof magi_attn_backward_queries_sizes}},
+    };
+    const auto found = all.find(name);
+    if (found == all.end()) {
+        return NOT_FOUND;
+    }
+    *address = (uint64_t)found->second.first;
+    *bytes = found->second.second;
+    return SUCCESS;
 }
 int cuFuncGetAttribute(int *value, int, void *) {
     return *value = 0, SUCCESS;
@@ -342,8 +358,20 @@ int cuFuncGetAttribute(int *value, int, void *) {
 int cuFuncSetAttribute(void *, int, int) {
     return SUCCESS;
 }
-int cuTensorMapEncodeTiled(void) {
-    return INVALID_VALUE;
+int cuTensorMapEncodeTiled(void *map, int, unsigned rank, void *data, const uint64_t *dims, const uint64_t *strides,
+                           const unsigned *box, const unsigned *, int, int, int, int) {
+    Map made = {};
+    made.data = (char *)data;
+    made.rank = (int)rank;
+    for (unsigned d = 0; d < rank; d++) {
+        made.dims[d] = dims[d];
+        made.box[d] = box[d];
+        if (d > 0) {
+            made.strides[d - 1] = strides[d - 1];
+        }
+    }
+    memcpy(map, &made, sizeof made);
+    return SUCCESS;
 }
 int cuGetErrorName(int, const char **text) {
     return *text = "an error", SUCCESS;

@@ -10,7 +10,8 @@ use crate::types::{AttnShape, DType, Error, Result};
 
 /// Head dimensions that kernels are compiled for, (query and key, value); others are padded up to the next that holds
 /// them, by what the copy engine writes beyond a tensor's end.
-const HEAD_DIMS: [(i64, i64); 6] = [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)];
+pub(super) const HEAD_DIMS: [(i64, i64); 6] =
+    [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)];
 
 /// What a call asks of a forward kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -53,7 +53,7 @@ pub fn check(name: &str, t: &Tensor) -> Result<()> {
 }
 
 /// Bytes from one index of a dimension to the next; where there is but one index the stride may be anything.
-fn stride(t: &Tensor, dimension: usize) -> u64 {
+pub(super) fn stride(t: &Tensor, dimension: usize) -> u64 {
     if t.shape()[dimension] > 1 {
         t.stride()[dimension] as u64 * t.dtype().size() as u64
     } else {
@@ -86,7 +86,7 @@ fn queries(q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
 
 /// Rows of keys, values or the output: one copy for all columns of a block when they are whole chunks, else one for each
 /// chunk, which ends where the columns do. Returns the number of copies too.
-fn rows(t: &Tensor, head_dim: i64, block: i64) -> Result<(TensorMap, i32)> {
+pub(super) fn rows(t: &Tensor, head_dim: i64, block: i64) -> Result<(TensorMap, i32)> {
     let own = t.shape()[2];
     let chunks = (head_dim + CHUNK - 1) / CHUNK;
     let whole = own == head_dim && own % CHUNK == 0;

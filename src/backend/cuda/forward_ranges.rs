@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::forward_kernel::{ForwardChoice, ForwardKernel};
 use super::forward_launch::{self, ForwardCall, ForwardLaunch, ForwardLists};
-use super::range_tiles::{DeviceRanges, ListShape, ListSpace, Outputs, RangeTiles};
+use super::range_tiles::{DeviceRanges, ListShape, ListSpace, RangeTiles};
 use crate::device::Stream;
 use crate::device::cuda::Gpu;
-use crate::types::{AttnShape, Error, Result};
+use crate::types::{AttnShape, Result, TileShape};
 
 /// Both kernels on a device.
 #[derive(Debug)]
@@ -35,33 +35,15 @@ impl ForwardRanges {
     /// The list of a call over `n` ranges; `max_items` 0 is the default. `Status::InvalidArgument` when a launch cannot
     /// count so many items or tiles.
     pub fn list(&self, shape: &AttnShape, tokens: (i64, i64), n: i64, max_items: i64) -> Result<ListShape> {
-        let mut list = ListShape {
+        let list = ListShape {
             tokens_q: tokens.0,
             tokens_k: tokens.1,
-            rows: self.kernel.block_q,
-            step: self.kernel.block_k,
+            of_keys: false,
+            tile: TileShape::new(self.kernel.block_q, self.kernel.block_k),
             max_items: 0,
             words: forward_launch::words(&self.kernel, shape, 1, 0),
         };
-        let tiles = list.tile_count();
-        let items = match max_items {
-            0 => ListShape::default_items(tiles, n),
-            given => given,
-        };
-        if !(0..=ListShape::MAX_ITEMS).contains(&items) {
-            return Err(Error::argument(format!(
-                "options.max_items is {items}; it must be 0 (the default) to {}",
-                ListShape::MAX_ITEMS
-            )));
-        }
-        if tiles.saturating_mul(shape.heads_q) > i64::from(i32::MAX / 2) {
-            return Err(Error::argument(format!(
-                "{tiles} tiles of {} heads are more than a launch counts",
-                shape.heads_q
-            )));
-        }
-        list.max_items = items as i32;
-        Ok(list)
+        list.with_room(max_items, n, shape.heads_q)
     }
 
     /// Enqueues the call over `ranges`, with `ListSpace::of(list).bytes` bytes of workspace: two launches. Neither
@@ -78,10 +60,7 @@ impl ForwardRanges {
         call: &ForwardCall,
         on: Stream,
     ) -> Result<()> {
-        let outputs = Outputs {
-            out: call.out,
-            lse: call.lse,
-        };
+        let outputs = [Some(call.out), call.lse];
         let at = ListSpace::of(list);
         let launch = ForwardLaunch {
             gpu: &self.gpu,

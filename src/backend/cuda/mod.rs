@@ -4,6 +4,16 @@
 //! was built, and as sources, which NVRTC compiles on first use everywhere else (`compile`). Calls enqueue on the stream
 //! and return; nothing is allocated or waited for, except in `CudaBackend::new` and `has_nan`.
 
+pub mod backward;
+pub mod backward_kernel;
+pub mod backward_launch;
+pub mod backward_maps;
+pub mod backward_params;
+pub mod backward_queries;
+pub mod backward_queries_params;
+pub mod backward_ranges;
+pub mod backward_rows;
+pub mod backward_tiles;
 pub mod cache;
 pub mod compile;
 pub mod digest;

@@ -9,7 +9,7 @@ use super::embedded;
 use super::kernels::{self, Kernels};
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Function, Gpu, HostWord, Launch, fill_words};
-use crate::types::{Error, Item, Result, Status, Tensor, Tile, TileList};
+use crate::types::{Error, Item, Result, Status, Tensor, Tile, TileList, TileShape};
 
 /// Threads of a block: MAGI_RANGE_THREADS.
 pub const THREADS: u32 = 256;
@@ -36,8 +36,58 @@ pub struct RangeCounters {
     pub steps: i32,
     /// Blocks that have ended.
     pub done: i32,
+    /// 1 when the list could not be made.
+    pub failed: i32,
+}
+
+/// `magi_range_output` of kernels/helper/range_tiles.h. Strides count elements.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RangeOutput {
+    /// Filled with NaN when the list cannot be made; or null.
+    pub data: *mut u8,
+    /// Stride of tokens.
+    pub token: i64,
+    /// Stride of heads.
+    pub head: i64,
+    /// Rows of a head.
+    pub tokens: i64,
+    /// Heads.
+    pub heads: i32,
+    /// Elements of a row.
+    pub width: i32,
+    /// Bytes of an element: 2 or 4.
+    pub bytes: i32,
     /// 0.
     pub reserved: i32,
+}
+
+impl RangeOutput {
+    /// Of a `[tokens, heads, width]` or `[tokens, heads]` tensor.
+    fn of(t: Option<&Tensor>) -> RangeOutput {
+        let Some(t) = t else {
+            return RangeOutput {
+                data: std::ptr::null_mut(),
+                token: 0,
+                head: 0,
+                tokens: 0,
+                heads: 0,
+                width: 0,
+                bytes: 4,
+                reserved: 0,
+            };
+        };
+        RangeOutput {
+            data: t.data(),
+            token: t.stride()[0],
+            head: t.stride()[1],
+            tokens: t.tokens(),
+            heads: t.shape()[1] as i32,
+            width: t.shape().get(2).copied().unwrap_or(1) as i32,
+            bytes: t.dtype().size() as i32,
+            reserved: 0,
+        }
+    }
 }
 
 /// `magi_range_params` of kernels/helper/range_tiles.h. Strides count elements.
@@ -68,18 +118,8 @@ pub struct RangeParams {
     pub counters: *mut RangeCounters,
     /// Written when the list cannot be made.
     pub error: *mut u64,
-    /// Filled with NaN then.
-    pub out: *mut u8,
-    /// As above, or null.
-    pub lse: *mut f32,
-    /// Strides of `out`.
-    pub out_token: i64,
-    /// As above.
-    pub out_head: i64,
-    /// Strides of `lse`.
-    pub lse_token: i64,
-    /// As above.
-    pub lse_head: i64,
+    /// Of the rows.
+    pub outputs: [RangeOutput; 2],
     /// Ranges.
     pub count: i32,
     /// Queries.
@@ -88,18 +128,16 @@ pub struct RangeParams {
     pub tokens_k: i32,
     /// Rows of a tile.
     pub rows: i32,
-    /// Keys of a step.
+    /// Tokens of a step.
     pub step: i32,
     /// Tiles.
     pub tile_count: i32,
     /// Room for items.
     pub max_items: i32,
-    /// Heads of `out`.
-    pub heads: i32,
-    /// Elements of a row of `out`.
-    pub head_dim_v: i32,
-    /// Bytes of an element of `out`: 2 or 4.
-    pub out_bytes: i32,
+    /// The first step of a run begins at the multiple of this at or below it.
+    pub align: i32,
+    /// 0: rows are queries, tokens keys; 1: rows are keys, tokens queries.
+    pub of_keys: i32,
 }
 
 /// A mask as tensors on a device: i32 `[n, 2]`, `[n, 2]` with last stride 1, and `[n]`.
@@ -120,10 +158,10 @@ pub struct ListShape {
     pub tokens_q: i64,
     /// Keys.
     pub tokens_k: i64,
-    /// Rows of a tile.
-    pub rows: i32,
-    /// Keys of a step.
-    pub step: i32,
+    /// Tiles of keys over runs of queries, else the other way round.
+    pub of_keys: bool,
+    /// How the list is cut.
+    pub tile: TileShape,
     /// Room for items.
     pub max_items: i32,
     /// Words behind the counters, for the launch that walks the list; 0 when the list is there.
@@ -136,7 +174,37 @@ impl ListShape {
 
     /// Number of tiles.
     pub fn tile_count(&self) -> i64 {
-        (self.tokens_q as u64).div_ceil(self.rows.max(1) as u64) as i64
+        let rows = if self.of_keys {
+            self.tokens_k
+        } else {
+            self.tokens_q
+        };
+        (rows as u64).div_ceil(self.tile.rows.max(1) as u64) as i64
+    }
+
+    /// The list with the caller's room for `n` ranges' items, 0 for the default. `Status::InvalidArgument` when a launch of
+    /// `heads` heads cannot count so many items or tiles.
+    pub fn with_room(self, max_items: i64, n: i64, heads: i64) -> Result<ListShape> {
+        let tiles = self.tile_count();
+        let items = match max_items {
+            0 => Self::default_items(tiles, n),
+            given => given,
+        };
+        if !(0..=Self::MAX_ITEMS).contains(&items) {
+            return Err(Error::argument(format!(
+                "options.max_items is {items}; it must be 0 (the default) to {}",
+                Self::MAX_ITEMS
+            )));
+        }
+        if tiles.saturating_mul(heads) > i64::from(i32::MAX / 2) {
+            return Err(Error::argument(format!(
+                "{tiles} tiles of {heads} heads are more than a launch counts"
+            )));
+        }
+        Ok(ListShape {
+            max_items: items as i32,
+            ..self
+        })
     }
 
     /// The room for `n` ranges when the caller names none, which is no more than they can ever fill.
@@ -192,6 +260,12 @@ impl ListSpace {
         space.wrapping_add(self.items).cast()
     }
 
+    /// Not 0 when the list could not be made.
+    pub fn failed(&self, space: *mut u8) -> *const i32 {
+        let at = self.counters + std::mem::offset_of!(RangeCounters, failed);
+        space.wrapping_add(at).cast_const().cast()
+    }
+
     /// The words behind the counters.
     pub fn words(&self, space: *mut u8) -> *mut u32 {
         space
@@ -200,15 +274,9 @@ impl ListSpace {
     }
 }
 
-/// What becomes NaN when a list cannot be made: `[tokens_q, heads, head_dim_v]` of 2 or 4 bytes, and f32
-/// `[tokens_q, heads]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Outputs {
-    /// out.
-    pub out: Tensor,
-    /// lse.
-    pub lse: Option<Tensor>,
-}
+/// What becomes NaN when a list cannot be made: tensors of its rows, `[tokens, heads, width]` or `[tokens, heads]`, of 2 or
+/// 4 bytes.
+pub type Outputs = [Option<Tensor>; 2];
 
 /// The kernel on a device.
 #[derive(Clone, Debug)]
@@ -266,7 +334,7 @@ impl RangeTiles {
     }
 
     /// Enqueues making the list in `space`, `ListSpace::of(shape).bytes` bytes aligned to 256: one launch behind the
-    /// zeros of the counters. Neither allocates nor waits, and may be captured. A list without tiles is nothing.
+    /// zeros of the counters. Neither allocates nor waits, and may be captured. For a list without tiles the zeros are all.
     ///
     /// # Safety
     /// The ranges, the space and the outputs are good until the kernel has run, and are what their types say; nobody
@@ -279,14 +347,11 @@ impl RangeTiles {
         space: *mut u8,
         on: Stream,
     ) -> Result<()> {
-        let tiles = shape.tile_count();
-        if tiles == 0 {
-            return Ok(());
-        }
         let params = self.params(ranges, shape, outputs, space)?;
         let zeros = ListSpace::zeros(shape) / size_of::<u32>();
         // SAFETY: the counters and words, inside the space.
         unsafe { fill_words(&self.gpu, params.counters.cast(), 0, zeros, on)? };
+        let tiles = shape.tile_count();
         let most = i64::from(self.gpu.properties().multiprocessors) * BLOCKS;
         let launch = Launch::linear(tiles.min(most.max(1)) as u32, THREADS);
         let mut arguments = Arguments::new();
@@ -302,6 +367,7 @@ impl RangeTiles {
         outputs: &Outputs,
         space: *mut u8,
     ) -> Result<RangeParams> {
+        shape.tile.validate()?;
         for (name, tokens) in [("queries", shape.tokens_q), ("keys", shape.tokens_k)] {
             if tokens > TileList::MAX_TOKENS {
                 let message = format!(
@@ -315,8 +381,6 @@ impl RangeTiles {
             Error::argument(format!("{} ranges; there can be 2^31 - 1", ranges.types.tokens()))
         })?;
         let at = ListSpace::of(shape);
-        let (out, lse) = (&outputs.out, outputs.lse);
-        let lse_stride = |i: usize| lse.map_or(0, |t| t.stride()[i]);
         Ok(RangeParams {
             q_ranges: ranges.q.data().cast(),
             k_ranges: ranges.k.data().cast(),
@@ -330,22 +394,16 @@ impl RangeTiles {
             keys: space.wrapping_add(at.keys).cast(),
             counters: space.wrapping_add(at.counters).cast(),
             error: self.error.as_ptr(),
-            out: out.data(),
-            lse: lse.map_or(std::ptr::null_mut(), |t| t.data().cast()),
-            out_token: out.stride()[0],
-            out_head: out.stride()[1],
-            lse_token: lse_stride(0),
-            lse_head: lse_stride(1),
+            outputs: outputs.each_ref().map(|t| RangeOutput::of(t.as_ref())),
             count,
             tokens_q: shape.tokens_q as i32,
             tokens_k: shape.tokens_k as i32,
-            rows: shape.rows,
-            step: shape.step,
+            rows: shape.tile.rows,
+            step: shape.tile.step,
             tile_count: shape.tile_count() as i32,
             max_items: shape.max_items,
-            heads: out.shape()[1] as i32,
-            head_dim_v: out.shape()[2] as i32,
-            out_bytes: out.dtype().size() as i32,
+            align: shape.tile.align,
+            of_keys: shape.of_keys.into(),
         })
     }
 }

@@ -1,0 +1,273 @@
+// The consumer warpgroups: 64 keys each. A block of queries is multiplied with the tile's keys, transposed: a row of S
+// is a key, a column a query.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "backward_epilogue.cuh"
+#include "backward_mask.cuh"
+
+// Columns of dQ of a block that are a warpgroup's.
+constexpr int OWN_COLUMNS = 32 * BOXES;
+
+struct Consumer {
+    float dk[D / 2], dv[DV / 2];
+    float x[BQ / 2], y[BQ / 2]; // S, then P; dP - delta, and between two blocks dQ of the one before
+#if SOFTCAP
+    u32 p[BQ / 16][4]; // P; x has P times the slope then
+#endif
+    int flags;
+    u32 n;    // blocks so far
+    u32 tile; // tiles so far
+};
+
+// What the threads of a warpgroup know of their place.
+struct Place {
+    int group, lane, row; // row: the thread's first key of the tile
+};
+
+// S = K Q^T of block n.
+DEV void scores(Consumer &c, const Place &at) {
+    const u64 k = smem_desc(AT(k) + at.group * 64 * 128, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
+    const u64 q = smem_desc(AT(q), 16, 1024) + (c.n & 1) * (Q_BYTES / 16);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < D / 16; j++) {
+        wgmma_ss(c.x, k + (j / 4 * BK * 128 + j % 4 * 32) / 16, q + (j / 4 * BQ * 128 + j % 4 * 32) / 16, j != 0);
+    }
+    wgmma_commit();
+}
+
+// y = V dO^T - delta of block n.
+DEV void probability_gradients(Consumer &c, const Place &at) {
+    const u32 i = c.n & 1;
+    const u64 v = smem_desc(AT(v) + at.group * 64 * 128, 16, 1024);
+    const u64 dout = smem_desc(AT(dout), 16, 1024) + i * (DO_BYTES / 16);
+    start_gradients(c.y, AT(stats) + i * STATS_BYTES + BQ * 4 + 8 * (at.lane & 3));
+    pin(c.y);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < DV / 16; j++) {
+        wgmma_ss(c.y, v + (j / 4 * BK * 128 + j % 4 * 32) / 16, dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, 1);
+    }
+    wgmma_commit();
+}
+
+// P of block n, while dP is under way; then waits for that. What does not see has P = 0 and dP - delta = 0, which might
+// be infinite or NaN.
+DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
+    const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3);
+    u32 unseen[2];
+#if SOFTCAP
+    wgmma_wait<1>();
+    pin(c.x);
+    if (c.flags & MASKED) {
+        find_unseen(unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        capped_exponentials<true>(c.x, c.p, first, unseen, p);
+    } else {
+        capped_exponentials<false>(c.x, c.p, first, unseen, p);
+    }
+#else
+    float2 lse[BQ / 8];
+    load_lse(lse, first);
+    wgmma_wait<1>();
+    pin(c.x);
+    exponentials(c.x, lse, p.scale_log2);
+    if (c.flags & MASKED) {
+        find_unseen(unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        select(c.x, unseen);
+    }
+#endif
+    wgmma_wait<0>();
+    pin(c.y);
+    if (c.flags & MASKED) {
+        select(c.y, unseen);
+    }
+}
+
+// Waits for the first block of a tile and brings it as far as steps want it: P and dP.
+DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
+    const u32 i = c.n & 1;
+    mbar_wait(AT(full) + 8 * i, c.n >> 1 & 1);
+    c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
+    scores(c, at);
+    wgmma_wait<0>();
+    pin(c.x);
+    mbar_wait(AT(v_full), c.tile & 1);
+    probability_gradients(c, at);
+    probabilities(c, p, s, at);
+}
+
+// P and dS as A fragments.
+DEV void make_fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        ds[j / 4][j % 4] = pack(c.x[2 * j] * c.y[2 * j], c.x[2 * j + 1] * c.y[2 * j + 1]);
+#if SOFTCAP
+        p[j / 4][j % 4] = c.p[j / 4][j % 4];
+#else
+        p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
+#endif
+    }
+}
+
+// acc += A times the queries (or gradients of the output) of a block.
+template <int N> DEV void add_product(float (&acc)[N], const u32 (&a)[BQ / 16][4], u64 b, int keep) {
+    pin(acc);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < BQ / 16; j++) {
+        wgmma_rs_t(acc, a[j], b + j * 16 * 128 / 16, j != 0 || keep);
+    }
+    wgmma_commit();
+}
+
+// Block n's parts of dV and dK, in flight.
+DEV void add_key_gradients(Consumer &c, const u32 (&p)[BQ / 16][4], const u32 (&ds)[BQ / 16][4], bool first) {
+    const u32 i = c.n & 1;
+    add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
+    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
+}
+
+#if DQ
+// Named barriers of the two warpgroups: dS of a slot is there, and has been read. `group`: whose half of dS.
+DEV int ds_full(u32 slot, int group) {
+    return 1 + 2 * slot + group;
+}
+DEV int ds_empty(u32 slot, int group) {
+    return 5 + 2 * slot + group;
+}
+
+// dS of block n, transposed, into shared memory: dQ wants that of both warpgroups.
+DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 n, const Place &at) {
+    const u32 slot = n & 1, row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + slot * DS_BYTES + row * 128;
+    if (n >= 2) {
+        named_sync(ds_empty(slot, at.group), 256);
+    }
+#pragma unroll
+    for (int j = 0; j < BQ / 16; j++) {
+        stmatrix_x4(to + (((2 * j + at.lane / 16) ^ (row & 7)) * 16), ds[j][0], ds[j][1], ds[j][2], ds[j][3]);
+    }
+    fence_proxy_async();
+    named_arrive(ds_full(slot, at.group), 256);
+}
+
+// The warpgroup's columns of dQ of block n = dS K, in flight, where dP was.
+using QueryGradients = float[OWN_COLUMNS / 2];
+DEV QueryGradients &query_gradients(Consumer &c) {
+    return *reinterpret_cast<QueryGradients *>(c.y);
+}
+DEV void begin_queries(Consumer &c, u32 n, const Place &at) {
+    const u32 slot = n & 1, columns = OWN_COLUMNS == 64 ? at.group * BK * 128 : at.group * OWN_COLUMNS * 2;
+    const u64 ds = smem_desc(AT(ds), 16, 1024) + slot * (DS_BYTES / 16);
+    const u64 k = smem_desc(AT(k) + columns, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
+    named_sync(ds_full(slot, at.group ^ 1), 256);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < BK / 16; j++) {
+        wgmma_ss_t(query_gradients(c), ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
+    }
+    wgmma_commit();
+}
+DEV void end_queries(Consumer &c, const magi_attn_backward_params &p, u32 n, const Place &at) {
+    QueryGradients &dq = query_gradients(c);
+    pin(dq);
+    named_arrive(ds_empty(n & 1, at.group ^ 1), 256);
+    wait_for(AT(dq_empty) + 8 * at.group, (n & 1) ^ 1);
+    leave_queries<0>(dq, p.scale, at.group, at.row & 63, at.lane);
+}
+#endif
+
+// Block n is done with.
+DEV void release(Consumer &c, const Place &at) {
+    pin(c.dv);
+    pin(c.dk);
+    __syncwarp();
+    mbar_arrive_if(AT(empty) + 8 * (c.n & 1), at.lane == 0);
+    c.n++;
+}
+
+// A step of the tile, from P and dP of block n to those of block n + 1. dQ is a block late, so that neither warpgroup
+// waits for the other's dS, and comes first, so that it leaves while dV and dK, which leave half of the bandwidth of
+// shared memory, are computed.
+template <bool FIRST>
+DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared &s, const Place &at) {
+    u32 p[BQ / 16][4], ds[BQ / 16][4];
+    make_fragments(c, p, ds);
+#if DQ
+    store_fragments(ds, c.n, at);
+    if (!FIRST) {
+        begin_queries(c, c.n - 1, at);
+    }
+#endif
+    add_key_gradients(c, p, ds, FIRST);
+#if DQ
+    if (!FIRST) {
+        wgmma_wait<2>();
+        end_queries(c, params, c.n - 1, at);
+    }
+#endif
+    wait_for(AT(full) + 8 * ((c.n + 1) & 1), (c.n + 1) >> 1 & 1);
+    c.flags = __shfl_sync(~0u, s.block[(c.n + 1) & 1].flags, 0);
+    wgmma_wait<0>(); // fragments are done with: there are no registers for more
+    release(c, at);
+    scores(c, at);
+    probability_gradients(c, at);
+    probabilities(c, params, s, at);
+}
+
+// The last block of a tile.
+DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Place &at, bool first) {
+    u32 p[BQ / 16][4], ds[BQ / 16][4];
+    make_fragments(c, p, ds);
+#if DQ
+    store_fragments(ds, c.n, at);
+    if (!first) {
+        begin_queries(c, c.n - 1, at);
+        wgmma_wait<0>();
+        end_queries(c, params, c.n - 1, at);
+    }
+#endif
+    add_key_gradients(c, p, ds, first);
+#if DQ
+    begin_queries(c, c.n, at);
+#endif
+    wgmma_wait<0>();
+    release(c, at);
+#if DQ
+    end_queries(c, params, c.n - 1, at);
+    wait_for(AT(dq_empty) + 8 * at.group, (c.n & 1) ^ 1);
+#endif
+}
+
+DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int tid) {
+    const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
+    Consumer c;
+    c.n = 0;
+    for (c.tile = 0;; c.tile++) {
+        const u32 i = c.tile & 1;
+        mbar_wait(AT(k_full) + 8 * i, c.tile >> 1 & 1);
+        const int blocks = __shfl_sync(~0u, s.place[i].blocks, 0);
+        if (blocks < 0) {
+            break;
+        }
+        if (blocks > 0) {
+            begin(c, p, s, at);
+            if (blocks > 1) {
+                step<true>(c, p, s, at);
+            }
+#pragma unroll 1
+            for (int j = 2; j < blocks; j++) {
+                step<false>(c, p, s, at);
+            }
+            mbar_arrive_if(AT(v_empty), at.lane == 0);
+            finish(c, p, at, blocks == 1);
+            store_keys<0, 0>(c.dk, c.dv, p, s, i, at.row, at.row / 16, at.lane);
+        } else {
+            mbar_wait(AT(v_full), c.tile & 1);
+            mbar_arrive_if(AT(v_empty), at.lane == 0);
+            store_zeros(p, s.place[i], 64 * group + tid % 64, tid / 64);
+        }
+        __syncwarp();
+        mbar_arrive_if(AT(k_empty) + 8 * i, at.lane == 0);
+    }
+    end_adding(s, group, at.lane);
+}

@@ -1,0 +1,115 @@
+// Two more warps of the producer warpgroup: one zeroes what nothing sees, one has dQ added to memory.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "backward_maps.cuh"
+#include "backward_shape.cuh"
+
+// Whether a key of a tile sees a query of one of its items.
+DEV bool sees(const magi_attn_backward_params &p, const TilePlace &t, int row) {
+#pragma unroll 1
+    for (int i = t.item0; i < t.item1; i++) {
+        const magi_item &it = p.items[i];
+        if (row < it.row0 || row >= it.row1) {
+            continue;
+        }
+        int lo = max(it.run0, t.row0 + row + it.lo), hi = min(it.run1, t.row0 + row + it.hi + 1);
+        if (it.limits >= 0) {
+            lo = max(lo, p.limits[it.limits + row].lo), hi = min(hi, p.limits[it.limits + row].hi);
+        }
+        if (lo < hi) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Zeroes keys of a stage that nothing sees: dQ is a sum over them.
+DEV void clean_keys(const magi_attn_backward_params &p, Shared &s, int stage, u32 phase, int lane) {
+    mbar_wait(AT(k_loaded) + 8 * stage, phase);
+#pragma unroll 1
+    for (int row = lane; row < BK; row += 32) {
+        if (sees(p, s.place[stage], row)) {
+            continue;
+        }
+#pragma unroll 1
+        for (int i = 0; i < D_CHUNKS * 8; i++) { // 16 bytes of a row
+            st_shared_v4(AT(k) + stage * K_BYTES + i / 8 * (BK * 128) + row * 128 + i % 8 * 16, 0, 0, 0, 0);
+        }
+    }
+}
+
+// Zeroes queries of a stage that are not the run's.
+DEV void clean_queries(Shared &s, int stage, int unseen, int seen, int lane) {
+#pragma unroll 1
+    for (int i = lane; i < BQ * 8; i += 32) { // 16 bytes of a row
+        if (i / 8 >= unseen && i / 8 < seen) {
+            continue;
+        }
+#pragma unroll
+        for (int c = 0; c < D_CHUNKS; c++) {
+            st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int c = 0; c < DV_CHUNKS; c++) {
+            st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+        }
+        if (i % 8 == 0) {
+            s.stats[stage][0][i / 8] = s.stats[stage][1][i / 8] = 0;
+        }
+    }
+}
+
+// The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
+DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
+    u32 phases = 0; // of K's stages
+    for (int i = 0;; i++) {
+        mbar_wait(AT(ordered) + 8 * (i & (ORDERS - 1)), i / ORDERS & 1);
+        const Order &o = s.orders[i & (ORDERS - 1)];
+        const int what = o.what, stage = o.stage;
+        if (what == NO_MORE) {
+            return;
+        }
+        if (what == CLEAN_KEYS) {
+            clean_keys(p, s, stage, phases >> stage & 1, lane);
+            phases ^= 1 << stage;
+        } else {
+            clean_queries(s, stage, o.unseen, o.seen, lane);
+        }
+        fence_proxy_async();
+        __syncwarp();
+        mbar_arrive_if((what == CLEAN_KEYS ? AT(k_full) : AT(full)) + 8 * stage, lane == 0);
+    }
+}
+
+#if DQ
+// The adding warp, of which one thread works: has the copy engine add dQ to memory. Warpgroups are served in turn.
+DEV void add_queries(const BackwardMaps &maps, Shared &s) {
+    for (u32 n = 0;; n++) { // parts of dQ that a warpgroup has left so far
+#pragma unroll
+        for (int g = 0; g < CONSUMER_GROUPS; g++) {
+            const u32 part = n % PARTS;
+            if ((int)part >= parts_of(g)) {
+                continue;
+            }
+            mbar_wait(AT(dq_full) + 8 * g, n / PARTS * parts_of(g) + part & 1);
+            if (g == 0 && s.no_more_dq) {
+                return;
+            }
+            const QueryPlace to = s.where[n / PARTS & (PLACES - 1)];
+#pragma unroll
+            for (int c = 0; c < BOXES; c++) {
+                tma_add_3d(&maps.dq, AT(out) + g * (BOXES * BOX_BYTES) + c * BOX_BYTES,
+                           first_column(g) + 32 * (BOXES * part + c), to.query, to.head);
+            }
+            bulk_commit();
+        }
+        bulk_wait_read<0>();
+#pragma unroll
+        for (int g = 0; g < CONSUMER_GROUPS; g++) {
+            if ((int)(n % PARTS) < parts_of(g)) {
+                mbar_arrive(AT(dq_empty) + 8 * g);
+            }
+        }
+    }
+}
+#endif

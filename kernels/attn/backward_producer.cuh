@@ -1,0 +1,200 @@
+// The producer: one thread takes the work and fetches keys, one fetches queries.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "backward_maps.cuh"
+#include "backward_shape.cuh"
+
+// Rows of one head. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
+// dimension do.
+template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
+    tma_load_4d(dst, m, bar, 0, row, 0, head);
+#pragma unroll 1
+    for (int c = 1; c < copies; c++) {
+        tma_load_4d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, 0, head);
+    }
+}
+
+struct Producer {
+    const BackwardMaps &maps;
+    const magi_attn_backward_params &p;
+    Shared &s;
+    int n = 0, orders = 0; // blocks and orders so far
+
+    // The next order to the cleaning warp, which counts once its barrier is through.
+    MEMBER Order &next_order() { return s.orders[orders & (ORDERS - 1)]; }
+    MEMBER u32 send_order() { return AT(ordered) + 8 * (orders++ & (ORDERS - 1)); }
+
+    // What a block needs that some row of the tile does not see entirely.
+    MEMBER void describe(Block &b, const Brief &it, int query) {
+        b.left = it.run0 - query, b.right = it.run1 - query, b.lo = it.lo - query, b.hi = it.hi - query;
+        b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits;
+    }
+
+    // Queries and what belongs to them, into stage i. Those before and behind the run may hold anything, and 0 * NaN is
+    // NaN: the cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy
+    // engine does.
+    MEMBER void load(int i, int query, int head, int unseen, int seen) {
+        u32 bar = AT(full) + 8 * i;
+        if (unseen > 0 || (seen < BQ && query + seen < p.tokens_q)) {
+            Order &o = next_order();
+            o.what = CLEAN_QUERIES, o.stage = i, o.unseen = unseen, o.seen = seen;
+            bar = send_order();
+        }
+        mbar_expect(bar, Q_BYTES + DO_BYTES + STATS_BYTES);
+        load_rows<BQ * 128>(AT(q) + i * Q_BYTES, &maps.q, bar, query, head, p.copies_k);
+        tma_load_3d(AT(stats) + i * STATS_BYTES, &maps.stats, bar, query, 0, head);
+        load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
+    }
+
+    // The blocks of an item, from `first` on and round. What it says is read again for each: registers are short.
+    MEMBER void item(const Brief &it) {
+        if (it.clean >= 0) {
+            next_order().what = CLEAN_KEYS, next_order().stage = it.clean;
+            mbar_arrive(send_order());
+        }
+        int query = it.first;
+#pragma unroll 1
+        do {
+            const int i = n & 1;
+            mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
+            Block &b = s.block[i];
+            int flags = 0;
+            if (query < it.full0 || query > it.full_last) {
+                flags = it.flags;
+                describe(b, it, query);
+            }
+            b.flags = flags, b.query = query;
+            s.where[n & (PLACES - 1)] = {query, it.head};
+            load(i, query, it.head, it.run0 - query, it.run1 - query);
+            n++;
+            query += BQ;
+            if (query >= it.run1) {
+                query = it.start;
+            }
+        } while (query != it.first);
+    }
+
+    // All the work that this thread block gets.
+    MEMBER void run() {
+        for (int i = 0;; i++) {
+            mbar_wait(AT(brief_full) + 8 * (i & 1), i >> 1 & 1);
+            const Brief &it = s.brief[i & 1];
+            if (it.flags < 0) {
+                break;
+            }
+            item(it);
+            mbar_arrive(AT(brief_empty) + 8 * (i & 1));
+        }
+        next_order().what = NO_MORE;
+        mbar_arrive(send_order());
+    }
+};
+
+// The scheduling warp, of which one thread works: takes tiles from the counter, reads lists and fetches keys, so that
+// the producer never waits for memory other than shared memory. Registers are short: what it knows of a tile stands in
+// the tile's place.
+struct Scheduler {
+    const BackwardMaps &maps;
+    const magi_attn_backward_params &p;
+    Shared &s;
+    int n = 0, tiles = 0; // items and tiles so far
+
+    MEMBER int stage() const { return K_STAGES == 2 ? tiles & 1 : 0; }
+
+    MEMBER TilePlace &next_place() {
+        mbar_wait(AT(k_empty) + 8 * stage(), (tiles / K_STAGES & 1) ^ 1);
+        return s.place[stage()];
+    }
+
+    // A step that all keys of the tile see shows that there is no key that nothing sees.
+    MEMBER bool all_seen(const TilePlace &t) {
+#pragma unroll 1
+        for (int i = t.item0; i < t.item1; i++) {
+            if (p.items[i].full0 < p.items[i].full1) {
+                return true;
+            }
+        }
+        return t.item0 == t.item1;
+    }
+
+    // Keys that nothing sees are cleaned before consumers hear of K.
+    MEMBER void load_keys(TilePlace &t) {
+        const int i = stage();
+        const bool clean = DQ && !all_seen(t);
+        t.clean = clean ? i : -1;
+        const u32 bar = (clean ? AT(k_loaded) : AT(k_full)) + 8 * i;
+        mbar_expect(bar, K_BYTES);
+        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
+        mbar_wait(AT(v_empty), (tiles & 1) ^ 1);
+        mbar_expect(AT(v_full), V_BYTES);
+        load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
+    }
+
+    MEMBER Brief &next_brief() {
+        mbar_wait(AT(brief_empty) + 8 * (n & 1), (n >> 1 & 1) ^ 1);
+        return s.brief[n & 1];
+    }
+    MEMBER void send() {
+        mbar_arrive(AT(brief_full) + 8 * (n & 1));
+        n++;
+    }
+
+    // Tiles whose first query is the same would all add to the same rows of dq at once: they begin apart.
+    MEMBER int first_query(const TilePlace &t, const magi_item &it) {
+        return it.start + (it.start == it.full0 ? t.row0 / BK % ((it.run1 - it.start + BQ - 1) / BQ) * BQ : 0);
+    }
+
+    MEMBER void fill(Brief &b, const TilePlace &t, const magi_item &it, int head) {
+        b.head = head;
+        b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
+        b.limits = it.limits;
+        b.start = it.start, b.run1 = it.run1, b.run0 = it.run0;
+        b.first = DQ ? first_query(t, it) : it.start;
+        // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full
+        // step.
+        b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
+        b.lo = it.lo + t.row0, b.hi = it.hi + t.row0;
+        b.row0 = it.row0, b.row1 = it.row1;
+    }
+
+    // Tiles come longest first, one key head after the other within a section of heads; of a head, its splits.
+    MEMBER void describe(TilePlace &place, int work) {
+        const int split = work % p.splits, whole = work / p.splits, heads = s.share.heads;
+        const int section = whole / s.share.section, in = whole - section * s.share.section, index = in / p.section;
+        const int head = section * p.section + in % p.section;
+        const magi_tile &t = p.tiles[index];
+        place.row0 = t.row0, place.rows = t.rows, place.source = t.source, place.head = head, place.split = split;
+        place.work = index * p.heads_kv + head;
+        place.phase = tiles & 1;
+        place.blocks = t.items > 0 ? t.steps * heads : 0;
+        place.head0 = head * p.group + split * heads;
+        place.head1 = place.head0 + heads;
+        place.item0 = t.item0, place.item1 = t.item0 + t.items;
+    }
+
+    MEMBER void run() {
+        int work = blockIdx.x;
+        while (work < s.share.work) {
+            TilePlace &t = next_place();
+            describe(t, work);
+            load_keys(t);
+            tiles++;
+#pragma unroll 1
+            for (int h = t.head0; h < t.head1; h++) {
+#pragma unroll 1
+                for (int i = t.item0; i < t.item1; i++) {
+                    Brief &b = next_brief();
+                    b.clean = t.clean;
+                    t.clean = -1;
+                    fill(b, t, p.items[i], h);
+                    send();
+                }
+            }
+            work = atomicAdd(&p.counters[0], 1) + gridDim.x;
+        }
+        next_place().blocks = -1;
+        mbar_arrive(AT(k_full) + 8 * stage());
+        next_brief().flags = -1;
+        send();
+    }
+};

@@ -1,0 +1,132 @@
+// What one backward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, DTYPE_F16 or not, and these switches:
+//   SOFTCAP   logits pass through a tanh
+//   DQ=0      only dk and dv: dq is another kernel's
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "../params.h"
+#include "../ptx/barrier.cuh"
+#include "../ptx/math.cuh"
+#include "../ptx/memory.cuh"
+#include "../ptx/wgmma.cuh"
+
+#ifndef SOFTCAP
+#define SOFTCAP 0
+#endif
+#ifndef DQ
+#define DQ 1
+#endif
+
+// Above 128 columns, dK and dV of 64 keys fill the registers of two warpgroups, which share the columns instead of the
+// keys: backward_wide_consumer.cuh.
+#define WIDE (HEAD_DIM > 128 || HEAD_DIM_V > 128)
+
+// Rows of a tile (keys) and of a step (queries).
+constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = 64;
+constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
+constexpr int CONSUMER_GROUPS = 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
+
+// Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
+// ends. V is done with a step earlier.
+constexpr int STAGES = 2, K_STAGES = WIDE ? 1 : 2;
+constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
+constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
+constexpr u32 STATS_BYTES = 2 * BQ * 4;
+constexpr u32 SHARED_MOST = 232448;
+
+// Which chunks of 64 columns of K (of dQ and dK, too) and V a warpgroup of a wide kernel has: from the first to before
+// the first of the next. dK and dV of three chunks are shared out so that each warpgroup has three.
+DEV constexpr int k_chunk(int group) {
+    return group == 0 ? 0 : group == 1 ? 2 : D_CHUNKS;
+}
+DEV constexpr int v_chunk(int group) {
+    return group == 0 ? 0 : group == 1 ? DV_CHUNKS / 2 : DV_CHUNKS;
+}
+
+// A warpgroup leaves dQ of a block in boxes of 32 columns: BOXES of them at a time, a part. The columns of dQ that are
+// its own begin at first_column.
+constexpr u32 BOX_BYTES = BQ * 128;
+constexpr int BOXES = D <= 64 || (WIDE && D_CHUNKS + DV_CHUNKS > 6) ? 1 : 2, PARTS = WIDE ? 4 / BOXES : 1;
+DEV constexpr int parts_of(int group) {
+    return WIDE ? 2 * (k_chunk(group + 1) - k_chunk(group)) / BOXES : 1;
+}
+DEV constexpr int first_column(int group) {
+    return WIDE ? 64 * k_chunk(group) : 32 * BOXES * group;
+}
+
+// dS has two slots; a wide kernel keeps P there, too, and has one of each.
+constexpr int SLOTS = WIDE || DQ ? 2 : 0;
+
+// Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
+// waits for its share for ever.
+constexpr int PRODUCER_REGS = 24, CONSUMER_REGS = 240;
+static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
+              "more registers than a block has");
+
+// What a block needs.
+enum { MASKED = 1, LIMITS = 2 };
+
+// What consumers know of a block of queries. Rows are the tile's keys, columns the block's queries: rows count from the
+// tile's first, columns and band from the block's first query.
+struct alignas(16) Block {
+    int flags, query;
+    int left, right, lo, hi;
+    int item_row0, item_row1, limits;
+};
+
+// What they know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
+struct alignas(16) TilePlace {
+    int row0, rows, head, source;
+    int blocks, work, split, phase;        // phase: of V's barrier
+    int head0, head1, item0, item1, clean; // query heads and items, stage of K to be cleaned: for the scheduling warp
+};
+
+// What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads
+// of a split. Kept here because registers are short.
+struct Share {
+    int work, section, heads;
+};
+
+// Where dQ of a block goes. The producer may be some blocks further when it is wanted.
+struct alignas(8) QueryPlace {
+    int query, head;
+};
+constexpr int PLACES = 8;
+
+// An item of a tile for one query head, as the scheduling warp lays it out for the producer: sides of the band for the
+// tile's first row, `first` the query at which its first block begins, `full_last` the last one at which a block may
+// begin that needs no limits.
+struct alignas(16) Brief {
+    int flags;       // what blocks that are not full need; -1: there is no more work
+    int head, clean; // clean: stage of K that is to be cleaned first, or -1
+    int start, first, run1, full0, full_last;
+    int run0, lo, hi, row0, row1, limits;
+};
+
+// Orders to the cleaning warp: {what, ...}. It is at most as late as the stages are deep.
+constexpr int ORDERS = 8;
+enum { CLEAN_QUERIES, CLEAN_KEYS, NO_MORE };
+struct Order {
+    int what, stage, unseen, seen; // of queries: the first of the run, the first behind it
+};
+
+struct alignas(1024) Shared {
+    u8 k[K_STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
+    u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
+    u8 out[CONSUMER_GROUPS]
+          [BOXES * BOX_BYTES];  // of each warpgroup: dQ of a block, rows of a tile, on their way to memory
+    float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
+    Block block[STAGES];
+    TilePlace place[K_STAGES];
+    Brief brief[2];
+    QueryPlace where[PLACES];
+    Order orders[ORDERS];
+    Share share;
+    int no_more_dq;
+    u64 k_full[2], k_empty[2], k_loaded[2], v_full, v_empty, full[STAGES], empty[STAGES];
+    u64 brief_full[2], brief_empty[2], ordered[ORDERS], dq_full[2], dq_empty[2];
+};
+static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
+
+// Dynamic shared memory begins here when there is no static one; checked at entry. As a constant it costs no registers.
+constexpr u32 SMEM = 1024;
+#define AT(member) (SMEM + (u32)(u64) & ((Shared *)0)->member)

@@ -1,0 +1,27 @@
+// How a kernel overlaps with the one before it on its stream (programmatic dependent launch).
+// SPDX-License-Identifier: Apache-2.0
+#ifndef MAGI_ATTN_KERNELS_PTX_LAUNCH_CUH
+#define MAGI_ATTN_KERNELS_PTX_LAUNCH_CUH
+
+#include "convert.cuh"
+
+namespace ptx {
+
+// Returns when the kernel before this one has ended and what it wrote can be read. Nothing to wait for where a launch
+// may not overlap: compute capability 8.
+MAGI_DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may start once all blocks have said so or ended.
+MAGI_DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+} // namespace ptx
+
+#endif

@@ -1,0 +1,229 @@
+//! Which backward kernels a call needs, and their sizes.
+
+use std::sync::Arc;
+
+use super::embedded;
+use super::forward_kernel::HEAD_DIMS;
+use super::kernels::{self, Kernels};
+use super::variant::{Kind, Variant};
+use crate::device::cuda::{Function, Gpu};
+use crate::types::{AttnShape, DType, Error, Result, TileShape};
+
+/// Gradients that a kernel computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gradients {
+    /// dk, dv, and dq by sums whose order is not fixed.
+    All,
+    /// dk and dv.
+    Keys,
+    /// dq.
+    Queries,
+}
+
+/// What a call asks of the backward kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackwardChoice {
+    /// Head dimensions of the kernels: one of those that are compiled.
+    pub head_dims: (i64, i64),
+    /// bf16 or f16.
+    pub dtype: DType,
+    /// Logits pass through a tanh.
+    pub softcap: bool,
+    /// The same bits on every run: dk and dv by one kernel, dq by another.
+    pub deterministic: bool,
+}
+
+impl BackwardChoice {
+    /// The kernels for a shape; `None` when there are none: other dtypes, or head dimensions above 256.
+    pub fn new(shape: &AttnShape, softcap: bool, deterministic: bool) -> Option<BackwardChoice> {
+        if !matches!(shape.dtype, DType::Bf16 | DType::F16) {
+            return None;
+        }
+        let holds = |&&(d, dv): &&(i64, i64)| shape.head_dim <= d && shape.head_dim_v <= dv;
+        Some(BackwardChoice {
+            head_dims: *HEAD_DIMS.iter().find(holds)?,
+            dtype: shape.dtype,
+            softcap,
+            deterministic,
+        })
+    }
+
+    /// The gradients that each kernel of the choice computes, in the order of their launches.
+    pub fn kernels(&self) -> &'static [Gradients] {
+        if self.deterministic {
+            &[Gradients::Keys, Gradients::Queries]
+        } else {
+            &[Gradients::All]
+        }
+    }
+
+    /// Name of a kernel's variant in kernels/variants.txt, or for the cache.
+    fn name(&self, gradients: Gradients) -> String {
+        let part = match gradients {
+            Gradients::All => "",
+            Gradients::Keys => "_keys",
+            Gradients::Queries => "_queries",
+        };
+        let (d, dv) = self.head_dims;
+        let softcap = if self.softcap { "_softcap" } else { "" };
+        let name = format!("attn_backward{part}{softcap}_{}_{d}", self.dtype.name());
+        if d == dv { name } else { name + &format!("_{dv}") }
+    }
+
+    /// How a kernel is compiled.
+    pub fn variant(&self, gradients: Gradients) -> Variant {
+        let name = self.name(gradients);
+        if let Ok(listed) = embedded::listed(&name) {
+            return listed.clone();
+        }
+        let (d, dv) = self.head_dims;
+        let mut defines = vec![format!("HEAD_DIM={d}"), format!("HEAD_DIM_V={dv}")];
+        for (switch, text) in [
+            (self.dtype == DType::F16, "DTYPE_F16"),
+            (self.softcap, "SOFTCAP=1"),
+            (gradients == Gradients::Keys, "DQ=0"),
+        ] {
+            if switch {
+                defines.push(text.to_owned());
+            }
+        }
+        let defines: Vec<&str> = defines.iter().map(String::as_str).collect();
+        let entry = entry(gradients);
+        let source = match gradients {
+            Gradients::Queries => "attn_backward_queries.cu",
+            _ => "attn_backward.cu",
+        };
+        Variant::new(&name, Kind::Attention, source, &[entry], &defines)
+    }
+}
+
+fn entry(gradients: Gradients) -> &'static str {
+    match gradients {
+        Gradients::Queries => "magi_attn_backward_queries",
+        _ => "magi_attn_backward",
+    }
+}
+
+/// A backward kernel on a device, and its sizes.
+#[derive(Clone, Debug)]
+pub struct BackwardKernel {
+    /// What it was chosen for.
+    pub choice: BackwardChoice,
+    /// Of which what.
+    pub gradients: Gradients,
+    /// Rows of a tile.
+    pub rows: i32,
+    /// Tokens of a step.
+    pub step: i32,
+    /// Threads of a thread block.
+    pub threads: u32,
+    /// Dynamic shared memory of a thread block.
+    pub shared_bytes: u32,
+    /// Floats of a piece; 0 where there are none.
+    pub piece: i32,
+    /// To be launched.
+    pub function: Function,
+    /// Keeps the function valid.
+    _kernels: Arc<Kernels>,
+}
+
+impl BackwardKernel {
+    /// Loads the kernel, compiling it first where it was not compiled ahead of time: prepare time only.
+    pub fn load(gpu: &Arc<Gpu>, choice: BackwardChoice, gradients: Gradients) -> Result<BackwardKernel> {
+        let kernels = kernels::load(gpu, &choice.variant(gradients))?;
+        let [rows, step, threads, shared_bytes, piece] = match gradients {
+            Gradients::Queries => {
+                let [a, b, c, d] = kernels.read_ints::<4>("magi_attn_backward_queries_sizes")?;
+                [a, b, c, d, 0]
+            }
+            _ => kernels.read_ints::<5>("magi_attn_backward_sizes")?,
+        };
+        let function = kernels.function(entry(gradients))?;
+        if rows <= 0 || step <= 0 || threads <= 0 || shared_bytes <= 0 || piece < 0 {
+            let sizes = [rows, step, threads, shared_bytes, piece];
+            return Err(Error::internal(format!(
+                "a backward kernel of the sizes {sizes:?}"
+            )));
+        }
+        function.set_max_shared(shared_bytes as u32)?;
+        Ok(BackwardKernel {
+            choice,
+            gradients,
+            rows,
+            step,
+            threads: threads as u32,
+            shared_bytes: shared_bytes as u32,
+            piece,
+            function,
+            _kernels: kernels,
+        })
+    }
+
+    /// How the list that it walks is cut. Steps over queries begin where f32 row sums can be copied 16 bytes at a time.
+    pub fn tile(&self) -> TileShape {
+        TileShape {
+            align: if self.gradients == Gradients::Queries {
+                1
+            } else {
+                4
+            },
+            ..TileShape::new(self.rows, self.step)
+        }
+    }
+
+    /// Warps that hold a part of a tile's rows.
+    pub fn warps(&self) -> usize {
+        (self.threads as usize / 32).saturating_sub(4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_dims_and_dtypes() {
+        let shape = |head_dim, head_dim_v, dtype| AttnShape {
+            heads_q: 8,
+            heads_kv: 2,
+            head_dim,
+            head_dim_v,
+            dtype,
+        };
+        let of = |d, dv, dtype| BackwardChoice::new(&shape(d, dv, dtype), false, false).map(|c| c.head_dims);
+        assert_eq!(of(1, 64, DType::Bf16), Some((64, 64)));
+        assert_eq!(of(65, 100, DType::F16), Some((128, 128)));
+        assert_eq!(of(180, 100, DType::F16), Some((192, 128)));
+        assert_eq!(of(257, 64, DType::F16), None);
+        assert_eq!(of(64, 64, DType::F32), None);
+    }
+
+    /// A listed variant is compiled as the library would compile it at run time.
+    #[test]
+    fn listed_variants_are_what_their_names_say() {
+        for (dtype, head_dims) in [DType::Bf16, DType::F16]
+            .into_iter()
+            .flat_map(|t| HEAD_DIMS.map(|d| (t, d)))
+        {
+            for bits in 0..4 {
+                let choice = BackwardChoice {
+                    head_dims,
+                    dtype,
+                    softcap: bits & 1 != 0,
+                    deterministic: bits & 2 != 0,
+                };
+                for &gradients in choice.kernels() {
+                    let variant = choice.variant(gradients);
+                    let has = |d: &str| variant.defines.iter().any(|x| x == d);
+                    assert!(has(&format!("HEAD_DIM={}", head_dims.0)), "{variant:?}");
+                    assert!(has(&format!("HEAD_DIM_V={}", head_dims.1)), "{variant:?}");
+                    assert_eq!(has("DTYPE_F16"), dtype == DType::F16, "{variant:?}");
+                    assert_eq!(has("SOFTCAP=1"), choice.softcap, "{variant:?}");
+                    assert_eq!(has("DQ=0"), gradients == Gradients::Keys, "{variant:?}");
+                    assert_eq!(variant.entries, [entry(gradients)], "{variant:?}");
+                    assert_eq!(variant.kind, Kind::Attention);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! Whole backward calls by the fast kernels, over masks and over ranges on the device, against the CPU backend: on the first
+//! CUDA device of compute capability 9.0, and everywhere on the processor, where stand-ins take the place of the attention
+//! kernels (tests/host_driver/attention.h).
+
+mod common_backend;
+mod common_cuda;
+mod common_reference;
+
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use common_backend::{Buffer, Layout, Random, random_mask};
+use common_cuda::{Copy, gpu, run_on_the_processor};
+use magi_attn::device::Stream;
+use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
+use magi_attn::runtime::attn_args::{Backward, Forward};
+use magi_attn::runtime::device_mask::DeviceMask;
+use magi_attn::runtime::single::{self, Choice, Options, RangeLists, Source};
+use magi_attn::types::{DType, Device, Mask, Status, Tensor};
+
+/// What a call computes, beside its mask.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    tokens: (i64, i64),
+    heads: (i64, i64),
+    dims: (i64, i64),
+    layout: Layout,
+    deterministic: bool,
+    /// Number, whether all tokens share them.
+    sinks: Option<(i64, bool)>,
+    out_f32: bool,
+    dq_f32: bool,
+    keys_f32: bool,
+    add_dq: bool,
+    /// To dk, dv and dsink.
+    add: bool,
+    ranges: bool,
+}
+
+/// Host tensors of a call.
+struct Tensors {
+    /// q, k, v, dout.
+    inputs: [Buffer; 4],
+    sink: Option<Buffer>,
+    out: Buffer,
+    lse: Buffer,
+    /// dq, dk, dv and, with sinks, dsink.
+    outputs: Vec<Buffer>,
+}
+
+const NAMES: [&str; 4] = ["dq", "dk", "dv", "dsink"];
+
+/// Rows of a tensor that nothing sees become NaN.
+fn hide(values: &mut [f64], row: usize, sees: &[bool]) {
+    for (row, _) in values.chunks_mut(row).zip(sees).filter(|(_, sees)| !**sees) {
+        row.fill(f64::NAN);
+    }
+}
+
+fn seen(mask: &Mask) -> [Vec<bool>; 2] {
+    let mut seen = [
+        vec![false; mask.total_q() as usize],
+        vec![false; mask.total_k() as usize],
+    ];
+    for s in mask.slices() {
+        let (rows, keys) = (s.visible_rows(), s.visible_keys());
+        for q in rows.start..rows.end {
+            for k in keys.start..keys.end {
+                if s.contains(q, k) {
+                    seen[0][q as usize] = true;
+                    seen[1][k as usize] = true;
+                }
+            }
+        }
+    }
+    seen
+}
+
+/// Operands of a case, with what forward gives for them on the CPU.
+fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
+    let ((tq, tk), (hq, hkv), (d, dv)) = (c.tokens, c.heads, c.dims);
+    let [rows, keys] = seen(mask);
+    let mut make = |shape: [i64; 3], sees: &[bool]| {
+        let mut values = r.normals(shape.iter().product::<i64>() as usize, 1.0, DType::Bf16);
+        hide(&mut values, (shape[1] * shape[2]) as usize, sees);
+        Buffer::new(&values, &shape, DType::Bf16, c.layout)
+    };
+    let inputs = [
+        make([tq, hq, d], &rows),
+        make([tk, hkv, d], &keys),
+        make([tk, hkv, dv], &keys),
+        make([tq, hq, dv], &rows),
+    ];
+    let sink = c.sinks.map(|(n, shared)| {
+        let shape = [tq, n, hq];
+        let shape = if shared { &shape[1..] } else { &shape[..] };
+        let values = r.normals(shape.iter().product::<i64>() as usize, 2.0, DType::F32);
+        Buffer::new(&values, shape, DType::F32, Layout::Dense)
+    });
+    let of = |f32: bool| if f32 { DType::F32 } else { DType::Bf16 };
+    let mut outputs = Vec::new();
+    for (i, (f32, add)) in [(c.dq_f32, c.add_dq), (c.keys_f32, c.add), (c.keys_f32, c.add)]
+        .into_iter()
+        .enumerate()
+    {
+        let shape = &inputs[i].shape;
+        let values = r.normals(shape.iter().product::<i64>() as usize, 1.0, of(f32));
+        let mut buffer = Buffer::poisoned(shape, of(f32), c.layout);
+        if add {
+            buffer.set(&values);
+        }
+        outputs.push(buffer);
+    }
+    if let Some(sink) = &sink {
+        let values = r.normals(sink.values().len(), 1.0, DType::F32);
+        outputs.push(Buffer::new(&values, &sink.shape, DType::F32, Layout::Dense));
+    }
+    let mut t = Tensors {
+        inputs,
+        sink,
+        out: Buffer::poisoned(&[tq, hq, dv], of(c.out_f32), c.layout),
+        lse: Buffer::poisoned(&[tq, hq], DType::F32, Layout::Dense),
+        outputs,
+    };
+    let [q, k, v, _] = t.inputs.each_mut().map(Buffer::tensor);
+    let forward = Forward {
+        q,
+        k,
+        v,
+        sink: t.sink.as_mut().map(Buffer::tensor),
+        softmax_scale: 0.0,
+        softcap: 0.0,
+        out: t.out.tensor(),
+        lse: Some(t.lse.tensor()),
+        max_logits: None,
+    };
+    let bytes = single::forward_workspace(None, &forward, &options(c, null_mut(), 0)).unwrap();
+    let mut space = vec![0u64; bytes / 8 + 64];
+    let at = space.as_mut_ptr().cast::<u8>();
+    let at = at.wrapping_add(at.align_offset(256));
+    let source = Source::Mask(mask, &DeviceMask::default());
+    single::forward(source, &forward, &options(c, at, bytes), Stream::NULL).unwrap();
+    t
+}
+
+fn options(c: &Case, workspace: *mut u8, workspace_bytes: usize) -> Options {
+    Options {
+        backend: Choice::Default,
+        accumulate: false,
+        deterministic: c.deterministic,
+        sm_margin: 0,
+        max_items: 0,
+        workspace,
+        workspace_bytes,
+    }
+}
+
+/// Arguments over tensors in the order inputs, out, lse, sink, outputs.
+fn args(c: &Case, t: &[Tensor]) -> Backward {
+    let sinks = usize::from(c.sinks.is_some());
+    let outputs = &t[6 + sinks..];
+    Backward {
+        q: t[0],
+        k: t[1],
+        v: t[2],
+        sink: (sinks == 1).then(|| t[6]),
+        out: t[4],
+        lse: t[5],
+        dout: t[3],
+        softmax_scale: 0.0,
+        softcap: 0.0,
+        dq: outputs[0],
+        dk: outputs[1],
+        dv: outputs[2],
+        dsink: outputs.get(3).copied(),
+        accumulate_dq: c.add_dq,
+        accumulate_dk: c.add,
+        accumulate_dv: c.add,
+        accumulate_dsink: c.add && sinks == 1,
+    }
+}
+
+impl Tensors {
+    fn all(&mut self) -> Vec<Tensor> {
+        let mut all: Vec<Tensor> = self.inputs.iter_mut().map(Buffer::tensor).collect();
+        all.push(self.out.tensor());
+        all.push(self.lse.tensor());
+        all.extend(self.sink.iter_mut().map(Buffer::tensor));
+        all.extend(self.outputs.iter_mut().map(Buffer::tensor));
+        all
+    }
+
+    fn values(&self) -> Vec<Vec<f64>> {
+        self.outputs.iter().map(Buffer::values).collect()
+    }
+}
+
+/// The gradients by the CPU backend.
+fn on_the_cpu(c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<Vec<f64>> {
+    let a = args(c, &t.all());
+    let bytes = single::backward_workspace(None, &a, &options(c, null_mut(), 0)).unwrap();
+    let mut space = vec![0u64; bytes / 8 + 64];
+    let at = space.as_mut_ptr().cast::<u8>();
+    let at = at.wrapping_add(at.align_offset(256));
+    let source = Source::Mask(mask, &DeviceMask::default());
+    single::backward(source, &a, &options(c, at, bytes), Stream::NULL).unwrap();
+    t.values()
+}
+
+/// The mask as ranges in memory of the device.
+struct Lists {
+    memory: DeviceMemory,
+    count: i64,
+}
+
+impl Lists {
+    fn new(gpu: &Arc<Gpu>, mask: &Mask) -> Lists {
+        let typed = mask.to_typed();
+        let mut ints: Vec<i32> = Vec::new();
+        ints.extend(typed.iter().flat_map(|t| [t.q.start as i32, t.q.end as i32]));
+        ints.extend(typed.iter().flat_map(|t| [t.k.start as i32, t.k.end as i32]));
+        ints.extend(typed.iter().map(|t| t.mask_type as i32));
+        let bytes: Vec<u8> = ints.iter().flat_map(|i| i.to_ne_bytes()).collect();
+        Lists {
+            memory: DeviceMemory::upload(gpu, &bytes).unwrap(),
+            count: typed.len() as i64,
+        }
+    }
+
+    fn lists(&self) -> RangeLists {
+        let n = self.count;
+        let part = |first: i64, shape: &[i64]| {
+            let at = self.memory.as_ptr().wrapping_add(4 * first as usize);
+            // SAFETY: `new` uploaded as many integers.
+            unsafe { Tensor::dense(at, DType::I32, Device::Cuda(0), shape) }
+        };
+        RangeLists {
+            q_ranges: part(0, &[n, 2]),
+            k_ranges: part(2 * n, &[n, 2]),
+            mask_types: part(4 * n, &[n]),
+        }
+    }
+}
+
+/// The same by the device, twice from the same outputs; every run has the same result.
+fn on_the_device(gpu: &Arc<Gpu>, c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<Vec<f64>> {
+    let host = t.all();
+    let lists = Lists::new(gpu, mask);
+    let range_lists = lists.lists();
+    let kept = DeviceMask::default();
+    let inputs: Vec<Copy> = host.iter().map(|t| Copy::of(gpu, *t)).collect();
+    let mut first: Option<Vec<Vec<f64>>> = None;
+    for _ in 0..2 {
+        // Copies of the outputs are new each time; those of the inputs stay.
+        let outputs = host.len() - t.outputs.len();
+        let fresh: Vec<Copy> = host[outputs..].iter().map(|t| Copy::of(gpu, *t)).collect();
+        let tensors = inputs[..outputs].iter().chain(&fresh).map(Copy::tensor);
+        let a = args(c, &tensors.collect::<Vec<_>>());
+        let source = match c.ranges {
+            true => Source::Ranges(&range_lists),
+            false => Source::Mask(mask, &kept),
+        };
+        let ranges = c.ranges.then_some(&range_lists);
+        let bytes = single::backward_workspace(ranges, &a, &options(c, null_mut(), 0)).unwrap();
+        let space = DeviceMemory::upload(gpu, &vec![0xff; bytes]).unwrap();
+        let o = options(c, space.as_ptr(), bytes);
+        single::backward(source, &a, &o, Stream::NULL).unwrap();
+        stream::synchronize(gpu, Stream::NULL).unwrap();
+        // Results go over the host's outputs, which are put back for the next run.
+        let before = t.values();
+        fresh.iter().for_each(Copy::fetch);
+        let found = t.values();
+        for (buffer, values) in t.outputs.iter_mut().zip(&before) {
+            buffer.set(values);
+        }
+        let same = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(x, y)| x == y || x.is_nan() && y.is_nan());
+        let fixed = |i: usize| i != 0 || c.deterministic;
+        if let Some(first) = &first {
+            for i in (0..found.len()).filter(|&i| fixed(i)) {
+                assert!(same(&first[i], &found[i]), "{c:?}: {} of another run", NAMES[i]);
+            }
+        }
+        first = Some(found);
+    }
+    first.unwrap()
+}
+
+/// The first device, when it is one that fast kernels are for.
+fn hopper() -> Option<Arc<Gpu>> {
+    gpu().filter(|g| g.properties().major == 9)
+}
+
+fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
+    let mask = random_mask(r, c.tokens.0, c.tokens.1, 4);
+    let mut t = tensors(r, c, &mask);
+    let got = on_the_device(gpu, c, &mask, &mut t);
+    let want = on_the_cpu(c, &mask, &mut t);
+    // A GPU rounds P and dS to bf16 on its way; the processor does not.
+    let inner = if gpu.properties().name == "the processor" {
+        0.0
+    } else {
+        2e-2
+    };
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let bf16 = t.outputs[i].dtype == DType::Bf16;
+        let tolerance: f64 = if bf16 { 5e-3 } else { 1e-4 };
+        let most = want.iter().fold(1.0, |m: f64, x| m.max(x.abs()));
+        for (at, (x, y)) in got.iter().zip(want).enumerate() {
+            let close = (x - y).abs() <= tolerance * y.abs().max(1.0) + inner * most;
+            assert!(
+                close,
+                "{c:?}, {} slices: {}[{at}] is {x}, not {y}",
+                mask.slices().len(),
+                NAMES[i]
+            );
+        }
+    }
+}
+
+#[test]
+fn calls_against_the_cpu() {
+    let Some(gpu) = hopper() else { return };
+    let mut r = Random(1);
+    for case in 0..48 {
+        let mut flag = || r.below(2) == 0;
+        let (keys_f32, deterministic) = (flag(), flag());
+        let c = Case {
+            deterministic,
+            out_f32: flag(),
+            dq_f32: flag(),
+            keys_f32,
+            add_dq: flag(),
+            add: keys_f32 && flag(),
+            ranges: flag(),
+            layout: if flag() { Layout::Dense } else { Layout::HeadsFirst },
+            sinks: [None, Some((1, true)), Some((8, true)), Some((3, false))][case % 4],
+            tokens: (1 + r.below(70), 1 + r.below(70)),
+            heads: [(1, 1), (4, 2), (3, 1)][case % 3],
+            dims: [(128, 128), (104, 112), (40, 64), (96, 72), (128, 97)][case % 5],
+        };
+        // Rows must begin at multiples of 16 bytes.
+        let c = if c.layout == Layout::Dense && c.dims.1 == 97 {
+            Case { dims: (128, 96), ..c }
+        } else {
+            Case {
+                dims: (c.dims.0, c.dims.1 / 8 * 8),
+                ..c
+            }
+        };
+        check(&gpu, &mut r, &c);
+    }
+}
+
+const PLAIN: Case = Case {
+    tokens: (33, 40),
+    heads: (4, 2),
+    dims: (128, 128),
+    layout: Layout::Dense,
+    deterministic: false,
+    sinks: None,
+    out_f32: false,
+    dq_f32: false,
+    keys_f32: false,
+    add_dq: false,
+    add: false,
+    ranges: false,
+};
+
+#[test]
+fn sides_without_tokens() {
+    let Some(gpu) = hopper() else { return };
+    let mut r = Random(2);
+    for tokens in [(0, 5), (5, 0), (0, 0)] {
+        for bits in 0..4 {
+            let c = Case {
+                tokens,
+                sinks: Some((2, true)),
+                deterministic: bits & 1 != 0,
+                ranges: bits & 2 != 0,
+                ..PLAIN
+            };
+            check(&gpu, &mut r, &c);
+        }
+    }
+}
+
+/// What is found before anything is enqueued.
+#[test]
+fn calls_that_are_refused() {
+    let Some(gpu) = hopper() else { return };
+    let mut r = Random(3);
+    let mask = random_mask(&mut r, 33, 40, 4);
+    let mut t = tensors(&mut r, &PLAIN, &mask);
+    let copies: Vec<Copy> = t.all().into_iter().map(|t| Copy::of(&gpu, t)).collect();
+    let a = args(&PLAIN, &copies.iter().map(Copy::tensor).collect::<Vec<_>>());
+    let needed = single::backward_workspace(None, &a, &options(&PLAIN, null_mut(), 0)).unwrap();
+    // Row sums, parts of dsink, sums of dq.
+    assert!(needed >= 4 * (2 * 36 * 4 + 33 * 4 * 128), "{needed}");
+    let space = DeviceMemory::new(&gpu, needed + 256).unwrap();
+    let kept = DeviceMask::default();
+    let refused = |a: &Backward, o: Options, status: Status, part: &str| {
+        let e = single::backward(Source::Mask(&mask, &kept), a, &o, Stream::NULL).unwrap_err();
+        assert_eq!(e.status, status, "{e}");
+        assert!(e.message.contains(part), "{e} does not mention {part:?}");
+    };
+    let with = |at: *mut u8, bytes: usize| options(&PLAIN, at, bytes);
+    let at = space.as_ptr();
+    let small = format!("this call needs {needed} bytes");
+    refused(&a, with(at, needed - 1), Status::BufferTooSmall, &small);
+    refused(
+        &a,
+        with(null_mut(), needed),
+        Status::NullPointer,
+        "options.workspace",
+    );
+    refused(
+        &a,
+        with(at.wrapping_add(16), needed),
+        Status::InvalidArgument,
+        "aligned to 256",
+    );
+    refused(
+        &a,
+        with(a.dk.data(), needed),
+        Status::TensorOverlap,
+        "options.workspace overlaps",
+    );
+    let odd = copies[3].tensor();
+    // SAFETY: never read.
+    let odd = unsafe {
+        Tensor::from_raw(
+            odd.data().wrapping_add(2),
+            odd.dtype(),
+            odd.device(),
+            odd.shape(),
+            odd.stride(),
+        )
+    };
+    let shifted = Backward { dout: odd, ..a };
+    refused(
+        &shifted,
+        with(at, needed),
+        Status::InvalidStride,
+        "args.dout lies at",
+    );
+    let accumulating = Options {
+        accumulate: true,
+        ..with(at, needed)
+    };
+    refused(
+        &a,
+        accumulating,
+        Status::InvalidArgument,
+        "options.accumulate is for forward",
+    );
+    single::backward_prepare(Source::Mask(&mask, &kept), &a, &with(at, needed), Stream::NULL).unwrap();
+    single::backward(Source::Mask(&mask, &kept), &a, &with(at, needed), Stream::NULL).unwrap();
+    stream::synchronize(&gpu, Stream::NULL).unwrap();
+}
+
+#[test]
+fn the_same_on_the_processor() {
+    run_on_the_processor("backward_calls", &[], 4);
+}
