@@ -6,6 +6,8 @@ import ctypes as C
 import os
 
 F64, F32, BF16, F16, I32 = 0, 1, 2, 3, 5
+DEFAULT, FFA, SDPA = 0, 1, 2
+NOT_SUPPORTED = 200
 CPU, CUDA = 0, 1
 FULL, CAUSAL, INV_CAUSAL, BI_CAUSAL = 0, 1, 2, 3
 MASK_TYPES = {"full": FULL, "causal": CAUSAL, "inv_causal": INV_CAUSAL, "bi_causal": BI_CAUSAL}
@@ -189,6 +191,16 @@ class Library:
         query = getattr(self.c, f"magi_flex_flash_attn_{kind}_workspace_size")
         self.check(query(C.byref(args), C.byref(options), C.byref(needed)))
         return needed.value
+
+    def name_fast_kernels(self, args, options):
+        """Asks for the fast kernels by name where they compute the pass of `args`: backward's are not the default."""
+        options.backend = FFA
+        try:
+            self.workspace_bytes(args, options)
+        except Error as e:
+            if e.status != NOT_SUPPORTED:
+                raise
+            options.backend = DEFAULT
 
     def prepare(self, mask, args, options, stream=None):
         """Makes what a mask keeps on the device for such calls. May compile, allocate and wait."""

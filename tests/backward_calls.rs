@@ -145,7 +145,7 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
 
 fn options(c: &Case, workspace: *mut u8, workspace_bytes: usize) -> Options {
     Options {
-        backend: Choice::Default,
+        backend: Choice::Ffa,
         accumulate: false,
         deterministic: c.deterministic,
         sm_margin: 0,

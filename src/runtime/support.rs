@@ -2,6 +2,7 @@
 
 use super::attn_args::scale;
 use super::check;
+use super::gpu_backward;
 use super::on_gpu;
 use super::single::Choice;
 use crate::backend::cuda::backward_kernel::BackwardChoice;
@@ -130,7 +131,6 @@ fn on_cpu(q: &Question, reasons: &mut Vec<String>) -> (String, String) {
 
 fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, String) {
     let p = gpu.properties();
-    // What holds for forward holds for backward.
     let fast = match q.backend {
         Choice::Sdpa => vec!["the backend is sdpa".to_owned()],
         _ => on_gpu::reasons(&q.shape, scale(q.softmax_scale, q.shape.head_dim), q.softcap, gpu),
@@ -151,14 +151,15 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
         reasons.extend(missing.map(|why| format!("ranges on the device need the fast kernels: {why}")));
     }
     let place = place(gpu.ordinal(), p);
-    let text = |name: Option<String>| match name.filter(|_| fast.is_empty()) {
+    let text = |name: Option<String>, why: &[String]| match name.filter(|_| why.is_empty()) {
         Some(name) => format!("{name}, {place}"),
-        None => format!(
-            "textbook kernels, {place}; not the fast ones: {}",
-            fast.join("; ")
-        ),
+        None => format!("textbook kernels, {place}; not the fast ones: {}", why.join("; ")),
     };
-    (text(fast_forward(q)), text(fast_backward(q)))
+    let mut backward = fast.clone();
+    if q.backend == Choice::Default {
+        backward.push(gpu_backward::UNNAMED.to_owned());
+    }
+    (text(fast_forward(q), &fast), text(fast_backward(q), &backward))
 }
 
 fn place(ordinal: i32, p: &Properties) -> String {

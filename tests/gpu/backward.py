@@ -123,6 +123,8 @@ class Bound:
         if isinstance(source, Ranges):
             source.into(self.options)
             self.mask = NoMask()
+        if call.backend == magi.DEFAULT:
+            library.name_fast_kernels(self.args, self.options)
         needed = library.workspace_bytes(self.args, self.options)
         self.space = torch.full((max(1, needed),), 0xFF, dtype=torch.uint8, device=DEVICE)
         self.options.workspace, self.options.workspace_size = self.space.data_ptr(), needed
