@@ -67,7 +67,7 @@ DEV void capped_exponentials(float (&x)[N], u32 (&p)[N / 8][4], u32 lse, const u
                              const magi_attn_backward_params &params) {
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
-        if (j % 2 == 0 && params.softcap_scale < 0) { // never; but where a block of code ends, few values are alive
+        if (j % 2 == 1 && params.softcap_scale < 0) { // never; but where a block of code ends, few values are alive
             return;
         }
         const float2 l = ld_shared_f32x2(lse + 32 * j);
