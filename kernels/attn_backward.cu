@@ -3,9 +3,12 @@
 // A thread block is a producer warpgroup and two consumer warpgroups; blocks are as many as multiprocessors and take
 // tiles from a counter.
 // SPDX-License-Identifier: Apache-2.0
+#include "attn/backward_epilogue.cuh"
 #include "attn/backward_helpers.cuh"
+#include "attn/backward_mask.cuh"
 #include "attn/backward_producer.cuh"
 #include "ptx/launch.cuh"
+// What both have in common stands above: sources are put together into one text, each file once.
 #if WIDE
 #include "attn/backward_wide_consumer.cuh"
 #else
