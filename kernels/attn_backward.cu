@@ -9,6 +9,7 @@
 #include "attn/backward_mask.cuh"
 #include "attn/backward_producer.cuh"
 #include "ptx/launch.cuh"
+// What both have in common stands above: sources are put together into one text, each file once.
 #if WIDE
 #include "attn/backward_wide_consumer.cuh"
 #else

@@ -151,8 +151,10 @@ template <int N> DEV void join_pieces(float (&x)[N], const float *from, i64 next
 template <int NK, int NV>
 DEV bool join_splits(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const TilePlace &t, int warp,
                      int lane) {
-    constexpr int PIECE = BK * (D + DV), WARP = PIECE / CONSUMER_WARPS;
-    float *const first = p.piece + (i64)t.work * p.splits * PIECE + warp * WARP + 4 * lane;
+    // A wide kernel's warpgroups have unlike numbers of columns: the second one's lie at the end.
+    constexpr int PIECE = BK * (D + DV), WARP = 32 * (NK + NV);
+    const int place = (warp < 4 ? 0 : PIECE - 4 * WARP) + warp % 4 * WARP + 4 * lane;
+    float *const first = p.piece + (i64)t.work * p.splits * PIECE + place;
     float *const own = first + (i64)t.split * PIECE;
     leave_piece(dk, own);
     leave_piece(dv, own + 32 * NK);

@@ -1,0 +1,106 @@
+// The backward kernel on the processor: reads a case, runs all blocks, writes gradients. Built by
+// tests/backward_kernel.rs, which says what a case is; KERNELS is the kernel's text.
+#include "block.h"
+#include KERNELS
+
+template <class T> static std::vector<T> take(size_t count) {
+    std::vector<T> x(count + 1);
+    if (fread(x.data(), sizeof(T), count, stdin) != count) {
+        fail("the case ends early");
+    }
+    return x;
+}
+template <class T> static void give(const std::vector<T> &x, size_t count) {
+    fwrite(x.data(), sizeof(T), count, stdout);
+}
+
+// Of a [tokens, heads, width] tensor of 16-bit elements: blocks of rows, all chunks of 64 columns of a family at once, or
+// one where the width is not the family's.
+static Map rows_map(std::vector<u16> &x, int tokens, int heads, int width, int rows, int family, int &copies) {
+    const int chunks = (family + 63) / 64;
+    const bool whole = width == family && width % 64 == 0;
+    copies = whole ? 1 : chunks;
+    return {(u8 *)x.data(),
+            4,
+            2,
+            1,
+            {whole ? 64 : width, tokens, whole ? chunks : 1, heads},
+            {2, 2 * heads * width, 128, 2 * width},
+            {64, rows, whole ? chunks : 1, 1}};
+}
+
+static BackwardMaps maps;
+static magi_attn_backward_params params;
+static void entry() {
+    magi_attn_backward(maps, params);
+}
+
+int main() {
+    enum { TQ, TK, HQ = 3, HK, WIDTH, WIDTH_V, SPLITS, FLAGS, TILES, ITEMS, LIMITS_COUNT, SEED, NUMBERS };
+    const auto sizes = take<int>(NUMBERS);
+    const auto factors = take<float>(3); // scale_log2, scale, softcap_scale
+    const int tq = sizes[TQ], hq = sizes[HQ], hk = sizes[HK], d = sizes[WIDTH], dv = sizes[WIDTH_V];
+    const auto tiles = take<magi_tile>(sizes[TILES]);
+    const auto items = take<magi_item>(sizes[ITEMS]);
+    const auto limits = take<magi_row_limits>(sizes[LIMITS_COUNT]);
+    auto q = take<u16>((size_t)tq * hq * d), dout = take<u16>((size_t)tq * hq * dv);
+    std::vector<u16> k[2], v[2];
+    for (int i = 0; i < 2; i++) {
+        k[i] = take<u16>((size_t)sizes[TK + i] * hk * d);
+        v[i] = take<u16>((size_t)sizes[TK + i] * hk * dv);
+    }
+    const int padded = (tq + 3) / 4 * 4, columns = (d + 3) / 4 * 4;
+    auto stats = take<float>((size_t)2 * hq * padded);
+    const bool wide = sizes[FLAGS] & MAGI_BACKWARD_OUT_F32;
+    const size_t size = wide ? 4 : 2;
+    std::vector<float> dq((size_t)tq * hq * columns);
+    std::vector<u8> dk[2], grad_v[2];
+    std::vector<float> piece((size_t)sizes[TILES] * hk * sizes[SPLITS] * BK * (D + DV));
+    std::vector<int> counters(2), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
+
+    Map of[8];
+    of[0] = rows_map(q, tq, hq, d, BQ, D, params.copies_k);
+    of[1] = rows_map(dout, tq, hq, dv, BQ, DV, params.copies_v);
+    for (int i = 0; i < 2; i++) {
+        const int tokens = sizes[TK + i];
+        of[2 + i] = rows_map(k[i], tokens, hk, d, BK, D, params.copies_k);
+        of[4 + i] = rows_map(v[i], tokens, hk, dv, BK, DV, params.copies_v);
+        // f32 is added to a half; else every element must be written.
+        dk[i].assign((size_t)tokens * hk * d * size + 16, 0xFF);
+        grad_v[i].assign((size_t)tokens * hk * dv * size + 16, 0xFF);
+        if (wide) {
+            std::fill((float *)dk[i].data(), (float *)dk[i].data() + (size_t)tokens * hk * d, 0.5f);
+            std::fill((float *)grad_v[i].data(), (float *)grad_v[i].data() + (size_t)tokens * hk * dv, 0.5f);
+        }
+        params.dk[i] = dk[i].data(), params.dk_token[i] = hk * d, params.dk_head[i] = d;
+        params.dv[i] = grad_v[i].data(), params.dv_token[i] = hk * dv, params.dv_head[i] = dv;
+    }
+    of[6] = {(u8 *)stats.data(), 3, 4, 0, {tq, 2, hq}, {4, 4 * hq * padded, 4 * padded}, {BQ, 2, 1}};
+    of[7] = {(u8 *)dq.data(), 3, 4, 1, {d, tq, hq}, {4, 4 * hq * columns, 4 * columns}, {32, BQ, 1}};
+    for (int i = 0; i < 8; i++) {
+        ((TensorMap *)&maps)[i].opaque[0] = (u64)&of[i];
+    }
+    params.tiles = tiles.data(), params.items = items.data(), params.limits = limits.data();
+    params.counters = counters.data(), params.piece = piece.data(), params.piece_done = done.data();
+    params.tile_count = sizes[TILES], params.heads_kv = hk, params.group = hq / hk, params.section = hk;
+    params.splits = sizes[SPLITS], params.tokens_q = tq, params.head_dim = d, params.head_dim_v = dv;
+    params.flags = sizes[FLAGS], params.scale_log2 = factors[0], params.scale = factors[1];
+    params.softcap_scale = factors[2];
+
+    dice.seed(sizes[SEED]);
+    gridDim.x = std::min(2, params.tile_count * hk * params.splits);
+    for (unsigned block = 0; block < gridDim.x; block++) {
+        run_block(block, THREADS, entry);
+    }
+    for (const int word : done) {
+        counters[0] |= word;
+    }
+    if (counters[0] != 0 || counters[1] != 0) {
+        fail("words that must be 0 after a launch are not");
+    }
+    give(dq, dq.size());
+    for (int i = 0; i < 2; i++) {
+        give(dk[i], dk[i].size() - 16);
+        give(grad_v[i], grad_v[i].size() - 16);
+    }
+}

@@ -1,0 +1,39 @@
+// kernels/ptx/math.cuh for the processor.
+#pragma once
+#include "types.cuh"
+
+static float exp2_approx(float x) {
+    return exp2f(x);
+}
+static float rcp_approx(float x) {
+    return 1 / x;
+}
+
+#ifdef DTYPE_F16
+static u16 rounded(float x) {
+    const _Float16 y = (_Float16)x;
+    u16 bits;
+    memcpy(&bits, &y, 2);
+    return bits;
+}
+static float widened(u16 bits) {
+    _Float16 y;
+    memcpy(&y, &bits, 2);
+    return (float)y;
+}
+#else
+static u16 rounded(float x) {
+    u32 bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+static float widened(u16 bits) {
+    const u32 wide = (u32)bits << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+}
+#endif
+static u32 pack(float lo, float hi) {
+    return rounded(lo) | (u32)rounded(hi) << 16;
+}
