@@ -2,6 +2,7 @@
 //
 // A thread block is a producer warpgroup and two consumer warpgroups; blocks are as many as multiprocessors and take
 // tiles from a counter.
+// Switches: DTYPE_F16 SOFTCAP=1 DQ=0
 // SPDX-License-Identifier: Apache-2.0
 // What both consumers include stands before the choice: in flattened text a header is where it is first named.
 #include "attn/backward_epilogue.cuh"
@@ -9,7 +10,6 @@
 #include "attn/backward_mask.cuh"
 #include "attn/backward_producer.cuh"
 #include "ptx/launch.cuh"
-// What both have in common stands above: sources are put together into one text, each file once.
 #if WIDE
 #include "attn/backward_wide_consumer.cuh"
 #else

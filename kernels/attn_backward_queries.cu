@@ -2,6 +2,7 @@
 //
 // The forward kernel's twin: a thread block is a producer warpgroup and consumer warpgroups of 64 rows each; blocks are
 // as many as multiprocessors and take tiles from a counter.
+// Switches: DTYPE_F16 SOFTCAP=1
 // SPDX-License-Identifier: Apache-2.0
 #include "attn/backward_queries_consumer.cuh"
 #include "attn/backward_queries_scheduler.cuh"
