@@ -97,10 +97,11 @@ all_variants() {
     say "$count variants, each with nvcc and NVRTC: no stack, no spills, no serialised products"
 }
 
-# Forms of the attention kernels: their listed head dimensions with any of the switches that the source names in a line
-# "// Switches: ...". Lines: source, label, defines.
+# Forms of the attention kernels that are not listed: the listed head dimensions with any of the switches that the source names
+# in a line "// Switches: ...". Lines: source, defines.
 forms() {
-    local line source dims switches set i
+    local line source dims switches set i listed
+    listed="$(grep -E '^[a-z0-9_]+ +attention ' kernels/variants.txt | sed -E 's/^[^ ]+ +attention +([^ ]+) +[^ ]+ +/\1 /; s/ *$/ /')"
     grep -E '^[a-z0-9_]+ +attention ' kernels/variants.txt | grep -vE 'DTYPE_F16|[A-Z]=[01]( |$)' | while read -r line; do
         source="$(grep -oE '[a-z_]+\.cu' <<<"$line")"
         dims="$(grep -oE 'HEAD_DIM(_V)?=[0-9]+' <<<"$line" | tr '\n' ' ')"
@@ -112,7 +113,7 @@ forms() {
             done
             printf '%s %s\n' "$source" "$defines"
         done
-    done | sort -u
+    done | sort -u | grep -vxF "$listed"
 }
 
 # form <number> <source> <define...>: compiles one; prints what is wrong.
