@@ -260,6 +260,8 @@ pub unsafe extern "C" fn magi_group_cast(
     stream: magi_stream,
 ) -> Status {
     guard_handle("magi_group_cast", "plan", plan, |p| {
+        // Before anything is read that is not there.
+        p.plan.expect_count(count)?;
         // SAFETY: the caller's promise.
         let (local, received) = unsafe {
             (
@@ -305,6 +307,7 @@ pub unsafe extern "C" fn magi_group_reduce(
             }
         };
         let accumulate = input::flag("accumulate", accumulate)?;
+        p.plan.expect_count(count)?;
         // SAFETY: the caller's promise.
         let (partial, local) = unsafe {
             (

@@ -17,7 +17,7 @@ pub fn cast(plan: &GroupPlan, local: &[Tensor], received: &[Tensor], stream: Str
     let (input, output) = (("local", local), ("received", received));
     plan.check_stream(stream)?;
     plan.context().check_open()?;
-    counts(plan, local.len())?;
+    plan.expect_count(local.len())?;
     for (i, t) in plan.tensors.iter().enumerate() {
         let wire = [t.dtype];
         tensor(plan, (input, i), &wire, plan.local_rows)?;
@@ -86,7 +86,7 @@ pub fn reduce(
             "plan was made without MAGI_GROUP_REDUCE in args.flags; it has no workspace for sums",
         ));
     }
-    counts(plan, partial.len())?;
+    plan.expect_count(partial.len())?;
     for (i, t) in plan.tensors.iter().enumerate() {
         tensor(plan, (input, i), &[t.dtype], plan.received_rows)?;
         travels(plan, (input, i))?;
@@ -249,16 +249,6 @@ fn sendable<'a>(
 fn slots(plan: &GroupPlan, session: &mut Session<'_>) -> Result<Vec<Slot>> {
     let arena = &mut session.state.arena;
     plan.carve(&mut Carver::over(arena.base(), arena.bytes())?)
-}
-
-fn counts(plan: &GroupPlan, given: usize) -> Result<()> {
-    let want = plan.tensors.len();
-    if given == want {
-        return Ok(());
-    }
-    Err(Error::argument(format!(
-        "count is {given}; the plan has {want} tensors"
-    )))
 }
 
 /// One tensor: place, dtype, rows.

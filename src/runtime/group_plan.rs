@@ -8,7 +8,7 @@ use super::context::{Context, Session};
 use super::group_agree;
 use super::group_lists::{GroupLists, GroupRequest, GroupTensor};
 use crate::device::{Carver, Stream};
-use crate::types::{Allocator, DType, Device, Result, Tensor};
+use crate::types::{Allocator, DType, Device, Error, Result, Tensor};
 
 /// What one rank sends and receives in a group, on a communicator.
 pub struct GroupPlan {
@@ -80,6 +80,17 @@ impl GroupPlan {
     pub fn workspace_bytes(&self) -> Result<usize> {
         self.context.check_open()?;
         Ok(self.bytes)
+    }
+
+    /// Fails with `Status::InvalidArgument` unless the plan has `count` tensors.
+    pub fn expect_count(&self, count: usize) -> Result<()> {
+        let want = self.tensors.len();
+        if count == want {
+            return Ok(());
+        }
+        Err(Error::argument(format!(
+            "count is {count}; the plan has {want} tensors"
+        )))
     }
 
     /// Compares lists with all ranks and takes workspace, unless that was done. Collective.
