@@ -1,5 +1,5 @@
-// A rank that fails in the middle of a group collective: a panic poisons its plan, an error ends the communicator, and the
-// other ranks learn of either at once.
+// A rank that fails in the middle of a group collective: a panic poisons its plan, an error ends the communicator, and
+// the other ranks learn of either at once.
 #include "fault.h"
 #include "group.h"
 

@@ -36,8 +36,8 @@ static void everybody(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     magi_group_plan_destroy(plan);
 }
 
-// Rank 0 sends rows [1, 3) twice to the last rank, which puts them apart; no other rank has a part in it. Bytes in rows of 5
-// of which 3 are used, running backwards on the sender.
+// Rank 0 sends rows [1, 3) twice to the last rank, which puts them apart; no other rank has a part in it. Bytes in rows
+// of 5 of which 3 are used, running backwards on the sender.
 static void strided(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     (void)data;
     enum { ROWS = 4, WIDTH = 3, STEP = 5 };

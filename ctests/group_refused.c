@@ -1,4 +1,5 @@
-// Group plans on one rank: whatever is wrong with lists, tensors and numbers is refused by name, before anything is written.
+// Group plans on one rank: whatever is wrong with lists, tensors and numbers is refused by name, before anything is
+// written.
 #include "group.h"
 
 typedef struct {

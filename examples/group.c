@@ -1,8 +1,8 @@
 #include <magi_attn.h>
 #include <stdio.h>
 
-/* One of three ranks. Rank 0 has four rows, which the others need in part: row 1 goes to both. What they make of them, here
-   twice each row, comes back and is added up. */
+/* One of three ranks. Rank 0 has four rows, which the others need in part: row 1 goes to both. What they make of them,
+   here twice each row, comes back and is added up. */
 static int32_t run(magi_comm *comm, int32_t rank, void *unused) {
     const magi_group_piece sends[] = {{{0, 2}, 1, 0}, {{1, 4}, 2, 0}}; /* rows [0, 2) to rank 1, [1, 4) to rank 2 */
     const magi_group_piece receives[] = {{{0, rank + 1}, 0, 0}};       /* from rank 0: two rows, three rows */
