@@ -12,6 +12,7 @@ mod gather;
 mod group;
 mod group_agree;
 pub mod group_call;
+mod group_check;
 mod group_lists;
 mod group_plan;
 mod key;
