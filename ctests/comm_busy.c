@@ -11,7 +11,7 @@ int main(void) {
     start_waiting(&waiting, comms[0], key, mask);
 
     const magi_status busy = MAGI_STATUS_HANDLE_BUSY;
-    const char *part = "another call on this communicator or one of its keys is running";
+    const char *part = "another call on this communicator, its keys or its group plans is running";
     int64_t x[32], local[32];
     const int64_t n = tokens_of(key, MAGI_SIDE_Q); // queries of a key are for any thread at any time
     memset(local, 0x5a, sizeof local);

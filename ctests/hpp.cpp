@@ -175,6 +175,28 @@ struct problem {
     }
 };
 
+// Every rank sends its two rows to the next one, and gets them back.
+void group(magi::comm_ref comm) {
+    const std::int32_t r = comm.rank(), n = comm.size(), next = (r + 1) % n, previous = (r + n - 1) % n;
+    std::vector<double> local{r + 0.25, r + 0.5}, received(2), back{8, 9};
+    const magi_tensor from = magi::tensor(local.data(), {2}), to = magi::tensor(received.data(), {2}),
+                      sum = magi::tensor(back.data(), {2});
+    const magi::group_plan plan(comm, 2, {magi::group_piece({0, 2}, next)}, 2, {magi::group_piece({0, 2}, previous)},
+                                {magi::group_tensor(1, MAGI_DTYPE_F64)}, MAGI_GROUP_REDUCE);
+    CHECK(plan.workspace_size() > 0);
+    plan.prepare();
+    magi::group_cast(plan, {from}, {to});
+    CHECK(received[0] == previous + 0.25 && received[1] == previous + 0.5);
+    magi::group_reduce(plan, MAGI_GROUP_OP_SUM, {to}, true, {sum});
+    CHECK(back[0] == 8 + local[0] && back[1] == 9 + local[1]);
+    magi::group_reduce(plan, MAGI_GROUP_OP_AVG, {to}, false, {sum});
+    CHECK(back == local);
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "received has 2 tensors; it must have 1",
+           [&] { magi::group_cast(plan, {from}, {to, to}); });
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "args.sends[0].peer is 9",
+           [&] { magi::group_plan(comm, 2, {magi::group_piece({0, 2}, 9)}, 0, {}, {}); });
+}
+
 void joint(magi::comm_ref comm, const magi_attn_shape &shape) {
     std::vector<magi::mask> masks;
     masks.push_back(causal());
@@ -227,6 +249,7 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     comm.set_mesh(1, 3);
     CHECK_INT(key.stats().tokens_inter_host, 0);
     joint(comm, shape);
+    group(comm);
     const std::vector<std::int64_t> ids = key.position_ids(MAGI_SIDE_Q);
     CHECK_INT(ids.size(), n);
 

@@ -21,6 +21,7 @@ typedef struct CUstream_st *magi_stream;
 #define MAGI_BACKWARD_ARGS_INIT                                                                              \
     {sizeof(magi_backward_args), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0.0, 0.0, NULL, NULL, NULL, NULL, 0, 0}
 #define MAGI_FLEX_OPTIONS_INIT {sizeof(magi_flex_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0}
+#define MAGI_GROUP_ARGS_INIT {sizeof(magi_group_args), 0, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0}
 #define MAGI_ATTN_SHAPE_INIT {sizeof(magi_attn_shape), 0, 0, 0, 0, 0, 0}
 
 /**
@@ -62,6 +63,17 @@ typedef struct CUstream_st *magi_stream;
  * dsink is added to what it holds.
  */
 #define MAGI_ACCUMULATE_DSINK 8
+
+/**
+ * magi_group_reduce will be called on the plan: takes workspace for what comes in and, for bf16 and f16, for sums.
+ */
+#define MAGI_GROUP_REDUCE 1
+
+/**
+ * local and received of magi_group_cast, and partial of magi_group_reduce, may be other than dense: takes workspace for
+ * dense copies of the rows that travel.
+ */
+#define MAGI_GROUP_STRIDED 2
 
 /**
  * Gradients are asked for too.
@@ -564,6 +576,36 @@ typedef int32_t magi_env_acts;
 #endif // __cplusplus
 
 /**
+ * How magi_group_reduce adds up.
+ */
+enum magi_group_op
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The sum of all contributions.
+     */
+    MAGI_GROUP_OP_SUM = 0,
+    /**
+     * The sum divided by the number of contributions.
+     */
+    MAGI_GROUP_OP_AVG = 1,
+    /**
+     * Tensors come in pairs of out `[rows, heads, width]` and lse `[rows, heads]`, which are merged: each out counts by
+     * exp(lse - merged lse). An lse of -inf has weight 0, and its out is not read.
+     */
+    MAGI_GROUP_OP_LSE = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum magi_group_op magi_group_op;
+#else
+typedef int32_t magi_group_op;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * How much is said.
  */
 enum magi_log_level
@@ -621,6 +663,12 @@ typedef int32_t magi_pass;
  * One rank of a communicator. One call at a time; abort and async_error may come from any thread at any time.
  */
 typedef struct magi_comm magi_comm;
+
+/**
+ * What one rank sends and receives in a group, on a communicator. One call at a time, and one at a time for all keys and
+ * group plans of a communicator.
+ */
+typedef struct magi_group_plan magi_group_plan;
 
 /**
  * A mask, an attention shape, a placement, a plan and a communicator. One call at a time, and one at a time for all
@@ -1336,6 +1384,95 @@ typedef struct magi_flex_options {
      */
     int64_t max_items;
 } magi_flex_options;
+
+/**
+ * A run of rows that goes to, or comes from, one rank.
+ */
+typedef struct magi_group_piece {
+    /**
+     * Rows: of the local tensors in a send, of the received tensors in a receive.
+     */
+    struct magi_range rows;
+    /**
+     * The other rank; may be this rank.
+     */
+    int32_t peer;
+    /**
+     * Must be 0.
+     */
+    int32_t reserved;
+} magi_group_piece;
+
+/**
+ * What the rows of one tensor of a group look like, whatever their shape.
+ */
+typedef struct magi_group_tensor {
+    /**
+     * Elements of a row: the product of all dimensions but the first; 1 or more.
+     */
+    int64_t row_elements;
+    /**
+     * A magi_dtype: what travels.
+     */
+    int32_t dtype;
+    /**
+     * Must be 0.
+     */
+    int32_t reserved;
+} magi_group_tensor;
+
+/**
+ * What one rank sends and receives in a group. Start from MAGI_GROUP_ARGS_INIT.
+ *
+ * Between two ranks the k-th piece sent is the k-th piece received, and has as many rows; pieces without rows do not count.
+ * Pieces of different ranks may stand in any order.
+ */
+typedef struct magi_group_args {
+    /**
+     * sizeof(magi_group_args).
+     */
+    size_t size;
+    /**
+     * Rows (shape[0]) of the local tensors.
+     */
+    int64_t local_rows;
+    /**
+     * Rows of the received tensors.
+     */
+    int64_t received_rows;
+    /**
+     * `[n_sends]`: local rows that go out. A row may go to any number of ranks, and to one of them more than once.
+     */
+    const struct magi_group_piece *sends;
+    /**
+     * Number of sends.
+     */
+    size_t n_sends;
+    /**
+     * `[n_receives]`: received rows that come in. No two may meet.
+     */
+    const struct magi_group_piece *receives;
+    /**
+     * Number of receives.
+     */
+    size_t n_receives;
+    /**
+     * `[n_tensors]`: what travels together, such as k and v; the same on every rank.
+     */
+    const struct magi_group_tensor *tensors;
+    /**
+     * Number of tensors, 1 to 64.
+     */
+    size_t n_tensors;
+    /**
+     * MAGI_GROUP_*. MAGI_GROUP_REDUCE on every rank or on none.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} magi_group_args;
 
 #ifdef __cplusplus
 extern "C" {
@@ -2155,6 +2292,93 @@ magi_status magi_flex_flash_attn_forward_workspace_size(const struct magi_forwar
 magi_status magi_flex_flash_attn_backward_workspace_size(const struct magi_backward_args *args,
                                                          const struct magi_flex_options *options,
                                                          size_t *bytes);
+
+/**
+ * A group of ranks that send each other rows, as this rank sees it: which of its rows go where, and where what comes in is
+ * put. No communication here.
+ *
+ * `config`: NULL for defaults overlaid by the environment; its allocator makes workspace, its other fields have no effect.
+ * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
+ * twice), INVALID_ENVIRONMENT, COMM_DESTROYED, OUT_OF_MEMORY, POISONED. Any thread; not collective. Destroy with
+ * magi_group_plan_destroy.
+ *
+ * # Safety
+ * `args` must be NULL or as its type says, `config` NULL or a magi_config, `plan` point to a pointer.
+ */
+magi_status magi_group_plan_create(const struct magi_comm *comm,
+                                   const struct magi_group_args *args,
+                                   const struct magi_config *config,
+                                   struct magi_group_plan **plan);
+
+/**
+ * Compares with all ranks what they send and expect, and takes workspace, so that later calls do neither. The first
+ * magi_group_cast or magi_group_reduce on a plan does it when this was not called.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (stream), PLAN_MISMATCH (on every rank, naming two ranks that do not fit together),
+ * OUT_OF_MEMORY (on every rank), HANDLE_BUSY, COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+ */
+magi_status magi_group_plan_prepare(const struct magi_group_plan *plan,
+                                    magi_stream stream);
+
+/**
+ * Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
+ * tensors and no reduction.
+ *
+ * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+ *
+ * # Safety
+ * `bytes` must point to a size_t.
+ */
+magi_status magi_group_plan_workspace_size(const struct magi_group_plan *plan,
+                                           size_t *bytes);
+
+/**
+ * Sends rows of `local` to the ranks that the plan names and puts what comes in into rows of `received`. Rows of `received`
+ * that no piece names stay as they are.
+ *
+ * `local`: `[count]` tensors `[local_rows, ..]`; `received`: `[count]` tensors `[received_rows, ..]`, of the same trailing
+ * shape; dtype and row elements as the plan says; dense, or any strides with MAGI_GROUP_STRIDED. `count`: the plan's number of
+ * tensors. Errors: NULL_POINTER, INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE,
+ * DEVICE_MISMATCH, TENSOR_OVERLAP, HANDLE_BUSY, COMM_DESTROYED, POISONED; PLAN_MISMATCH, OUT_OF_MEMORY when the plan was not
+ * prepared; COMM_FAILED, TIMEOUT, ABORTED. Collective: every rank calls it, also one without pieces. Its gradient is
+ * magi_group_reduce with MAGI_GROUP_OP_SUM.
+ *
+ * # Safety
+ * `local` and `received` must point to `count` tensors as magi_tensor says.
+ */
+magi_status magi_group_cast(const struct magi_group_plan *plan,
+                            const struct magi_tensor *local,
+                            const struct magi_tensor *received,
+                            size_t count,
+                            magi_stream stream);
+
+/**
+ * The transpose of magi_group_cast: rows of `partial`, one for each received row, go back to where they came from, and each
+ * row of `local` becomes what all that come back for it make together.
+ *
+ * Contributions are added in ascending rank, those of one rank in the order of its pieces, in the accumulator type (f64 for
+ * f64, else f32), whatever the dtype that travels; the result is rounded once. So the bits are the same on every run.
+ * `op`: a magi_group_op. `partial`: `[count]` tensors `[received_rows, ..]` in the plan's dtypes; rows that no piece names are
+ * not read. `accumulate`: 0 overwrites `local`, rows without a contribution with 0 (lse: -inf); 1 takes what `local` holds as
+ * one more contribution, the first. `local`: `[count]` tensors `[local_rows, ..]` in the plan's dtype or its accumulator type,
+ * any strides. Errors: as magi_group_cast, and INVALID_ARGUMENT for a plan without MAGI_GROUP_REDUCE, DTYPE_MISMATCH for dtypes
+ * other than f64, f32, bf16 and f16. Collective.
+ *
+ * # Safety
+ * `partial` and `local` must point to `count` tensors as magi_tensor says.
+ */
+magi_status magi_group_reduce(const struct magi_group_plan *plan,
+                              int32_t op,
+                              const struct magi_tensor *partial,
+                              int32_t accumulate,
+                              const struct magi_tensor *local,
+                              size_t count,
+                              magi_stream stream);
+
+/**
+ * Frees the handle. NULL does nothing. Not while a call on it runs.
+ */
+void magi_group_plan_destroy(struct magi_group_plan *plan);
 
 /**
  * Says in words which kernels magi_flex_flash_attn_forward and _backward would compute with on a device, and what no device

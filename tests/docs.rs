@@ -222,4 +222,8 @@ fn examples_compile_and_print_what_they_should() {
         output("examples/ranks.c", folder),
         "rank 0: 7.0000\nrank 1: 7.0000"
     );
+    assert_eq!(
+        output("examples/group.c", folder),
+        "row 0: 2 20\nrow 1: 8 80\nrow 2: 6 60\nrow 3: 8 80"
+    );
 }

@@ -3,7 +3,8 @@
 //! Points: `arena.reserve` (a block is about to be allocated), `comm.start`, `comm.finish`, `comm.all_gather`
 //! (nothing was sent or taken yet), `cuda.open` (the device with the rank's number is about to be opened), `local.spawn`
 //! (a rank's thread is about to be made), `local.rank` (a rank's thread is about to call its function), `key_create`,
-//! `calc_attn_forward`, `calc_attn_backward` (arguments are checked, plans compared, nothing has begun).
+//! `calc_attn_forward`, `calc_attn_backward`, `group_cast`, `group_reduce` (arguments are checked, plans compared, nothing
+//! has begun).
 
 #[cfg(feature = "fault")]
 pub use set_up::{Action, clear, point, set};

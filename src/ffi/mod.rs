@@ -36,6 +36,8 @@ pub mod attn;
 
 pub mod single;
 
+pub mod group;
+
 pub mod support;
 
 /// In no header: the C tests that link the test-only build declare these themselves.

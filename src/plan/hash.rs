@@ -5,7 +5,7 @@ use crate::types::{Mask, Range};
 /// Mixes words one after the other. The standard library promises no stability of its hashers, and ranks compare
 /// hashes across machines.
 #[derive(Clone, Debug)]
-pub(super) struct Hasher(u64);
+pub(crate) struct Hasher(u64);
 
 impl Hasher {
     pub fn new() -> Hasher {

@@ -57,7 +57,7 @@ pub use volume::Volume;
 use crate::types::{AttnShape, Config, Error, Mask, Result, Side, Status};
 use cost::{Cost, Direction};
 use guests::Schedule;
-use hash::Hasher;
+pub(crate) use hash::Hasher;
 use needs::Needs;
 use staging::{Staging, check_degree};
 use std::sync::Arc;

@@ -138,7 +138,8 @@ impl Context {
     /// Fails with `Status::CommDestroyed` once `close` was called.
     pub fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
-            let message = "the communicator was destroyed; keys made on it can only be destroyed";
+            let message =
+                "the communicator was destroyed; keys and group plans made on it can only be destroyed";
             return Err(Error::new(Status::CommDestroyed, message));
         }
         Ok(())
@@ -150,7 +151,7 @@ impl Context {
         self.check_open()?;
         let state = self.state.try_lock().ok_or_else(|| {
             let message =
-                "another call on this communicator or one of its keys is running; calls must take turns";
+                "another call on this communicator, its keys or its group plans is running; calls must take turns";
             Error::new(Status::HandleBusy, message)
         })?;
         // Again: `close` may have emptied the state since the first look, and it waits for the lock that is held now.

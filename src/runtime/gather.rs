@@ -14,6 +14,8 @@ pub(super) enum Purpose {
     MaxLogits = 2,
     /// Partial gradients of a shared sink.
     SinkGradient = 3,
+    /// What goes from rank to rank in a group, before its first transfer.
+    CompareGroups = 4,
 }
 
 impl Purpose {
@@ -22,6 +24,7 @@ impl Purpose {
             Some(1) => "compares plans",
             Some(2) => "reduces max_logits",
             Some(3) => "reduces the gradient of a sink",
+            Some(4) => "compares group plans",
             _ => "runs another version of the library",
         }
     }

@@ -150,8 +150,8 @@ pub fn group_reduce(
 impl PendingReduce {
     /// Waits for the contributions and adds them.
     pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
-        let contributions = if self.op == ReduceOp::Avg {
-            self.contributions()
+        let counts = if self.op == ReduceOp::Avg {
+            contributions(self.rows.iter().map(|(_, to)| *to))
         } else {
             Vec::new()
         };
@@ -171,30 +171,27 @@ impl PendingReduce {
                 backend.range_reduce(staging.rows(from.start, from.end), *local, &[to])?;
             }
         }
-        for (rows, count) in contributions {
+        for (rows, count) in counts {
             for local in &self.local {
-                backend.divide(local.rows(rows.start, rows.end), count)?;
+                // What was there counts too.
+                backend.divide(local.rows(rows.start, rows.end), count + 1)?;
             }
         }
         Ok(())
     }
+}
 
-    /// Runs of local rows with the same number of contributions, what was there included; only where there are others.
-    fn contributions(&self) -> Vec<(Range, i64)> {
-        let mut edges: Vec<(i64, i64)> = self
-            .rows
-            .iter()
-            .flat_map(|(_, to)| [(to.start, 1), (to.end, -1)])
-            .collect();
-        edges.sort_unstable();
-        let (mut runs, mut count, mut at) = (Vec::new(), 0, 0);
-        for (row, change) in edges {
-            if count > 0 && row > at {
-                runs.push((Range::new(at, row), count + 1));
-            }
-            at = row;
-            count += change;
+/// Runs of rows that the ranges cover, with how many of them cover each.
+pub(super) fn contributions(ranges: impl Iterator<Item = Range>) -> Vec<(Range, i64)> {
+    let mut edges: Vec<(i64, i64)> = ranges.flat_map(|r| [(r.start, 1), (r.end, -1)]).collect();
+    edges.sort_unstable();
+    let (mut runs, mut count, mut at) = (Vec::new(), 0, 0);
+    for (row, change) in edges {
+        if count > 0 && row > at {
+            runs.push((Range::new(at, row), count));
         }
-        runs
+        at = row;
+        count += change;
     }
+    runs
 }

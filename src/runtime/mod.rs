@@ -11,6 +11,11 @@ pub mod forward;
 mod gather;
 mod gpu_backward;
 mod group;
+mod group_agree;
+pub mod group_call;
+mod group_check;
+mod group_lists;
+mod group_plan;
 mod key;
 pub mod movement;
 pub mod on_gpu;
@@ -29,4 +34,6 @@ mod workspace;
 
 pub use context::{Context, Session};
 pub use group::{Lane, PendingReduce, ReduceOp, group_cast, group_reduce};
+pub use group_lists::{GroupRequest, GroupTensor};
+pub use group_plan::GroupPlan;
 pub use key::Key;

@@ -64,16 +64,22 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
     {
         return Err(mismatch(&words));
     }
-    reserved?;
-    if let Some(peer) = words.iter().position(|w| w.reserved != 0) {
-        let message = format!(
-            "rank {peer} could not take its workspace (status {})",
-            words[peer].reserved
-        );
-        return Err(Error::new(Status::OutOfMemory, message));
-    }
+    everybody_has_workspace(reserved, words.iter().map(|w| w.reserved))?;
     data.prepared.store(true, Ordering::Release);
     Ok(())
+}
+
+/// This rank's reservation, and then every rank's, by rank: a status, or 0 where all is well. `Status::OutOfMemory` when
+/// another rank has none.
+pub(super) fn everybody_has_workspace(mine: Result<()>, all: impl Iterator<Item = i64>) -> Result<()> {
+    mine?;
+    match all.enumerate().find(|(_, status)| *status != 0) {
+        None => Ok(()),
+        Some((peer, status)) => {
+            let message = format!("rank {peer} could not take its workspace (status {status})");
+            Err(Error::new(Status::OutOfMemory, message))
+        }
+    }
 }
 
 /// Names each plan and the ranks that have it.

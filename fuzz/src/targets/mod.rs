@@ -2,6 +2,7 @@
 
 mod capi;
 mod enums;
+mod group;
 mod key;
 mod mask;
 
@@ -27,6 +28,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "key",
         run: key::run,
+    },
+    Target {
+        name: "group",
+        run: group::run,
     },
     Target {
         name: "capi",
