@@ -31,8 +31,13 @@ fn message() -> String {
         .into_owned()
 }
 
+#[track_caller]
 fn ok(status: Status) {
-    assert_eq!(status, Status::Ok, "{}", message());
+    if status != Status::Ok {
+        // The library sends what panics say to its log.
+        eprintln!("{}: {status:?} {}", std::panic::Location::caller(), message());
+    }
+    assert_eq!(status, Status::Ok);
 }
 
 fn config(milliseconds: i64) -> magi_nccl_config {
@@ -67,15 +72,11 @@ fn prepare(comm: *mut magi_comm, tokens: i64) -> Status {
     // SAFETY: the pointers are good for what they say; both handles are freed once.
     unsafe {
         ok(magi_mask_create(&slice, 1, tokens, tokens, &mut mask));
-        ok(magi_key_create(
-            comm.as_ref(),
-            mask.as_ref(),
-            &shape,
-            null(),
-            &mut key,
-        ));
-        let status = magi_key_prepare(key.as_ref(), null_mut());
-        magi_key_destroy(Some(Box::from_raw(key)));
+        let mut status = magi_key_create(comm.as_ref(), mask.as_ref(), &shape, null(), &mut key);
+        if status == Status::Ok {
+            status = magi_key_prepare(key.as_ref(), null_mut());
+            magi_key_destroy(Some(Box::from_raw(key)));
+        }
         magi_mask_destroy(Some(Box::from_raw(mask)));
         status
     }
@@ -203,6 +204,7 @@ fn process(variables: &[(&str, String)], what: &str) -> Child {
 fn said(child: Child) -> String {
     let out = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{}: {text}", out.status);
     let line = text.lines().rfind(|l| l.contains("now: ")).unwrap_or_default();
     line.split("now: ").last().unwrap_or_default().to_owned()
 }
