@@ -69,6 +69,8 @@ struct ncclComm {
     bool blocking = false, aborted = false, dead = false;
     std::shared_ptr<Split> split; // this one comes out of it, once all ranks have asked
     int color = 0;
+    ncclComm *child = nullptr; // of a split under way, and where to put it
+    ncclComm **child_at = nullptr;
 };
 
 namespace {
@@ -117,7 +119,7 @@ int refuse(ncclComm *c) {
         record += ", use after the end";
         return INVALID_ARGUMENT;
     }
-    if (!ready(c) || c->busy > 0) {
+    if (!ready(c) || c->busy > 0 || c->child != nullptr) {
         record += ", use while in progress";
         return INVALID_ARGUMENT;
     }
@@ -257,10 +259,14 @@ int ncclCommSplit(ncclComm *c, int color, int key, ncclComm **made, Config *) {
         split = std::make_shared<Split>();
     }
     split->asked[c->rank] = {color, key};
-    ncclComm *const n = *made = new ncclComm(*c);
+    ncclComm *const n = new ncclComm(*c);
+    *made = nullptr;
+    c->child = n;
+    c->child_at = made;
     n->split = split;
     n->color = color;
     n->busy = 0;
+    n->child = nullptr;
     c->busy = 2;
     return IN_PROGRESS;
 }
@@ -298,6 +304,12 @@ int ncclCommGetAsyncError(ncclComm *c, int *error) {
     } else if (c->error == OK && (!ready(c) || c->busy > 0)) {
         c->busy -= c->busy > 0;
         *error = IN_PROGRESS;
+    } else if (c->error == OK && c->child != nullptr) {
+        *error = IN_PROGRESS;
+        if (ready(c->child)) {
+            *c->child_at = c->child;
+            c->child = nullptr;
+        }
     }
     return OK;
 }

@@ -343,12 +343,7 @@ pub(super) fn split(parent: &NcclComm, members: &[usize]) -> Result<Arc<NcclComm
     let over = || link.verdict().or_else(|| engine.link.verdict());
     let handle = engine
         .handle
-        .split(leader, place, config)
-        .and_then(|handle| {
-            engine.handle.settle("splitting a communicator", until, &over)?;
-            handle.settle("splitting a communicator", until, &over)?;
-            Ok(handle)
-        })
+        .split((leader, place), config, until, &over)
         .map_err(|e| engine.fail(&e))?;
     finish(link, engine.gpu.clone(), handle, &options)
 }

@@ -72,15 +72,32 @@ impl Handle {
         Ok(handle)
     }
 
-    /// Begins making a communicator of the ranks that give the same `color`, in the order of `key`; as `init`.
-    pub fn split(&self, color: usize, key: usize, mut config: RawConfig) -> Result<Handle> {
-        let mut raw = std::ptr::null_mut();
-        let result = self.call("ncclCommSplit", |nccl, comm| {
-            // SAFETY: the communicator lives while the call has its turn; the pointers are good for what they say.
-            unsafe { (nccl.functions.split)(comm, color as c_int, key as c_int, &mut raw, &mut config) }
+    /// Makes a communicator of the ranks that give the same `color`, in the order of `key`; waits as `settle`. After an error
+    /// this communicator must be aborted.
+    pub fn split(
+        &self,
+        (color, key): (usize, usize),
+        mut config: RawConfig,
+        until: Instant,
+        over: &dyn Fn() -> Option<Error>,
+    ) -> Result<Handle> {
+        const WHAT: &str = "splitting a communicator";
+        // NCCL writes there when it is done, in the background.
+        let slot = Box::into_raw(Box::new(AtomicPtr::<c_void>::new(std::ptr::null_mut())));
+        let split = self.call("ncclCommSplit", |nccl, comm| {
+            // SAFETY: the communicator lives while the call has its turn; the config is read before the call returns, and
+            // the slot stays until NCCL is done with it.
+            unsafe {
+                (nccl.functions.split)(comm, color as c_int, key as c_int, (*slot).as_ptr(), &mut config)
+            }
         });
+        // Where that fails NCCL may still write: the slot, a pointer's size, stays with the process.
+        split.and_then(|()| self.settle(WHAT, until, over))?;
+        // SAFETY: made above, and NCCL has written it.
+        let raw = unsafe { Box::from_raw(slot) }.load(Ordering::Acquire);
         let handle = Handle::new(self.nccl, &self.gpu, raw, Owner::Library);
-        result.map(|()| handle)
+        handle.settle(WHAT, until, over)?;
+        Ok(handle)
     }
 
     /// Makes a call with the device current. `Status::Aborted` once the communicator is gone.
@@ -97,7 +114,7 @@ impl Handle {
     /// One number that NCCL knows about the communicator.
     fn number(&self, what: &str, get: unsafe extern "C" fn(RawComm, *mut c_int) -> c_int) -> Result<usize> {
         let mut value = 0;
-        // SAFETY: as in `split`.
+        // SAFETY: the communicator lives while the call has its turn; the pointer is good for an int.
         self.call(what, |_, comm| unsafe { get(comm, &mut value) })?;
         usize::try_from(value)
             .map_err(|_| Error::new(Status::InvalidArgument, format!("{what} gives {value}")))
@@ -116,7 +133,7 @@ impl Handle {
     pub fn poll(&self) -> Result<bool> {
         let mut state = SUCCESS;
         self.call("ncclCommGetAsyncError", |nccl, comm| {
-            // SAFETY: as in `split`.
+            // SAFETY: as in `number`.
             unsafe { (nccl.functions.async_error)(comm, &mut state) }
         })?;
         self.nccl.check(state, "NCCL")?;
@@ -162,7 +179,7 @@ impl Handle {
             self.raw.store(std::ptr::null_mut(), Ordering::Release);
             return;
         }
-        // SAFETY: as in `split`.
+        // SAFETY: the communicator lives while the call has its turn.
         let flushed = self
             .call("ncclCommFinalize", |nccl, comm| unsafe {
                 (nccl.functions.finalize)(comm)
