@@ -65,6 +65,38 @@ fn a_peer_that_never_sends_is_a_timeout() {
 }
 
 #[test]
+fn a_way_that_one_rank_alone_opens_is_a_timeout() {
+    inside("a_way_that_one_rank_alone_opens_is_a_timeout", &[], || {
+        on_ranks(3, LONG, |rank, comm| {
+            let comm = comm.unwrap();
+            let others: Vec<usize> = (0..3).filter(|&p| p != rank).collect();
+            comm.connect(&others).unwrap();
+            // Open already: nobody is waited for, and nothing is sent.
+            comm.connect(&others).unwrap();
+            let error = comm.connect(&[3]).unwrap_err();
+            says(&error, Status::InvalidArgument, "rank 3 of 3 ranks");
+            greet_all(&*comm, rank);
+        });
+        let _ = record();
+        on_ranks(2, LONG, |rank, comm| {
+            let comm = comm.unwrap();
+            if rank == 1 {
+                comm.set_timeout(SHORT);
+                let error = comm.connect(&[0]).unwrap_err();
+                says(
+                    &error,
+                    Status::Timeout,
+                    "rank 1 waited 400ms for a way to one of ranks [0]",
+                );
+            }
+            let error = ending(&*comm);
+            assert!(error.message.contains("rank 1 waited 400ms"), "{error}");
+        });
+        assert_eq!(record(), ["abort 0", "abort 1"]);
+    });
+}
+
+#[test]
 fn an_abort_ends_every_rank_and_returns() {
     inside("an_abort_ends_every_rank_and_returns", &[], || {
         let barrier = Barrier::new(3);

@@ -191,10 +191,8 @@ fn a_frameworks_communicator_is_adopted() {
     let destroy: Destroy = unsafe { std::mem::transmute(symbol("ncclCommDestroy")) };
     let mut raw = vec![0usize; world];
     // SAFETY: there is room for so many handles.
-    assert_eq!(
-        unsafe { init(raw.as_mut_ptr(), world as i32, std::ptr::null()) },
-        0
-    );
+    let code = unsafe { init(raw.as_mut_ptr(), world as i32, std::ptr::null()) };
+    assert_eq!(code, 0);
     for _ in 0..2 {
         thread::scope(|scope| {
             for (rank, &raw) in raw.iter().enumerate() {

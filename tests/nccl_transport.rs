@@ -3,6 +3,7 @@
 
 mod nccl_support;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -11,11 +12,12 @@ use std::time::{Duration, Instant};
 use magi_attn::comm::nccl::Nccl;
 use magi_attn::comm::{Communicator, RecvOp, SendOp};
 use magi_attn::device::Stream;
+use magi_attn::device::places::Place;
 use magi_attn::runtime::{Context, Key, movement};
 use magi_attn::types::{
     AttnShape, Config, DType, Device, Mask, MaskType, Range, Side, Status, Tensor, TypedSlice,
 };
-use nccl_support::{Bytes, LONG, UserStream, driver, greet_all, inside, on_ranks, options, record};
+use nccl_support::{Bytes, LONG, UserStream, driver, greet_all, inside, on_ranks, record};
 
 #[test]
 fn ranges_of_several_tensors_travel_in_one_group() {
@@ -299,7 +301,27 @@ fn the_library_is_the_one_that_the_loader_finds() {
         assert_eq!((nccl.version(), nccl.path()), (22200, "libnccl.so.2"));
         // It is not asked for again.
         assert!(std::ptr::eq(nccl, Nccl::get().unwrap()));
-        let _ = options(LONG);
+    });
+}
+
+#[test]
+fn what_is_no_nccl_is_passed_over() {
+    inside("what_is_no_nccl_is_passed_over", &[], || {
+        let folder = PathBuf::from(std::env::var_os("LD_LIBRARY_PATH").unwrap());
+        let wrong = folder.join("wrong");
+        std::fs::create_dir_all(&wrong).unwrap();
+        // A library, but another one; and a file that is no library.
+        std::fs::copy(folder.join("libcuda.so"), wrong.join("libnccl.so.2")).unwrap();
+        std::fs::write(wrong.join("libnccl.so"), "GROUP ( libnccl.so.2 )").unwrap();
+        let places = [Place::Folder("/nowhere".into()), Place::Folder(wrong)];
+        let error = Nccl::load(&places).unwrap_err();
+        assert_eq!(error.status, Status::NotSupported);
+        for part in ["tried /nowhere, ", "wrong (lacks ncclGetVersion)"] {
+            assert!(error.message.contains(part), "{part}: {error}");
+        }
+        let [nowhere, wrong] = places;
+        let nccl = Nccl::load(&[nowhere, wrong, Place::Folder(folder.clone())]).unwrap();
+        assert_eq!((nccl.version(), nccl.path()), (22200, &*folder.to_string_lossy()));
     });
 }
 

@@ -55,6 +55,12 @@ pub trait Communicator: Send + Sync {
     /// as the trait says, and then destinations are undefined.
     fn finish(&self, ticket: Ticket, stream: Stream) -> Result<()>;
 
+    /// Opens the ways to `peers`, each of which names this rank in its own call at the same place in the order of calls: later
+    /// exchanges with them then wait for nobody on the host. May wait, and allocate. Nothing where no way needs opening.
+    fn connect(&self, _peers: &[usize]) -> Result<()> {
+        Ok(())
+    }
+
     /// Every rank's bytes, by rank. Lengths may differ. Fails with `Status::OutOfMemory` before anything was sent;
     /// otherwise as the trait says.
     fn all_gather(&self, mine: &[u8], stream: Stream) -> Result<Vec<Vec<u8>>>;

@@ -1,5 +1,6 @@
 //! One rank of an NCCL communicator.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -13,7 +14,7 @@ use super::engine::Engine;
 use super::exchange::Exchange;
 use super::link::destroyed;
 use crate::comm::{Communicator, RecvOp, SendOp, Ticket};
-use crate::device::cuda::stream;
+use crate::device::cuda::{DeviceMemory, Event, stream};
 use crate::device::{Stream, fault, process};
 use crate::types::{Device, Error, Result, Status};
 
@@ -26,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct NcclComm {
     engine: Arc<Engine>,
     watchdog: Mutex<Option<JoinHandle<()>>>,
+    /// Ranks to which the way is open.
+    connected: Mutex<BTreeSet<usize>>,
     left: AtomicBool,
 }
 
@@ -44,6 +47,7 @@ impl NcclComm {
         Ok(Arc::new(NcclComm {
             engine,
             watchdog: Mutex::new(Some(thread)),
+            connected: Mutex::new(BTreeSet::new()),
             left: AtomicBool::new(false),
         }))
     }
@@ -75,8 +79,66 @@ impl NcclComm {
         Ok(())
     }
 
+    /// Exchanges a byte with each of `peers` and waits for it.
+    fn shake_hands(&self, peers: &[usize]) -> Result<()> {
+        let e = &*self.engine;
+        let count = peers.len();
+        let memory = DeviceMemory::new(&e.gpu, 2 * count)?;
+        let at = |i: usize| memory.as_ptr().wrapping_add(i);
+        let send = |(i, &peer): (usize, &usize)| SendOp {
+            peer,
+            data: at(i).cast_const(),
+            bytes: 1,
+        };
+        let recv = |(i, &peer): (usize, &usize)| RecvOp {
+            peer,
+            data: at(count + i),
+            bytes: 1,
+        };
+        let sends: Vec<SendOp> = peers.iter().enumerate().map(send).collect();
+        let recvs: Vec<RecvOp> = peers.iter().enumerate().map(recv).collect();
+        let done = Event::new(&e.gpu)?;
+        let until = Instant::now() + e.timeout();
+        let shaken = self
+            .enqueue(&sends, &recvs)
+            .and_then(|()| done.record(e.stream.as_stream()))
+            .and_then(|()| self.wait_for(&done, peers, until));
+        if shaken.is_err() {
+            // The exchange may still write there: the memory stays with the process.
+            std::mem::forget(memory);
+        }
+        shaken
+    }
+
+    fn wait_for(&self, done: &Event, peers: &[usize], until: Instant) -> Result<()> {
+        while !done.is_done()? {
+            self.engine.link.verdict().map_or(Ok(()), Err)?;
+            if Instant::now() >= until {
+                let (rank, timeout) = (self.rank(), self.timeout());
+                let message = format!("rank {rank} waited {timeout:?} for a way to one of ranks {peers:?}");
+                return Err(Error::new(Status::Timeout, message));
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+
+    /// Ends the communicator because of `error`, in a call that peers may be part of; what the call returns.
+    fn broken(&self, error: Error) -> Error {
+        let e = &self.engine;
+        match e.link.verdict() {
+            Some(verdict) => verdict,
+            None if error.status == Status::Timeout => {
+                let others = format!("rank {} ended the communicator: {error}", self.rank());
+                e.link.end(&error, &Error::new(Status::CommFailed, others));
+                error
+            }
+            None => e.fail(&error),
+        }
+    }
+
     /// Enqueues the operations as one group and waits until NCCL has put them on the stream, which it does in the
-    /// background. Peers are waited for only when two ranks exchange for the first time.
+    /// background. Peers are waited for only where `connect` has not opened the way.
     fn enqueue(&self, sends: &[SendOp], recvs: &[RecvOp]) -> Result<()> {
         let e = &*self.engine;
         let on = e.stream.as_stream().as_ptr();
@@ -181,15 +243,7 @@ impl Communicator for NcclComm {
             .and_then(|()| pair.ready.wait(own))
             .and_then(|()| self.enqueue(sends, recvs))
             .and_then(|()| pair.done.record(own));
-        enqueued.map_err(|error| match e.link.verdict() {
-            Some(verdict) => verdict,
-            None if error.status == Status::Timeout => {
-                let others = format!("rank {} ended the communicator: {error}", self.rank());
-                e.link.end(&error, &Error::new(Status::CommFailed, others));
-                error
-            }
-            None => e.fail(&error),
-        })?;
+        enqueued.map_err(|error| self.broken(error))?;
         let exchange = Arc::new(Exchange {
             loan,
             number,
@@ -215,6 +269,21 @@ impl Communicator for NcclComm {
             pair.done.wait(stream)?;
         }
         pending.finished = true;
+        Ok(())
+    }
+
+    fn connect(&self, peers: &[usize]) -> Result<()> {
+        self.check()?;
+        let mut connected = self.connected.lock();
+        let new: Vec<usize> = peers.iter().copied().filter(|p| !connected.contains(p)).collect();
+        if let Some(peer) = new.iter().find(|&&p| p >= self.size()) {
+            let size = self.size();
+            return Err(Error::argument(format!("peer is rank {peer} of {size} ranks")));
+        }
+        if !new.is_empty() {
+            self.shake_hands(&new).map_err(|error| self.broken(error))?;
+            connected.extend(new);
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::api::{IN_PROGRESS, Nccl, RawComm, RawConfig, RawId, SUCCESS};
 use crate::device::cuda::Gpu;
+use crate::device::process;
 use crate::types::{Error, Result, Status};
 
 /// Between two questions whether a call has come to its end.
@@ -202,7 +203,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if self.owner == Owner::Library {
+        // In a forked child the device is not there.
+        if self.owner == Owner::Library && process::check().is_ok() {
             self.abort();
         }
     }
