@@ -42,13 +42,19 @@ struct Shared {
     changed: Condvar,
 }
 
-/// The first of `addresses` that can be listened on.
+/// The first of `addresses` that can be listened on; the others are for hosts that lack its family of addresses.
 fn listen(addresses: &[SocketAddr]) -> Result<TcpListener> {
     let mut last = None;
     for address in addresses {
         match TcpListener::bind(address) {
             Ok(listener) => return Ok(listener),
-            Err(e) => last = Some((address, e)),
+            Err(e) => {
+                let taken = e.kind() == ErrorKind::AddrInUse;
+                last = Some((address, e));
+                if taken {
+                    break;
+                }
+            }
         }
     }
     let (status, message) = match last {
