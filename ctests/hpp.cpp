@@ -55,6 +55,22 @@ void spans() {
     CHECK(size({5, 6, 7}) == 3 && size({}) == 0 && size(std::vector<std::int64_t>(9)) == 9);
 }
 
+// What can be said of communicators over NCCL without a device.
+void nccl() {
+    magi_nccl_config config = magi::nccl_config();
+    CHECK_INT(config.size, sizeof config);
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "id is not one", [&] { magi::comm::create_nccl({}, 0, 1, 0, &config); });
+    throws(MAGI_STATUS_NULL_POINTER, "nccl_comm", [] { magi::comm::adopt_nccl(nullptr); });
+    config.port = -1;
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "port is -1", [&] { magi::comm::create_from_env(&config); });
+    try {
+        const magi_unique_id id = magi::unique_id();
+        CHECK(id.bytes[0] != 0);
+    } catch (const magi::error &e) {
+        CHECK_INT(e.status(), MAGI_STATUS_NOT_SUPPORTED);
+    }
+}
+
 void masks() {
     CHECK_INT(magi::compute_pad_size(19, 4, 3), 5);
     const magi_attn_shape asked = magi::attn_shape(2, 1, 16, MAGI_DTYPE_F32);
@@ -228,6 +244,11 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     CHECK_INT(comm.size(), 3);
     CHECK_INT(comm.async_error(), MAGI_STATUS_OK);
     comm.set_timeout(60000);
+    const auto [device_type, device_index] = comm.device();
+    CHECK(device_type == MAGI_DEVICE_TYPE_CPU && device_index == 0);
+    const auto [inter, intra] = comm.split_mesh(3, 1);
+    CHECK_INT(magi::comm_ref(inter).size(), 3);
+    CHECK_INT(magi::comm_ref(intra).size(), 1);
     const magi::mask m = causal();
     const magi_attn_shape shape = magi::attn_shape(heads, 1, dim, MAGI_DTYPE_F64);
     magi_config config = magi::config();
@@ -362,6 +383,7 @@ void comms() {
 int main() {
     spans();
     masks();
+    nccl();
     tensors();
     const problem p;
     magi::run_local(3, [&](magi::comm_ref comm, std::int32_t r) { rank(p, comm, r); });

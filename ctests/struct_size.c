@@ -50,6 +50,18 @@ static void inputs(one_rank *o) {
     CHECK_REFUSED(magi_config_init(&config.known, sizeof(magi_config) + 8), MAGI_STATUS_STRUCT_SIZE, "size is ");
 }
 
+// An id of zeros is refused after the config, and before anybody is looked for.
+static void communicators(void) {
+    LATER(magi_nccl_config) config;
+    const magi_nccl_config init = MAGI_NCCL_CONFIG_INIT;
+    magi_unique_id id;
+    magi_comm *comm = NULL;
+    memset(&id, 0, sizeof id);
+    config.known = init;
+    const magi_status refused = MAGI_STATUS_INVALID_ARGUMENT;
+    CHECK_SIZES(config, magi_comm_create_nccl(&id, 0, 1, 0, &config.known, &comm), "config", refused);
+}
+
 static void attention(one_rank *o) {
     LATER(magi_forward_args) forward;
     LATER(magi_backward_args) backward;
@@ -103,6 +115,7 @@ int main(void) {
     one_rank o;
     one_create(&o);
     inputs(&o);
+    communicators();
     attention(&o);
     outputs(&o);
     one_check_works(&o);

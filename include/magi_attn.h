@@ -22,6 +22,7 @@ typedef struct CUstream_st *magi_stream;
     {sizeof(magi_backward_args), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0.0, 0.0, NULL, NULL, NULL, NULL, 0, 0}
 #define MAGI_FLEX_OPTIONS_INIT {sizeof(magi_flex_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0}
 #define MAGI_GROUP_ARGS_INIT {sizeof(magi_group_args), 0, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0}
+#define MAGI_NCCL_CONFIG_INIT {sizeof(magi_nccl_config), 0, 0, 0, 0, 0}
 #define MAGI_ATTN_SHAPE_INIT {sizeof(magi_attn_shape), 0, 0, 0, 0, 0, 0}
 
 /**
@@ -896,6 +897,50 @@ typedef struct magi_env_variable {
 typedef int32_t (*magi_local_fn)(struct magi_comm *comm, int32_t rank, void *userdata);
 
 /**
+ * How the ranks of one communicator find each other. Made by one rank, copied to the others by whatever way the program
+ * has, and used once.
+ */
+typedef struct magi_unique_id {
+    /**
+     * Opaque.
+     */
+    uint8_t bytes[256];
+} magi_unique_id;
+
+/**
+ * How a communicator over NCCL is made: MAGI_NCCL_CONFIG_INIT, then change fields. NULL stands for the defaults.
+ */
+typedef struct magi_nccl_config {
+    /**
+     * sizeof(magi_nccl_config).
+     */
+    size_t size;
+    /**
+     * How long this rank waits for the others while the communicator is made, and in later calls as if by
+     * magi_comm_set_timeout: milliseconds, 1 to 86,400,000; 0: 300,000.
+     */
+    int64_t timeout_ms;
+    /**
+     * Fewest thread blocks that NCCL communicates with; 0: as NCCL sees fit. Not for an adopted communicator.
+     */
+    int32_t min_ctas;
+    /**
+     * Most thread blocks, likewise.
+     */
+    int32_t max_ctas;
+    /**
+     * For magi_comm_create_from_env: the port on which rank 0 listens, 1 to 65535, the same on every rank; 0: MASTER_PORT + 1
+     * (docs/environment.md).
+     */
+    int32_t port;
+    /**
+     * For magi_comm_adopt_nccl: 1 when the adopted communicator may be aborted once this one has ended by a failure, a
+     * timeout or an abort, else 0. Without, work that waits for a lost peer on the device waits until its owner aborts it.
+     */
+    int32_t abort_adopted;
+} magi_nccl_config;
+
+/**
  * Tokens `[start, end)`. Empty when `end <= start`; negative starts are refused where ranges come in.
  */
 typedef struct magi_range {
@@ -1623,6 +1668,33 @@ magi_status magi_comm_set_mesh(const struct magi_comm *comm,
                                int32_t intra_size);
 
 /**
+ * Splits the communicator by the mesh of magi_comm_set_mesh: `*inter` becomes the communicator of the ranks that have this
+ * one's number on every host, by host, and `*intra` that of the ranks of this one's host. Both are handles of their own, to
+ * be destroyed, with the timeout of `comm`, which stays as it is.
+ *
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (the sizes do not multiply to the number of ranks, or ranks gave different ones),
+ * POISONED, HANDLE_BUSY, COMM_DESTROYED, those of waiting for ranks. Collective; takes turns.
+ *
+ * # Safety
+ * `inter` and `intra` must each point to a pointer.
+ */
+magi_status magi_comm_split_mesh(const struct magi_comm *comm,
+                                 int32_t inter_size,
+                                 int32_t intra_size,
+                                 struct magi_comm **inter,
+                                 struct magi_comm **intra);
+
+/**
+ * Where this rank's tensors lie: a magi_device_type and the index of the device, 0 on the CPU.
+ *
+ * Errors: NULL_POINTER, POISONED. Any thread.
+ *
+ * # Safety
+ * `device_type` and `device_index` must each point to an int32_t.
+ */
+magi_status magi_comm_device(const struct magi_comm *comm, int32_t *device_type, int32_t *device_index);
+
+/**
  * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
  * Any thread at any time.
  */
@@ -1643,6 +1715,68 @@ magi_status magi_comm_abort(const struct magi_comm *comm,
  * MAGI_STATUS_COMM_FAILED. NULL does nothing. Not while another call on the handle runs.
  */
 void magi_comm_destroy(struct magi_comm *comm);
+
+/**
+ * Makes an id for a new communicator. The process listens for the ranks on a TCP port of the system's choice, and must stay
+ * until they have destroyed the communicator: so let a rank make the id.
+ *
+ * Errors: NULL_POINTER, NOT_SUPPORTED (no NCCL; the message says where it was looked for), RESOURCE_EXHAUSTED. Any thread; not
+ * collective.
+ *
+ * # Safety
+ * `id` must point to a magi_unique_id.
+ */
+magi_status magi_unique_id_create(struct magi_unique_id *id);
+
+/**
+ * Makes rank `rank` of the `world_size` ranks that have the same `id`, on CUDA device `device`. Waits until all are there.
+ * Ranks may be threads of one process or processes, on one host or many, each with a device of its own.
+ *
+ * `id`: of magi_unique_id_create, for this communicator alone. `config`: may be NULL. `comm`: to be destroyed by
+ * magi_comm_destroy. Errors: NULL_POINTER, INVALID_ARGUMENT, STRUCT_SIZE; NO_DEVICE; NOT_SUPPORTED (no NCCL); TIMEOUT (the
+ * message names who did not come); COMM_FAILED (what does not fit, or what another rank failed with); RESOURCE_EXHAUSTED.
+ * Collective; any thread.
+ *
+ * # Safety
+ * `id` must point to a magi_unique_id, `config` be NULL or point to a magi_nccl_config, `comm` point to a pointer.
+ */
+magi_status magi_comm_create_nccl(const struct magi_unique_id *id,
+                                  int32_t rank,
+                                  int32_t world_size,
+                                  int32_t device,
+                                  const struct magi_nccl_config *config,
+                                  struct magi_comm **comm);
+
+/**
+ * Makes the communicator of all processes that torchrun, mpirun or srun started, this one among them, and waits until all
+ * are there. Rank and number of ranks are those of the launcher; the device is the process's number on its host, or the only
+ * one that it sees. Rank 0 listens on the host of MASTER_ADDR, port MASTER_PORT + 1; docs/environment.md tells what holds
+ * where they are not set.
+ *
+ * `config`: may be NULL. Errors: INVALID_ENVIRONMENT (what is missing or does not parse), and those of magi_comm_create_nccl.
+ * Collective; any thread.
+ *
+ * # Safety
+ * `config` must be NULL or point to a magi_nccl_config, `comm` point to a pointer.
+ */
+magi_status magi_comm_create_from_env(const struct magi_nccl_config *config,
+                                      struct magi_comm **comm);
+
+/**
+ * Makes a communicator over an ncclComm_t that the program, or a framework, has: same ranks, same devices. It stays its
+ * owner's, who must keep it until magi_comm_destroy, and use it from no other thread while a call on `comm` runs; work of both
+ * may be under way at once only if every rank issues it in the same order.
+ *
+ * `nccl_comm`: of the NCCL that this library finds first, which is the one the process has loaded. `config`: may be NULL.
+ * Errors: NULL_POINTER, INVALID_ARGUMENT, STRUCT_SIZE, NOT_SUPPORTED (no NCCL), NO_DEVICE, TIMEOUT, COMM_FAILED, CUDA_FAILED.
+ * Collective over the ranks of `nccl_comm`; any thread. After an error `nccl_comm` may have been used by some of its ranks.
+ *
+ * # Safety
+ * `nccl_comm` must be an ncclComm_t, `config` NULL or point to a magi_nccl_config, `comm` point to a pointer.
+ */
+magi_status magi_comm_adopt_nccl(void *nccl_comm,
+                                 const struct magi_nccl_config *config,
+                                 struct magi_comm **comm);
 
 /**
  * The mask whose visible cells are those of `slices`, over `total_q` queries and `total_k` keys (0 to 2^31).

@@ -123,6 +123,9 @@ inline magi_forward_args forward_args() {
 inline magi_backward_args backward_args() {
     return MAGI_BACKWARD_ARGS_INIT;
 }
+inline magi_nccl_config nccl_config() {
+    return MAGI_NCCL_CONFIG_INIT;
+}
 inline magi_flex_options flex_options() {
     return MAGI_FLEX_OPTIONS_INIT;
 }
@@ -191,7 +194,26 @@ class comm : public detail::handle<magi_comm, magi_comm_destroy> {
         }
         return ranks;
     }
+    // One rank over NCCL; see unique_id and nccl_config.
+    static comm create_nccl(const magi_unique_id &id, std::int32_t rank, std::int32_t world_size, std::int32_t device,
+                            const magi_nccl_config *config = nullptr) {
+        return comm(detail::out<magi_comm *>(
+            [&](auto *p) { return magi_comm_create_nccl(&id, rank, world_size, device, config, p); }));
+    }
+    // All processes of torchrun, mpirun or srun.
+    static comm create_from_env(const magi_nccl_config *config = nullptr) {
+        return comm(detail::out<magi_comm *>([&](auto *p) { return magi_comm_create_from_env(config, p); }));
+    }
+    // Over an ncclComm_t, which stays its owner's.
+    static comm adopt_nccl(void *nccl_comm, const magi_nccl_config *config = nullptr) {
+        return comm(detail::out<magi_comm *>([&](auto *p) { return magi_comm_adopt_nccl(nccl_comm, config, p); }));
+    }
 };
+
+// The way of ranks to each other, made by one of them.
+inline magi_unique_id unique_id() {
+    return detail::out<magi_unique_id>([](auto *p) { return magi_unique_id_create(p); });
+}
 
 // A communicator that somebody else owns, as magi::run_local hands it out.
 class comm_ref {
@@ -209,6 +231,18 @@ class comm_ref {
     void set_timeout(std::int64_t milliseconds) const { check(magi_comm_set_timeout(comm_, milliseconds)); }
     void set_mesh(std::int32_t inter_size, std::int32_t intra_size) const {
         check(magi_comm_set_mesh(comm_, inter_size, intra_size));
+    }
+    // The ranks with this one's number on all hosts, and those of its host.
+    std::pair<comm, comm> split_mesh(std::int32_t inter_size, std::int32_t intra_size) const {
+        magi_comm *inter = nullptr, *intra = nullptr;
+        check(magi_comm_split_mesh(comm_, inter_size, intra_size, &inter, &intra));
+        return {comm(inter), comm(intra)};
+    }
+    // Where its tensors lie: a magi_device_type and an index.
+    std::pair<std::int32_t, std::int32_t> device() const {
+        std::pair<std::int32_t, std::int32_t> place{};
+        check(magi_comm_device(comm_, &place.first, &place.second));
+        return place;
     }
     // MAGI_STATUS_OK while the communicator is good.
     magi_status async_error() const noexcept { return magi_comm_async_error(comm_); }

@@ -20,7 +20,8 @@ otherwise when a kernel is compiled at run time: see [build](build.md). `magi_en
 
 A value that does not parse is `MAGI_STATUS_INVALID_ENVIRONMENT`, with the variable and its text in the message; variables \
 without effect may hold anything. Booleans take 0, 1, false, true, off, on, no and yes, in letters of any case. A name that \
-starts with `MAGI_ATTENTION_` and is not listed is probably misspelt: `magi_config_init` logs a warning, once.
+starts with `MAGI_ATTENTION_` and is not listed is probably misspelt: `magi_config_init` logs a warning, once. Variables of launchers are asked for \
+by `magi_comm_create_from_env` alone, which says what is missing; an empty one counts as not set.
 ";
 
 fn shown(text: &str) -> String {
@@ -45,7 +46,7 @@ fn page() -> String {
         "\n## Honoured\n\n| variable | takes | default | acts at | meaning |\n|---|---|---|---|---|\n",
     );
     for v in TABLE {
-        if let Effect::Sets(_) | Effect::Builds = v.effect {
+        if let Effect::Sets(_) | Effect::Builds | Effect::Launches = v.effect {
             let (takes, default) = (v.kind.accepts(), shown(v.default));
             writeln!(
                 page,
@@ -194,6 +195,12 @@ fn defaults_are_those_of_the_config_and_bad_values_are_refused() {
                     "{}",
                     e.message
                 );
+            }
+            // Only magi_comm_create_from_env reads them, and complains.
+            Effect::Launches => {
+                let settings = parse([(v.name, "neither")]).unwrap();
+                assert_eq!(settings, Settings::default(), "{}", v.name);
+                assert!(magi_attn::comm::nccl::launch::VARIABLES.contains(&v.name));
             }
             Effect::None(why) => {
                 assert!(!why.is_empty());

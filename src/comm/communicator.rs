@@ -1,5 +1,6 @@
 //! The communicator, one handle for each rank.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{RecvOp, SendOp, Ticket};
@@ -54,9 +55,21 @@ pub trait Communicator: Send + Sync {
     /// as the trait says, and then destinations are undefined.
     fn finish(&self, ticket: Ticket, stream: Stream) -> Result<()>;
 
+    /// Opens the ways to `peers`, each of which names this rank in its own call at the same place in the order of calls: later
+    /// exchanges with them then wait for nobody on the host. May wait, and allocate. Nothing where no way needs opening.
+    fn connect(&self, _peers: &[usize]) -> Result<()> {
+        Ok(())
+    }
+
     /// Every rank's bytes, by rank. Lengths may differ. Fails with `Status::OutOfMemory` before anything was sent;
     /// otherwise as the trait says.
     fn all_gather(&self, mine: &[u8], stream: Stream) -> Result<Vec<Vec<u8>>>;
+
+    /// The communicator of `members`, ranks of this one in the order of their new ranks, this one among them. Collective;
+    /// each rank names its own part, and the parts share no rank. Fails with `Status::InvalidArgument` when a rank is not
+    /// in its part or, where that is seen, when ranks disagree; then this communicator stays good. Otherwise as the trait
+    /// says. The timeout is inherited.
+    fn split(&self, members: &[usize]) -> Result<Arc<dyn Communicator>>;
 
     /// Sets how long this rank's calls wait for peers, from the next wait on; at most `MAX_TIMEOUT`.
     fn set_timeout(&self, timeout: Duration);

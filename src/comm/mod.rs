@@ -2,6 +2,7 @@
 
 mod communicator;
 pub mod local;
+pub mod nccl;
 mod transport;
 
 pub use communicator::{Communicator, DEFAULT_TIMEOUT, MAX_TIMEOUT};

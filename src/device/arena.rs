@@ -3,13 +3,15 @@
 use std::alloc::Layout;
 use std::ffi::c_void;
 
+use super::cuda::{DeviceMemory, Gpu};
 use super::{ALIGNMENT, fault};
-use crate::types::{Allocator, Error, Result, Status};
+use crate::types::{Allocator, Device, Error, Result, Status};
 
 /// One block of workspace that only grows. Contents are undefined, also after it has grown.
 #[derive(Debug)]
 pub struct Arena {
     rank: usize,
+    device: Device,
     block: Option<Block>,
 }
 
@@ -17,8 +19,16 @@ pub struct Arena {
 struct Block {
     base: *mut u8,
     bytes: usize,
-    /// Who made the block, and so who takes it back; `None` is the system.
-    allocator: Option<Allocator>,
+    owner: Owner,
+}
+
+/// Who made a block, and so who takes it back.
+#[derive(Debug)]
+enum Owner {
+    Hook(Allocator),
+    System,
+    /// It goes when this is dropped.
+    Device(#[expect(dead_code, reason = "held, not read")] DeviceMemory),
 }
 
 // SAFETY: a Block owns the memory it points to; an Allocator may be called from any thread.
@@ -27,9 +37,18 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Arena {
-    /// An arena without memory; `rank` is for messages and fault points.
+    /// An arena in host memory, without any yet; `rank` is for messages and fault points.
     pub fn new(rank: usize) -> Arena {
-        Arena { rank, block: None }
+        Arena::on(rank, Device::Cpu)
+    }
+
+    /// As `new`, in the memory of `device`.
+    pub fn on(rank: usize, device: Device) -> Arena {
+        Arena {
+            rank,
+            device,
+            block: None,
+        }
     }
 
     /// Makes the block at least `bytes` long. Where it is that long already nothing happens; otherwise `allocator`
@@ -41,7 +60,7 @@ impl Arena {
             return Ok(());
         }
         fault::point("arena.reserve", self.rank)?;
-        let block = Block::allocate(self.rank, bytes, allocator)?;
+        let block = Block::allocate(self.rank, self.device, bytes, allocator)?;
         self.block = Some(block);
         Ok(())
     }
@@ -58,24 +77,25 @@ impl Arena {
 }
 
 impl Block {
-    fn allocate(rank: usize, bytes: usize, allocator: Option<Allocator>) -> Result<Block> {
-        let (base, who) = match allocator {
+    fn allocate(rank: usize, device: Device, bytes: usize, allocator: Option<Allocator>) -> Result<Block> {
+        let (base, owner, who) = match (allocator, device) {
             // SAFETY: whoever installed the allocator promises that `alloc` may be called with `userdata`.
-            Some(a) => (
+            (Some(a), _) => (
                 unsafe { (a.alloc)(bytes, a.userdata) }.cast::<u8>(),
+                Owner::Hook(a),
                 "the caller's allocator",
             ),
-            None => (system_allocate(bytes), "the system"),
+            (None, Device::Cpu) => (system_allocate(bytes), Owner::System, "the system"),
+            (None, Device::Cuda(ordinal)) => {
+                let memory = DeviceMemory::new(&Gpu::open(ordinal)?, bytes)?;
+                (memory.as_ptr(), Owner::Device(memory), "the device")
+            }
         };
         if base.is_null() {
             let message = format!("workspace of {bytes} bytes for rank {rank} was refused by {who}");
             return Err(Error::new(Status::OutOfMemory, message));
         }
-        let block = Block {
-            base,
-            bytes,
-            allocator,
-        };
+        let block = Block { base, bytes, owner };
         if !(base as usize).is_multiple_of(ALIGNMENT) {
             // Dropping the block returns it to the allocator that made it.
             return Err(Error::argument(format!(
@@ -88,11 +108,12 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        match self.allocator {
+        match self.owner {
             // SAFETY: `base` came from this allocator's `alloc` with the same size, and is freed once: a Block is
             // neither Clone nor Copy.
-            Some(a) => unsafe { (a.free)(self.base.cast::<c_void>(), self.bytes, a.userdata) },
-            None => {
+            Owner::Hook(a) => unsafe { (a.free)(self.base.cast::<c_void>(), self.bytes, a.userdata) },
+            Owner::Device(_) => {}
+            Owner::System => {
                 if let Ok(layout) = Layout::from_size_align(self.bytes, ALIGNMENT) {
                     // SAFETY: `base` came from `system_allocate` with the same layout, and is freed once.
                     unsafe { std::alloc::dealloc(self.base, layout) }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::guard::{self, Handle, guard, guard_destroy, guard_handle};
 use super::input;
+use super::plain::magi_device_type;
 use crate::comm::local;
 use crate::runtime::Context;
-use crate::types::{Error, Result, Status};
+use crate::types::{Device, Error, Result, Status};
 
 /// One rank of a communicator. One call at a time; abort and async_error may come from any thread at any time.
 pub struct magi_comm {
@@ -18,7 +19,7 @@ pub struct magi_comm {
 }
 
 impl magi_comm {
-    fn new(context: Arc<Context>) -> Box<magi_comm> {
+    pub(super) fn new(context: Arc<Context>) -> Box<magi_comm> {
         Box::new(magi_comm {
             context,
             poisoned: AtomicBool::new(false),
@@ -173,12 +174,74 @@ pub extern "C" fn magi_comm_set_timeout(comm: Option<&magi_comm>, milliseconds: 
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_comm_set_mesh(comm: Option<&magi_comm>, inter_size: i32, intra_size: i32) -> Status {
     guard_handle("magi_comm_set_mesh", "comm", comm, |c| {
-        let size = |name: &str, value: i32| {
-            let refuse = || Error::argument(format!("{name} is {value}; it must be 1 or more"));
-            usize::try_from(value).ok().filter(|&n| n > 0).ok_or_else(refuse)
+        let (inter, intra) = (
+            mesh_size("inter_size", inter_size)?,
+            mesh_size("intra_size", intra_size)?,
+        );
+        c.context.set_mesh(inter, intra)
+    })
+}
+
+fn mesh_size(name: &str, value: i32) -> Result<usize> {
+    let refuse = || Error::argument(format!("{name} is {value}; it must be 1 or more"));
+    usize::try_from(value).ok().filter(|&n| n > 0).ok_or_else(refuse)
+}
+
+/// Splits the communicator by the mesh of magi_comm_set_mesh: `*inter` becomes the communicator of the ranks that have this
+/// one's number on every host, by host, and `*intra` that of the ranks of this one's host. Both are handles of their own, to
+/// be destroyed, with the timeout of `comm`, which stays as it is.
+///
+/// Errors: NULL_POINTER, INVALID_ARGUMENT (the sizes do not multiply to the number of ranks, or ranks gave different ones),
+/// POISONED, HANDLE_BUSY, COMM_DESTROYED, those of waiting for ranks. Collective; takes turns.
+///
+/// # Safety
+/// `inter` and `intra` must each point to a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_comm_split_mesh(
+    comm: Option<&magi_comm>,
+    inter_size: i32,
+    intra_size: i32,
+    inter: *mut *mut magi_comm,
+    intra: *mut *mut magi_comm,
+) -> Status {
+    guard_handle("magi_comm_split_mesh", "comm", comm, |c| {
+        input::check_out("inter", inter)?;
+        input::check_out("intra", intra)?;
+        let sizes = [("inter_size", inter_size), ("intra_size", intra_size)];
+        let [across, inside] = sizes.map(|(name, value)| mesh_size(name, value));
+        let [across, inside] = c.context.split_mesh(across?, inside?)?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            input::write_out("inter", inter, Box::into_raw(magi_comm::new(across)))?;
+            input::write_out("intra", intra, Box::into_raw(magi_comm::new(inside)))
+        }
+    })
+}
+
+/// Where this rank's tensors lie: a magi_device_type and the index of the device, 0 on the CPU.
+///
+/// Errors: NULL_POINTER, POISONED. Any thread.
+///
+/// # Safety
+/// `device_type` and `device_index` must each point to an int32_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_comm_device(
+    comm: Option<&magi_comm>,
+    device_type: *mut i32,
+    device_index: *mut i32,
+) -> Status {
+    guard_handle("magi_comm_device", "comm", comm, |c| {
+        input::check_out("device_type", device_type)?;
+        input::check_out("device_index", device_index)?;
+        let (kind, index) = match c.context.device() {
+            Device::Cpu => (magi_device_type::Cpu, 0),
+            Device::Cuda(ordinal) => (magi_device_type::Cuda, ordinal),
         };
-        c.context
-            .set_mesh(size("inter_size", inter_size)?, size("intra_size", intra_size)?)
+        // SAFETY: the caller's promise.
+        unsafe {
+            input::write_out("device_type", device_type, kind as i32)?;
+            input::write_out("device_index", device_index, index)
+        }
     })
 }
 

@@ -70,7 +70,7 @@ fn texts() -> &'static [Texts] {
                 value: owned(env::given(v).unwrap_or(v.default)),
                 meaning: owned(v.meaning),
                 why_not: match v.effect {
-                    Effect::Sets(_) | Effect::Builds => None,
+                    Effect::Sets(_) | Effect::Builds | Effect::Launches => None,
                     Effect::None(why) => Some(owned(why)),
                 },
             })

@@ -18,6 +18,8 @@ pub mod environment;
 
 pub mod comm;
 
+pub mod comm_nccl;
+
 pub mod mask;
 
 pub mod mask_make;

@@ -128,6 +128,15 @@ impl Plan {
         }
         Ok(plan)
     }
+
+    /// The ranks with which this one exchanges rows in either pass, ascending. Each of them has this one among its own.
+    pub fn peers(&self) -> Vec<usize> {
+        let stages = self.forward.stages.iter().chain(&self.backward.stages);
+        let mut peers: Vec<usize> = stages.flat_map(Stage::pieces).map(|p| p.peer as usize).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
 }
 
 /// The work of both passes where queries travel.

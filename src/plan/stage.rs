@@ -8,7 +8,7 @@ use super::side::{PlacedRun, concatenate};
 use super::slices::local_slices;
 use super::staging::Staging;
 use super::transfer::transfer;
-use crate::types::{Config, Mesh, Ranges, Side, StageSlice, Transfer, TwoLevel};
+use crate::types::{Config, Mesh, Piece, Ranges, Side, StageSlice, Transfer, TwoLevel};
 
 /// One step of a pass: a fetch, and the slices that can be computed when it is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,31 @@ impl Stage {
     /// Cells that are computed, for this rank's queries and for its guests.
     pub fn cells(&self) -> i64 {
         self.area + self.guests.area
+    }
+
+    /// What this rank sends and receives for it, all parts together.
+    pub fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        let lists: [&[Piece]; 7] = match &self.two_level {
+            Some(t) => [
+                &t.sends,
+                &t.direct,
+                &t.gateway,
+                &t.forwards,
+                &t.relayed,
+                &self.guests.transfer.sends,
+                &self.guests.transfer.recvs,
+            ],
+            None => [
+                &self.transfer.sends,
+                &self.transfer.recvs,
+                &self.guests.transfer.sends,
+                &self.guests.transfer.recvs,
+                &[],
+                &[],
+                &[],
+            ],
+        };
+        lists.into_iter().flatten()
     }
 
     /// Whether this rank moves no keys for it, neither for itself nor for others.

@@ -18,7 +18,7 @@ use crate::types::{DType, DsinkReduce, Range, Result, Tensor};
 
 /// Gradients for the tokens that this rank owns. Collective. Errors as the C function documents.
 pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
-    key.context().check_open()?;
+    key.context().check_computes()?;
     check::backward(a, &extents(key), stream)?;
     if key.config().sanity_check {
         let inputs = [

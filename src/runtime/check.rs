@@ -91,8 +91,8 @@ pub(super) fn movement(
     (lname, local): Named<'_>,
     s: Stream,
 ) -> Result<()> {
+    key.context().check_computes()?;
     stream(s)?;
-    key.context().check_open()?;
     place((gname, global))?;
     place((lname, local))?;
     rows(gname, global, key.placement(side).total())?;
@@ -109,8 +109,8 @@ pub(super) fn sharded(
     local_x: &Tensor,
     s: Stream,
 ) -> Result<()> {
+    key.context().check_computes()?;
     stream(s)?;
-    key.context().check_open()?;
     place(("share", share))?;
     place(("local_x", local_x))?;
     rows("share", share, share_rows)?;
@@ -124,8 +124,8 @@ pub(super) fn sharded(
 
 /// Two tensors in the plan's layout, the second of them an output.
 pub(super) fn rolled(key: &Key, side: Side, from: &Tensor, to: &Tensor, s: Stream) -> Result<()> {
+    key.context().check_computes()?;
     stream(s)?;
-    key.context().check_open()?;
     let (input, output) = (("local_x", from), ("local_y", to));
     for (name, t) in [input, output] {
         place((name, t))?;

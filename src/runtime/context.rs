@@ -11,7 +11,7 @@ use super::key::KeyData;
 use crate::backend::{Backend, CpuBackend};
 use crate::comm::Communicator;
 use crate::device::Arena;
-use crate::types::{Error, Mesh, Result, Status};
+use crate::types::{Device, Error, Mesh, Result, Status};
 
 /// What one rank's keys share. One call at a time; `abort`, `fail` and `async_error` from any thread at any time.
 pub struct Context {
@@ -48,7 +48,7 @@ impl Context {
             .map_or(1, usize::from)
             .div_ceil(comm.size());
         let state = State {
-            arena: Arena::new(comm.rank()),
+            arena: Arena::on(comm.rank(), comm.device()),
             cache: Cache::new(),
             last: None,
             comparisons: 0,
@@ -72,6 +72,11 @@ impl Context {
         self.comm.size()
     }
 
+    /// Where this rank's tensors lie.
+    pub fn device(&self) -> Device {
+        self.comm.device()
+    }
+
     /// Moves this rank's bytes.
     pub fn comm(&self) -> &dyn Communicator {
         self.comm.as_ref()
@@ -93,14 +98,18 @@ impl Context {
     /// tokens accordingly. `Status::InvalidArgument` unless the two multiply to the number of ranks.
     pub fn set_mesh(&self, inter: usize, intra: usize) -> Result<()> {
         self.check_open()?;
+        *self.mesh.lock() = Some(self.mesh_of(inter, intra)?);
+        Ok(())
+    }
+
+    fn mesh_of(&self, inter: usize, intra: usize) -> Result<Mesh> {
         if inter.checked_mul(intra) != Some(self.size()) || intra == 0 {
             let size = self.size();
             let message =
                 format!("inter_size {inter} times intra_size {intra} must be the number of ranks, {size}");
             return Err(Error::argument(message));
         }
-        *self.mesh.lock() = Some(Mesh { inter, intra });
-        Ok(())
+        Ok(Mesh { inter, intra })
     }
 
     /// How ranks lie on hosts, if somebody said so.
@@ -130,7 +139,7 @@ impl Context {
         }
         self.comm.leave();
         let mut state = self.state.lock();
-        state.arena = Arena::new(self.comm.rank());
+        state.arena = Arena::on(self.comm.rank(), self.comm.device());
         state.cache.clear();
         state.last = None;
     }
@@ -143,6 +152,36 @@ impl Context {
             return Err(Error::new(Status::CommDestroyed, message));
         }
         Ok(())
+    }
+
+    /// Fails with `Status::NotSupported` where ranks have CUDA devices: what moves and computes their tensors is not there
+    /// yet. Errors as `check_open` too.
+    pub fn check_computes(&self) -> Result<()> {
+        self.check_open()?;
+        match self.comm.device() {
+            Device::Cpu => Ok(()),
+            Device::Cuda(ordinal) => {
+                let message = format!(
+                    "the communicator's rank is on CUDA device {ordinal}; keys on CUDA devices can be made and prepared, \
+                     but this build moves and computes tensors of ranks in host memory only"
+                );
+                Err(Error::new(Status::NotSupported, message))
+            }
+        }
+    }
+
+    /// Splits a communicator whose ranks lie on hosts as `set_mesh` says: first the ranks with this one's number on all
+    /// hosts, then those of this one's host. Collective.
+    pub fn split_mesh(&self, inter: usize, intra: usize) -> Result<[Arc<Context>; 2]> {
+        let _session = self.enter()?;
+        let mesh = self.mesh_of(inter, intra)?;
+        let (rank, size) = (self.rank(), self.size());
+        let across: Vec<usize> = (rank % mesh.intra..size).step_by(mesh.intra).collect();
+        let first = rank / mesh.intra * mesh.intra;
+        let inside: Vec<usize> = (first..first + mesh.intra).collect();
+        let across = self.comm.split(&across)?;
+        let inside = self.comm.split(&inside)?;
+        Ok([Context::new(across), Context::new(inside)])
     }
 
     /// Starts a call. Fails with `Status::CommDestroyed`, with what ended the communicator, or with

@@ -27,7 +27,7 @@ pub(super) fn extents(key: &Key) -> Extents {
 
 /// Attention of this rank's queries. Collective. Errors as the C function documents.
 pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
-    key.context().check_open()?;
+    key.context().check_computes()?;
     check::forward(a, &extents(key), stream)?;
     if key.config().sanity_check {
         check::no_nan(

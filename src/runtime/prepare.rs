@@ -46,6 +46,7 @@ impl Word {
 
 /// Takes `bytes` of workspace and compares plans with every rank. Fails on all ranks alike, with the communicator still
 /// good: `Status::PlanMismatch` when plans or call numbers differ, `Status::OutOfMemory` when one rank has no workspace.
+/// Then opens the ways that the plan takes.
 pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, stream: Stream) -> Result<()> {
     let reserved = session.state.arena.reserve(bytes, data.request.config.allocator);
     let mine = Word {
@@ -65,6 +66,8 @@ pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, strea
         return Err(mismatch(&words));
     }
     everybody_has_workspace(reserved, words.iter().map(|w| w.reserved))?;
+    let peers = data.plan.peers();
+    session.in_step(|| session.context().comm().connect(&peers))?;
     data.prepared.store(true, Ordering::Release);
     Ok(())
 }

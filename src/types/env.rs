@@ -21,6 +21,11 @@ pub fn given(variable: &Variable) -> Option<&'static str> {
     set.map(|(_, text)| text.as_str())
 }
 
+/// What the process environment held for the variable called `name`, one of the table, on first use.
+pub fn value_of(name: &str) -> Option<&'static str> {
+    find(name).and_then(given)
+}
+
 /// What the environment sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -46,7 +51,7 @@ pub fn parse<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V
         let taken = match variable.effect {
             Effect::Sets(set) => set(&mut config, text),
             Effect::Builds => build.set(name, text),
-            Effect::None(_) => Some(()),
+            Effect::Launches | Effect::None(_) => Some(()),
         };
         if taken.is_none() {
             bad.push(format!(

@@ -57,6 +57,8 @@ pub enum Effect {
     Sets(fn(&mut Config, &str) -> Option<()>),
     /// Sets a field of `KernelBuild`.
     Builds,
+    /// Tells magi_comm_create_from_env who this process is.
+    Launches,
     /// Accepted without effect, for this reason.
     None(&'static str),
 }
@@ -138,6 +140,21 @@ const fn acting(
         effect: Effect::Sets(set),
     }
 }
+
+/// A variable of a launcher.
+const fn launching(name: &'static str, kind: Kind, meaning: &'static str) -> Variable {
+    Variable {
+        name,
+        kind,
+        default: "",
+        acts: Acts::Run,
+        meaning,
+        effect: Effect::Launches,
+    }
+}
+
+/// Numbers that launchers give.
+const COUNT: Kind = Kind::Whole(0, u32::MAX as i64);
 
 /// Every variable that has a meaning in this or a later version, those that act first.
 pub const TABLE: &[Variable] = &[
@@ -281,6 +298,88 @@ pub const TABLE: &[Variable] = &[
         "",
         "Other kernels compiled at a time ahead of time; unset: nine tenths of the processors.",
     ),
+    launching(
+        "RANK",
+        COUNT,
+        "This process's rank, as torchrun sets it; asked first.",
+    ),
+    launching("WORLD_SIZE", COUNT, "Number of processes of torchrun."),
+    launching(
+        "LOCAL_RANK",
+        COUNT,
+        "This process's rank on its host, and so its CUDA device; a process that sees one device takes that.",
+    ),
+    launching(
+        "MASTER_ADDR",
+        Kind::Text,
+        "Host of rank 0. Unset: this host when all processes are on one, else the first of Slurm's node list.",
+    ),
+    launching(
+        "MASTER_PORT",
+        Kind::Whole(1, 65_535),
+        "Rank 0 listens on the port after this one (65535: on the one before), because the launcher or the framework has this one. Unset: 29501, or in a job of Slurm 20001 + SLURM_JOB_ID modulo 20000. Field port of magi_nccl_config stands above it.",
+    ),
+    launching(
+        "TORCHELASTIC_RUN_ID",
+        Kind::Text,
+        "Name of the job: ranks of different jobs that meet at one port refuse each other.",
+    ),
+    launching(
+        "OMPI_COMM_WORLD_RANK",
+        COUNT,
+        "As RANK, from Open MPI; asked second.",
+    ),
+    launching("OMPI_COMM_WORLD_SIZE", COUNT, "As WORLD_SIZE, from Open MPI."),
+    launching(
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        COUNT,
+        "As LOCAL_RANK, from Open MPI.",
+    ),
+    launching(
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        COUNT,
+        "Number of processes on this host, from Open MPI.",
+    ),
+    launching(
+        "PMI_RANK",
+        COUNT,
+        "As RANK, from a PMI launcher (MPICH, Intel MPI); asked third.",
+    ),
+    launching("PMI_SIZE", COUNT, "As WORLD_SIZE, from a PMI launcher."),
+    launching(
+        "PMI_LOCAL_RANK",
+        COUNT,
+        "As LOCAL_RANK, from a PMI launcher, after MPI_LOCALRANKID.",
+    ),
+    launching(
+        "MPI_LOCALRANKID",
+        COUNT,
+        "As LOCAL_RANK, from MPICH and Intel MPI.",
+    ),
+    launching(
+        "MPI_LOCALNRANKS",
+        COUNT,
+        "Number of processes on this host, from MPICH and Intel MPI.",
+    ),
+    launching("SLURM_PROCID", COUNT, "As RANK, from srun; asked last."),
+    launching("SLURM_NTASKS", COUNT, "As WORLD_SIZE, from srun."),
+    launching("SLURM_LOCALID", COUNT, "As LOCAL_RANK, from srun."),
+    launching(
+        "SLURM_STEP_NODELIST",
+        Kind::Text,
+        "Its first host is that of rank 0 where MASTER_ADDR is not set.",
+    ),
+    launching(
+        "SLURM_JOB_NODELIST",
+        Kind::Text,
+        "Likewise, where SLURM_STEP_NODELIST is not set.",
+    ),
+    launching(
+        "SLURM_JOB_ID",
+        Kind::Text,
+        "Makes the port of a job, and keeps jobs apart as TORCHELASTIC_RUN_ID does.",
+    ),
+    launching("SLURM_STEP_ID", Kind::Text, "Keeps the steps of a job apart."),
     idle(
         "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
         Kind::Whole(0, 1024),
@@ -432,109 +531,5 @@ pub const TABLE: &[Variable] = &[
         Acts::Build,
         "Where NVSHMEM is installed.",
         "the library needs no NVSHMEM",
-    ),
-    idle(
-        "RANK",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "This process's rank, as torchrun sets it.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "WORLD_SIZE",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "Number of processes.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "LOCAL_RANK",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "This process's rank on its host.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "MASTER_PORT",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "Port of the first process.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "OMPI_COMM_WORLD_RANK",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As RANK, from Open MPI.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "OMPI_COMM_WORLD_SIZE",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As WORLD_SIZE, from Open MPI.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As LOCAL_RANK, from Open MPI.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "PMI_RANK",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As RANK, from a PMI launcher.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "PMI_SIZE",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As WORLD_SIZE, from a PMI launcher.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "SLURM_PROCID",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As RANK, from srun.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "SLURM_NTASKS",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As WORLD_SIZE, from srun.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "SLURM_LOCALID",
-        Kind::Whole(0, 1 << 31),
-        "",
-        Acts::Run,
-        "As LOCAL_RANK, from srun.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
-    ),
-    idle(
-        "MASTER_ADDR",
-        Kind::Text,
-        "",
-        Acts::Run,
-        "Host of the first process.",
-        "communicators of this build are made in one process, by magi_comm_create_local",
     ),
 ];

@@ -287,6 +287,18 @@ int cuPointerGetAttribute(void *value, int which, uint64_t address) {
     *(int *)value = which == 2 ? 2 : 0; // device memory, of device 0
     return SUCCESS;
 }
+int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    return *least = *greatest = 0, SUCCESS;
+}
+int cuStreamCreateWithPriority(void **stream, unsigned, int) {
+    return *stream = nullptr, SUCCESS;
+}
+int cuStreamDestroy_v2(void *) {
+    return SUCCESS;
+}
+int cuThreadExchangeStreamCaptureMode(int *) {
+    return SUCCESS;
+}
 int cuStreamGetCtx(void *, void **context) {
     return *context = &context_of_the_device, SUCCESS;
 }

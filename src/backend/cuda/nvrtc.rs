@@ -60,7 +60,7 @@ impl Nvrtc {
     pub fn load(places: &[Place]) -> Result<Nvrtc> {
         let mut tried = Vec::new();
         for place in places {
-            match place.open() {
+            match place.open(&nvrtc_places::NAMES) {
                 Some(handle) => match Nvrtc::of(handle, place.to_string()) {
                     Ok(nvrtc) => return Ok(nvrtc),
                     Err(why) => tried.push(format!("{place} ({why})")),

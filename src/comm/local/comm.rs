@@ -190,6 +190,29 @@ impl Communicator for LocalComm {
         Ok(all)
     }
 
+    fn split(&self, members: &[usize]) -> Result<Arc<dyn Communicator>> {
+        self.check()?;
+        let place = members.iter().position(|&m| m == self.rank);
+        let refuse = || {
+            Error::argument(format!(
+                "{members:?} must be different ranks of {}, rank {} among them",
+                self.size(),
+                self.rank
+            ))
+        };
+        let place = place.ok_or_else(refuse)?;
+        let twice = |(i, m): (usize, &usize)| *m >= self.size() || members[..i].contains(m);
+        if members.iter().enumerate().any(twice) {
+            return Err(refuse());
+        }
+        Ok(Arc::new(LocalComm {
+            world: self.world.part(members, place),
+            rank: place,
+            timeout_ns: AtomicU64::new(self.timeout_ns.load(Ordering::Relaxed)),
+            left: AtomicBool::new(false),
+        }))
+    }
+
     fn set_timeout(&self, timeout: Duration) {
         let ns = timeout.min(MAX_TIMEOUT).as_nanos() as u64;
         self.timeout_ns.store(ns, Ordering::Relaxed);

@@ -1,7 +1,9 @@
 //! What the ranks of one local communicator share.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::inbox::{Inbox, Wait};
 use super::lane::{Kind, Message};
@@ -13,6 +15,15 @@ pub(super) struct World {
     /// By receiving rank.
     pub inboxes: Vec<Inbox>,
     verdict: OnceLock<(Instant, Verdict)>,
+    parts: Mutex<Vec<Part>>,
+}
+
+/// What the first of some ranks made for all of them, until the last has taken it.
+#[derive(Debug)]
+struct Part {
+    members: Vec<usize>,
+    taken: Vec<bool>,
+    world: Arc<World>,
 }
 
 /// One receive that was posted: message `number` of `peer`.
@@ -43,7 +54,28 @@ impl World {
         World {
             inboxes: (0..size).map(|_| Inbox::new(size)).collect(),
             verdict: OnceLock::new(),
+            parts: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The world of `members`, taken by number `place` of them. Each of them takes it once.
+    pub fn part(&self, members: &[usize], place: usize) -> Arc<World> {
+        let mut parts = self.parts.lock();
+        let open = |p: &Part| p.members == members && !p.taken[place];
+        let at = parts.iter().position(open).unwrap_or_else(|| {
+            parts.push(Part {
+                members: members.to_vec(),
+                taken: vec![false; members.len()],
+                world: Arc::new(World::new(members.len())),
+            });
+            parts.len() - 1
+        });
+        parts[at].taken[place] = true;
+        let world = Arc::clone(&parts[at].world);
+        if parts[at].taken.iter().all(|&t| t) {
+            parts.remove(at);
+        }
+        world
     }
 
     /// Ends the communicator unless it has ended already. The verdict stands before any inbox is closed, so whoever
@@ -147,7 +179,6 @@ fn name(kind: Kind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn message(bytes: &Arc<Vec<u8>>) -> Message {
         Message {

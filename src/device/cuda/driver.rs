@@ -12,6 +12,7 @@ const OLDEST: i32 = 12_000;
 
 /// Every function of the driver that this crate calls: calling one that the library lacks would be a panic.
 const NEEDED: &[&CStr] = &[
+    c"cuCtxGetStreamPriorityRange",
     c"cuCtxPopCurrent_v2",
     c"cuCtxPushCurrent_v2",
     c"cuDeviceGet",
@@ -45,12 +46,15 @@ const NEEDED: &[&CStr] = &[
     c"cuModuleLoadData",
     c"cuModuleUnload",
     c"cuPointerGetAttribute",
+    c"cuStreamCreateWithPriority",
+    c"cuStreamDestroy_v2",
     c"cuStreamGetCtx",
     c"cuStreamGetId",
     c"cuStreamIsCapturing",
     c"cuStreamSynchronize",
     c"cuStreamWaitEvent",
     c"cuTensorMapEncodeTiled",
+    c"cuThreadExchangeStreamCaptureMode",
 ];
 
 /// Finds and starts the driver, once per process. `Status::NoDevice` says what was looked for; the answer of the first

@@ -18,4 +18,5 @@ pub use host_word::HostWord;
 pub use launch::{Arguments, Launch};
 pub use memory::{DeviceMemory, StreamMemory, fill_words};
 pub use module::{Function, Module};
+pub use stream::OwnStream;
 pub use tensor_map::{Promotion, Swizzle, TensorMap, Tiled};

@@ -1,6 +1,11 @@
-//! The caller's stream, as the driver knows it.
+//! Streams as the driver knows them: the caller's, and those that the library makes.
 
-use cudarc::driver::sys::{self, CUstream, CUstreamCaptureStatus_enum as Capture};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{
+    self, CUstream, CUstream_flags_enum as Flags, CUstreamCaptureMode_enum as Mode,
+    CUstreamCaptureStatus_enum as Capture,
+};
 
 use super::Gpu;
 use super::driver::check;
@@ -59,4 +64,60 @@ pub fn synchronize(gpu: &Gpu, stream: Stream) -> Result<()> {
         unsafe { sys::cuStreamSynchronize(handle(stream)) },
         "cuStreamSynchronize",
     )
+}
+
+/// Lets this thread ask for events while another thread records a graph: the driver would otherwise take the question for
+/// a mistake and spoil the recording.
+pub fn allow_queries_while_others_capture(gpu: &Gpu) -> Result<()> {
+    let _current = gpu.enter()?;
+    let mut mode = Mode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the pointer is good for a mode, in and out.
+    let code = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) };
+    check(code, "cuThreadExchangeStreamCaptureMode")
+}
+
+/// A stream of the library's own. It does not wait for the default stream, nor that one for it.
+#[derive(Debug)]
+pub struct OwnStream {
+    gpu: Arc<Gpu>,
+    stream: CUstream,
+}
+
+// SAFETY: the driver takes streams from any thread; the pointer is never dereferenced here.
+unsafe impl Send for OwnStream {}
+// SAFETY: as above.
+unsafe impl Sync for OwnStream {}
+
+impl OwnStream {
+    /// A stream whose kernels get free multiprocessors before those of every other stream.
+    pub fn urgent(gpu: &Arc<Gpu>) -> Result<OwnStream> {
+        let _current = gpu.enter()?;
+        let (mut least, mut greatest) = (0, 0);
+        // SAFETY: both pointers are good for an int.
+        let code = unsafe { sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest) };
+        check(code, "cuCtxGetStreamPriorityRange")?;
+        let mut stream = std::ptr::null_mut();
+        let flags = Flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the pointer is good for a stream.
+        let code = unsafe { sys::cuStreamCreateWithPriority(&mut stream, flags, greatest) };
+        check(code, "cuStreamCreateWithPriority")?;
+        Ok(OwnStream {
+            gpu: gpu.clone(),
+            stream,
+        })
+    }
+
+    /// The handle; good while `self` lives.
+    pub fn as_stream(&self) -> Stream {
+        Stream::new(self.stream.cast())
+    }
+}
+
+impl Drop for OwnStream {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.gpu.enter() {
+            // SAFETY: made by `urgent` and destroyed once; the driver finishes what is on it first, without waiting here.
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        }
+    }
 }
