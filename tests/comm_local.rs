@@ -213,3 +213,36 @@ fn run_calls_every_rank_once_and_together() {
     seen.sort_unstable();
     assert_eq!(seen, (0..9).map(|r| (r, r)).collect::<Vec<_>>());
 }
+
+#[test]
+fn parts_are_communicators_of_their_own() {
+    run(4, |rank, comm| {
+        for bad in [vec![], vec![(rank + 1) % 4], vec![rank, rank], vec![rank, 4]] {
+            let error = comm.split(&bad).err().unwrap();
+            assert_eq!(error.status, Status::InvalidArgument, "{bad:?}");
+        }
+        comm.set_timeout(std::time::Duration::from_secs(7));
+        // Twice, in an order of their own: the second is none of the first's.
+        let members = if rank % 2 == 0 { [2, 0] } else { [1, 3] };
+        let (first, second) = (comm.split(&members)?, comm.split(&members)?);
+        assert_eq!(first.timeout(), std::time::Duration::from_secs(7));
+        let place = members.iter().position(|&m| m == rank).unwrap();
+        assert_eq!((first.rank(), first.size()), (place, 2));
+        let all = second.all_gather(&[rank as u8], Stream::NULL)?;
+        assert_eq!(all, members.map(|m| vec![m as u8]));
+        let all = first.all_gather(&[10 + rank as u8], Stream::NULL)?;
+        assert_eq!(all, members.map(|m| vec![10 + m as u8]));
+        // The end of a part is not the end of the whole. Nobody is in the part's call any more.
+        second.all_gather(b"", Stream::NULL)?;
+        if place == 0 {
+            first.abort("a test");
+        }
+        assert_eq!(
+            first.all_gather(b"", Stream::NULL).unwrap_err().status,
+            Status::Aborted
+        );
+        second.all_gather(b"", Stream::NULL)?;
+        comm.all_gather(b"", Stream::NULL).map(drop)
+    })
+    .unwrap();
+}

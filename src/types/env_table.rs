@@ -410,7 +410,7 @@ pub const TABLE: &[Variable] = &[
         "0",
         Acts::Key,
         "The library's own group collectives inside a host instead of NCCL's sends and receives.",
-        "local ranks always use the library's own; there is no NCCL in this build",
+        "local ranks always use the library's own, and ranks on CUDA devices always NCCL's",
     ),
     idle(
         "MAGI_ATTENTION_SDPA_BACKEND",

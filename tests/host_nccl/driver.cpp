@@ -162,6 +162,9 @@ int cuStreamGetCtx(void *stream, void **context) {
     *context = stream == nullptr ? current.back() : static_cast<Stream *>(stream)->context;
     return SUCCESS;
 }
+int cuStreamGetId(void *stream, unsigned long long *id) {
+    return *id = (unsigned long long)stream, SUCCESS;
+}
 int cuStreamIsCapturing(void *, int *status) {
     return *status = fake_capturing, SUCCESS;
 }

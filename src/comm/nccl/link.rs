@@ -207,9 +207,13 @@ impl Link {
         self.world
     }
 
-    /// Sends a frame; a connection that is over is the reader's to report.
+    /// Sends a frame. A connection that takes none is closed, because part of a frame may have gone, and the reader reports
+    /// that it is over.
     fn send(&self, up: &Up) {
-        let _ = self.stream.lock().write_all(&up.to_bytes());
+        let mut stream = self.stream.lock();
+        if stream.write_all(&up.to_bytes()).is_err() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Waits until `found` finds something; tells the hub when that takes longer than until `until`.
