@@ -10,8 +10,8 @@ template <class T> static std::vector<T> take(size_t count) {
     }
     return x;
 }
-template <class T> static void give(const std::vector<T> &x, size_t count) {
-    fwrite(x.data(), sizeof(T), count, stdout);
+template <class T> static void give(const std::vector<T> &x) {
+    fwrite(x.data(), sizeof(T), x.size(), stdout);
 }
 
 // Of a [tokens, heads, width] tensor of 16-bit elements: blocks of rows, all chunks of 64 columns of a family at once, or
@@ -35,8 +35,39 @@ static void entry() {
     magi_attn_backward(maps, params);
 }
 
+enum { TQ, TK, HQ = 3, HK, WIDTH, WIDTH_V, SPLITS, FLAGS, TILES, ITEMS, LIMITS_COUNT, SEED, NUMBERS };
+
+// Tensors of the local part or of the receive buffer, and their gradients.
+struct Keys {
+    std::vector<u16> k, v;
+    std::vector<u8> dk, dv;
+};
+
+// A gradient that must be written everywhere, or, in f32, is added to a half.
+static std::vector<u8> gradient(size_t count, bool wide) {
+    std::vector<u8> x(count * (wide ? 4 : 2), 0xFF);
+    if (wide) {
+        std::fill((float *)x.data(), (float *)(x.data() + x.size()), 0.5f);
+    }
+    return x;
+}
+
+static Keys take_keys(const std::vector<int> &sizes, int source, Map *of) {
+    const int tokens = sizes[TK + source], hk = sizes[HK], d = sizes[WIDTH], dv = sizes[WIDTH_V];
+    const bool wide = sizes[FLAGS] & MAGI_BACKWARD_OUT_F32;
+    Keys keys;
+    keys.k = take<u16>((size_t)tokens * hk * d);
+    keys.v = take<u16>((size_t)tokens * hk * dv);
+    keys.dk = gradient((size_t)tokens * hk * d, wide);
+    keys.dv = gradient((size_t)tokens * hk * dv, wide);
+    of[2 + source] = rows_map(keys.k, tokens, hk, d, BK, D, params.copies_k);
+    of[4 + source] = rows_map(keys.v, tokens, hk, dv, BK, DV, params.copies_v);
+    params.dk[source] = keys.dk.data(), params.dk_token[source] = hk * d, params.dk_head[source] = d;
+    params.dv[source] = keys.dv.data(), params.dv_token[source] = hk * dv, params.dv_head[source] = dv;
+    return keys;
+}
+
 int main() {
-    enum { TQ, TK, HQ = 3, HK, WIDTH, WIDTH_V, SPLITS, FLAGS, TILES, ITEMS, LIMITS_COUNT, SEED, NUMBERS };
     const auto sizes = take<int>(NUMBERS);
     const auto factors = take<float>(3); // scale_log2, scale, softcap_scale
     const int tq = sizes[TQ], hq = sizes[HQ], hk = sizes[HK], d = sizes[WIDTH], dv = sizes[WIDTH_V];
@@ -44,37 +75,15 @@ int main() {
     const auto items = take<magi_item>(sizes[ITEMS]);
     const auto limits = take<magi_row_limits>(sizes[LIMITS_COUNT]);
     auto q = take<u16>((size_t)tq * hq * d), dout = take<u16>((size_t)tq * hq * dv);
-    std::vector<u16> k[2], v[2];
-    for (int i = 0; i < 2; i++) {
-        k[i] = take<u16>((size_t)sizes[TK + i] * hk * d);
-        v[i] = take<u16>((size_t)sizes[TK + i] * hk * dv);
-    }
-    const int padded = (tq + 3) / 4 * 4, columns = (d + 3) / 4 * 4;
-    auto stats = take<float>((size_t)2 * hq * padded);
-    const bool wide = sizes[FLAGS] & MAGI_BACKWARD_OUT_F32;
-    const size_t size = wide ? 4 : 2;
-    std::vector<float> dq((size_t)tq * hq * columns);
-    std::vector<u8> dk[2], grad_v[2];
-    std::vector<float> piece((size_t)sizes[TILES] * hk * sizes[SPLITS] * BK * (D + DV));
-    std::vector<int> counters(2), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
-
     Map of[8];
     of[0] = rows_map(q, tq, hq, d, BQ, D, params.copies_k);
     of[1] = rows_map(dout, tq, hq, dv, BQ, DV, params.copies_v);
-    for (int i = 0; i < 2; i++) {
-        const int tokens = sizes[TK + i];
-        of[2 + i] = rows_map(k[i], tokens, hk, d, BK, D, params.copies_k);
-        of[4 + i] = rows_map(v[i], tokens, hk, dv, BK, DV, params.copies_v);
-        // f32 is added to a half; else every element must be written.
-        dk[i].assign((size_t)tokens * hk * d * size + 16, 0xFF);
-        grad_v[i].assign((size_t)tokens * hk * dv * size + 16, 0xFF);
-        if (wide) {
-            std::fill((float *)dk[i].data(), (float *)dk[i].data() + (size_t)tokens * hk * d, 0.5f);
-            std::fill((float *)grad_v[i].data(), (float *)grad_v[i].data() + (size_t)tokens * hk * dv, 0.5f);
-        }
-        params.dk[i] = dk[i].data(), params.dk_token[i] = hk * d, params.dk_head[i] = d;
-        params.dv[i] = grad_v[i].data(), params.dv_token[i] = hk * dv, params.dv_head[i] = dv;
-    }
+    const Keys local = take_keys(sizes, 0, of), received = take_keys(sizes, 1, of);
+    const int padded = (tq + 3) / 4 * 4, columns = (d + 3) / 4 * 4;
+    auto stats = take<float>((size_t)2 * hq * padded);
+    std::vector<float> dq((size_t)tq * hq * columns);
+    std::vector<float> piece((size_t)sizes[TILES] * hk * sizes[SPLITS] * BK * (D + DV));
+    std::vector<int> counters(2), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
     of[6] = {(u8 *)stats.data(), 3, 4, 0, {tq, 2, hq}, {4, 4 * hq * padded, 4 * padded}, {BQ, 2, 1}};
     of[7] = {(u8 *)dq.data(), 3, 4, 1, {d, tq, hq}, {4, 4 * hq * columns, 4 * columns}, {32, BQ, 1}};
     for (int i = 0; i < 8; i++) {
@@ -98,9 +107,9 @@ int main() {
     if (counters[0] != 0 || counters[1] != 0) {
         fail("words that must be 0 after a launch are not");
     }
-    give(dq, dq.size());
-    for (int i = 0; i < 2; i++) {
-        give(dk[i], dk[i].size() - 16);
-        give(grad_v[i], grad_v[i].size() - 16);
+    give(dq);
+    for (const Keys *keys : {&local, &received}) {
+        give(keys->dk);
+        give(keys->dv);
     }
 }
