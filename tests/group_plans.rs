@@ -268,8 +268,8 @@ fn result_dtype(shape: Shape, how: Reduction, which: usize) -> DType {
 
 fn check_sums(lists: &Lists, shape: Shape, how: Reduction) {
     let have = reduce(lists, shape, how);
-    for owner in 0..lists.world {
-        for w in 0..2 {
+    for (owner, have) in have.iter().enumerate() {
+        for (w, have) in have.iter().enumerate() {
             let (n, dtype) = (elements(w), shape.dtypes[w]);
             let (acc, result) = (dtype.accumulator(), result_dtype(shape, how, w));
             let mut want = Vec::new();
@@ -288,7 +288,7 @@ fn check_sums(lists: &Lists, shape: Shape, how: Reduction) {
                     want.push(round(result, sum));
                 }
             }
-            assert_eq!(have[owner][w], want, "{how:?}, owner {owner}, tensor {w}");
+            assert_eq!(have, &want, "{how:?}, owner {owner}, tensor {w}");
         }
     }
     assert_eq!(have, reduce(lists, shape, how), "another run gives other bits");
