@@ -109,7 +109,7 @@ static void no_such_device(void) {
     CHECK(setenv("CUDA_VISIBLE_DEVICES", "", 1) == 0);
     CHECK_REFUSED(magi_comm_create_from_env(NULL, &comm), MAGI_STATUS_NO_DEVICE, "");
     const char *const message = magi_last_error_message();
-    CHECK(strstr(message, "libcuda") != NULL || strstr(message, "this is process 0 of its host") != NULL);
+    CHECK(strstr(message, "libcuda") != NULL || strstr(message, "this is process 1000 of its host") != NULL);
 }
 
 static void environments(void) {
@@ -192,7 +192,7 @@ static void of_local_rank(magi_comm *c, int32_t rank, int32_t size, void *data) 
 int main(void) {
     // Before the library is used here: children of a process that has used it are refused.
     environments();
-    const char *const far[] = {"RANK", "0", "WORLD_SIZE", "1", "LOCAL_RANK", "0", NULL};
+    const char *const far[] = {"RANK", "0", "WORLD_SIZE", "1", "LOCAL_RANK", "1000", NULL};
     in_child(far, no_such_device);
     arguments();
     configs();
