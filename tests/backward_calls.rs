@@ -145,13 +145,21 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
 
 fn options(c: &Case, workspace: *mut u8, workspace_bytes: usize) -> Options {
     Options {
-        backend: Choice::Ffa,
+        backend: Choice::Default,
         accumulate: false,
         deterministic: c.deterministic,
         sm_margin: 0,
         max_items: 0,
         workspace,
         workspace_bytes,
+    }
+}
+
+/// The same by the fast kernels, which backward is asked for by name.
+fn on_device(c: &Case, workspace: *mut u8, workspace_bytes: usize) -> Options {
+    Options {
+        backend: Choice::Ffa,
+        ..options(c, workspace, workspace_bytes)
     }
 }
 
@@ -261,9 +269,9 @@ fn on_the_device(gpu: &Arc<Gpu>, c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<
             false => Source::Mask(mask, &kept),
         };
         let ranges = c.ranges.then_some(&range_lists);
-        let bytes = single::backward_workspace(ranges, &a, &options(c, null_mut(), 0)).unwrap();
+        let bytes = single::backward_workspace(ranges, &a, &on_device(c, null_mut(), 0)).unwrap();
         let space = DeviceMemory::upload(gpu, &vec![0xff; bytes]).unwrap();
-        let o = options(c, space.as_ptr(), bytes);
+        let o = on_device(c, space.as_ptr(), bytes);
         single::backward(source, &a, &o, Stream::NULL).unwrap();
         stream::synchronize(gpu, Stream::NULL).unwrap();
         // Results go over the host's outputs, which are put back for the next run.
@@ -393,7 +401,7 @@ fn calls_that_are_refused() {
     let mut t = tensors(&mut r, &PLAIN, &mask);
     let copies: Vec<Copy> = t.all().into_iter().map(|t| Copy::of(&gpu, t)).collect();
     let a = args(&PLAIN, &copies.iter().map(Copy::tensor).collect::<Vec<_>>());
-    let needed = single::backward_workspace(None, &a, &options(&PLAIN, null_mut(), 0)).unwrap();
+    let needed = single::backward_workspace(None, &a, &on_device(&PLAIN, null_mut(), 0)).unwrap();
     // Row sums, parts of dsink, sums of dq.
     assert!(needed >= 4 * (2 * 36 * 4 + 33 * 4 * 128), "{needed}");
     let space = DeviceMemory::new(&gpu, needed + 256).unwrap();
@@ -403,7 +411,7 @@ fn calls_that_are_refused() {
         assert_eq!(e.status, status, "{e}");
         assert!(e.message.contains(part), "{e} does not mention {part:?}");
     };
-    let with = |at: *mut u8, bytes: usize| options(&PLAIN, at, bytes);
+    let with = |at: *mut u8, bytes: usize| on_device(&PLAIN, at, bytes);
     let at = space.as_ptr();
     let small = format!("this call needs {needed} bytes");
     refused(&a, with(at, needed - 1), Status::BufferTooSmall, &small);
