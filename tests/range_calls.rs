@@ -349,6 +349,8 @@ fn support_is_explained() {
     let has = |text: &str, part: &str| assert!(text.contains(part), "{text:?} does not mention {part:?}");
     let words = explained(DType::Bf16, 0, MAGI_WITH_BACKWARD).unwrap();
     has(&words, "forward: the fast kernel attn_forward_bf16_128, compiled");
+    has(&words, "only where the backend is ffa");
+    let words = explained(DType::Bf16, 1, MAGI_WITH_BACKWARD).unwrap();
     has(
         &words,
         "backward: the fast kernel attn_backward_bf16_128, compiled",
@@ -385,7 +387,7 @@ fn support_is_explained() {
     let why = explained(DType::F32, 0, MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD).unwrap_err();
     has(&why, "ranges on the device need the fast kernels: dtype f32");
     let flags = MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD;
-    explained(DType::Bf16, 0, flags).unwrap();
+    explained(DType::Bf16, 1, flags).unwrap();
 }
 
 #[test]
