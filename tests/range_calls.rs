@@ -388,6 +388,11 @@ fn support_is_explained() {
     has(&why, "ranges on the device need the fast kernels: dtype f32");
     let flags = MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD;
     explained(DType::Bf16, 1, flags).unwrap();
+    has(
+        &explained(DType::Bf16, 0, flags).unwrap_err(),
+        "ranges on the device need the fast kernels: fast backward kernels compute only where the backend is ffa",
+    );
+    explained(DType::Bf16, 0, MAGI_WITH_DEVICE_RANGES).unwrap();
 }
 
 #[test]

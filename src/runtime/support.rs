@@ -146,8 +146,12 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
             p.minor
         ));
     }
+    let mut backward = fast.clone();
+    if q.backend == Choice::Default {
+        backward.push(gpu_backward::UNNAMED.to_owned());
+    }
     if q.wants(Wish::DeviceRanges) && q.backend != Choice::Ffa {
-        let missing = fast.iter();
+        let missing = if q.wants(Wish::Backward) { &backward } else { &fast }.iter();
         reasons.extend(missing.map(|why| format!("ranges on the device need the fast kernels: {why}")));
     }
     let place = place(gpu.ordinal(), p);
@@ -155,10 +159,6 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
         Some(name) => format!("{name}, {place}"),
         None => format!("textbook kernels, {place}; not the fast ones: {}", why.join("; ")),
     };
-    let mut backward = fast.clone();
-    if q.backend == Choice::Default {
-        backward.push(gpu_backward::UNNAMED.to_owned());
-    }
     (text(fast_forward(q), &fast), text(fast_backward(q), &backward))
 }
 
