@@ -2,6 +2,8 @@
 
 use std::any::Any;
 
+use crate::types::{Error, Result, Status};
+
 /// Bytes that go to one peer.
 #[derive(Clone, Copy, Debug)]
 pub struct SendOp {
@@ -22,6 +24,27 @@ pub struct RecvOp {
     pub data: *mut u8,
     /// Length in bytes; must be the length that the peer sends.
     pub bytes: usize,
+}
+
+/// What every communicator asks of a grouped exchange among `size` ranks: peers that exist, `Status::InvalidArgument`, and no
+/// bytes at null, `Status::NullPointer`.
+pub(super) fn check_ops(sends: &[SendOp], recvs: &[RecvOp], size: usize) -> Result<()> {
+    let sends = sends.iter().map(|o| ("send", o.peer, o.data, o.bytes));
+    let recvs = recvs
+        .iter()
+        .map(|o| ("receive", o.peer, o.data.cast_const(), o.bytes));
+    for (what, peer, data, bytes) in sends.chain(recvs) {
+        if peer >= size {
+            return Err(Error::argument(format!(
+                "{what} peer is rank {peer} of {size} ranks"
+            )));
+        }
+        if data.is_null() && bytes != 0 {
+            let message = format!("{what} of {bytes} bytes with rank {peer} has data NULL");
+            return Err(Error::new(Status::NullPointer, message));
+        }
+    }
+    Ok(())
 }
 
 /// An exchange that was started and not yet finished. Dropping it gives up its receives: their destinations are not

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::lane::{Kind, Message};
 use super::verdict::Verdict;
 use super::world::{Deadline, Receive, World, destroyed};
+use crate::comm::transport::check_ops;
 use crate::comm::{Communicator, DEFAULT_TIMEOUT, MAX_TIMEOUT, RecvOp, SendOp, Ticket};
 use crate::device::{Stream, fault, process};
 use crate::types::{Device, Error, Result, Status};
@@ -79,20 +80,6 @@ impl LocalComm {
         }
         self.world.error_for(self.rank).map_or(Ok(()), Err)
     }
-
-    fn check_op(&self, what: &str, peer: usize, data: *const u8, bytes: usize) -> Result<()> {
-        let size = self.size();
-        if peer >= size {
-            return Err(Error::argument(format!(
-                "{what} peer is rank {peer} of {size} ranks"
-            )));
-        }
-        if data.is_null() && bytes != 0 {
-            let message = format!("{what} of {bytes} bytes with rank {peer} has data NULL");
-            return Err(Error::new(Status::NullPointer, message));
-        }
-        Ok(())
-    }
 }
 
 impl Communicator for LocalComm {
@@ -110,12 +97,7 @@ impl Communicator for LocalComm {
 
     unsafe fn start(&self, sends: &[SendOp], recvs: &[RecvOp], _stream: Stream) -> Result<Ticket> {
         self.check()?;
-        for op in sends {
-            self.check_op("send", op.peer, op.data, op.bytes)?;
-        }
-        for op in recvs {
-            self.check_op("receive", op.peer, op.data, op.bytes)?;
-        }
+        check_ops(sends, recvs, self.size())?;
         fault::point("comm.start", self.rank)?;
         // Everything is copied before anything is posted, so that a call that ran out of memory can be repeated.
         let messages = sends

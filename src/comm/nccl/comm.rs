@@ -13,6 +13,7 @@ use super::create;
 use super::engine::Engine;
 use super::exchange::Exchange;
 use super::link::destroyed;
+use crate::comm::transport::check_ops;
 use crate::comm::{Communicator, RecvOp, SendOp, Ticket};
 use crate::device::cuda::{DeviceMemory, Event, stream};
 use crate::device::{Stream, fault, process};
@@ -63,20 +64,6 @@ impl NcclComm {
             return Err(destroyed(self.rank()));
         }
         self.engine.link.verdict().map_or(Ok(()), Err)
-    }
-
-    fn check_op(&self, what: &str, peer: usize, data: *const u8, bytes: usize) -> Result<()> {
-        let size = self.size();
-        if peer >= size {
-            return Err(Error::argument(format!(
-                "{what} peer is rank {peer} of {size} ranks"
-            )));
-        }
-        if data.is_null() && bytes != 0 {
-            let message = format!("{what} of {bytes} bytes with rank {peer} has data NULL");
-            return Err(Error::new(Status::NullPointer, message));
-        }
-        Ok(())
     }
 
     /// Exchanges a byte with each of `peers` and waits for it.
@@ -207,12 +194,7 @@ impl Communicator for NcclComm {
 
     unsafe fn start(&self, sends: &[SendOp], recvs: &[RecvOp], stream: Stream) -> Result<Ticket> {
         self.check()?;
-        for op in sends {
-            self.check_op("send", op.peer, op.data, op.bytes)?;
-        }
-        for op in recvs {
-            self.check_op("receive", op.peer, op.data, op.bytes)?;
-        }
+        check_ops(sends, recvs, self.size())?;
         let e = &self.engine;
         stream::expect_on(&e.gpu, stream)?;
         if stream::is_capturing(&e.gpu, stream)? {
