@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::embedded;
-use super::forward_kernel::HEAD_DIMS;
+use super::forward_kernel::{defines, head_dims};
 use super::kernels::{self, Kernels};
 use super::variant::{Kind, Variant};
 use crate::device::cuda::{Function, Gpu};
@@ -36,12 +36,8 @@ pub struct BackwardChoice {
 impl BackwardChoice {
     /// The kernels for a shape; `None` when there are none: other dtypes, or head dimensions above 256.
     pub fn new(shape: &AttnShape, softcap: bool, deterministic: bool) -> Option<BackwardChoice> {
-        if !matches!(shape.dtype, DType::Bf16 | DType::F16) {
-            return None;
-        }
-        let holds = |&&(d, dv): &&(i64, i64)| shape.head_dim <= d && shape.head_dim_v <= dv;
         Some(BackwardChoice {
-            head_dims: *HEAD_DIMS.iter().find(holds)?,
+            head_dims: head_dims(shape)?,
             dtype: shape.dtype,
             softcap,
             deterministic,
@@ -76,17 +72,12 @@ impl BackwardChoice {
         if let Ok(listed) = embedded::listed(&name) {
             return listed.clone();
         }
-        let (d, dv) = self.head_dims;
-        let mut defines = vec![format!("HEAD_DIM={d}"), format!("HEAD_DIM_V={dv}")];
-        for (switch, text) in [
-            (self.dtype == DType::F16, "DTYPE_F16"),
-            (self.softcap, "SOFTCAP=1"),
-            (gradients == Gradients::Keys, "DQ=0"),
-        ] {
-            if switch {
-                defines.push(text.to_owned());
-            }
-        }
+        let keys = gradients == Gradients::Keys;
+        let defines = defines(
+            self.head_dims,
+            self.dtype,
+            &[(self.softcap, "SOFTCAP=1"), (keys, "DQ=0")],
+        );
         let defines: Vec<&str> = defines.iter().map(String::as_str).collect();
         let entry = entry(gradients);
         let source = match gradients {
@@ -179,6 +170,7 @@ impl BackwardKernel {
 
 #[cfg(test)]
 mod tests {
+    use super::super::forward_kernel::HEAD_DIMS;
     use super::*;
 
     #[test]

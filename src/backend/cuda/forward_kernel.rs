@@ -29,15 +29,31 @@ pub struct ForwardChoice {
     pub general: bool,
 }
 
+/// Head dimensions of the attention kernels for a shape; `None` when there are no such kernels: other dtypes, or head
+/// dimensions above 256.
+pub(super) fn head_dims(shape: &AttnShape) -> Option<(i64, i64)> {
+    if !matches!(shape.dtype, DType::Bf16 | DType::F16) {
+        return None;
+    }
+    let holds = |&&(d, dv): &&(i64, i64)| shape.head_dim <= d && shape.head_dim_v <= dv;
+    HEAD_DIMS.iter().find(holds).copied()
+}
+
+/// What an attention kernel is compiled with, in the order of kernels/variants.txt.
+pub(super) fn defines(head_dims: (i64, i64), dtype: DType, switches: &[(bool, &str)]) -> Vec<String> {
+    let (d, dv) = head_dims;
+    let mut defines = vec![format!("HEAD_DIM={d}"), format!("HEAD_DIM_V={dv}")];
+    let f16 = [(dtype == DType::F16, "DTYPE_F16")];
+    let on = f16.iter().chain(switches).filter(|(on, _)| *on);
+    defines.extend(on.map(|(_, text)| (*text).to_owned()));
+    defines
+}
+
 impl ForwardChoice {
     /// The kernel for a shape; `None` when there is none: other dtypes, or head dimensions above 256.
     pub fn new(shape: &AttnShape, softcap: bool, max_logits: bool, general: bool) -> Option<ForwardChoice> {
-        if !matches!(shape.dtype, DType::Bf16 | DType::F16) {
-            return None;
-        }
-        let holds = |&&(d, dv): &&(i64, i64)| shape.head_dim <= d && shape.head_dim_v <= dv;
         Some(ForwardChoice {
-            head_dims: *HEAD_DIMS.iter().find(holds)?,
+            head_dims: head_dims(shape)?,
             dtype: shape.dtype,
             softcap,
             max_logits,
@@ -66,18 +82,15 @@ impl ForwardChoice {
         if let Ok(listed) = embedded::listed(&name) {
             return listed.clone();
         }
-        let (d, dv) = self.head_dims;
-        let mut defines = vec![format!("HEAD_DIM={d}"), format!("HEAD_DIM_V={dv}")];
-        for (switch, text) in [
-            (self.dtype == DType::F16, "DTYPE_F16"),
-            (self.general, "GENERAL=1"),
-            (self.softcap, "SOFTCAP=1"),
-            (self.max_logits, "MAX_LOGITS=1"),
-        ] {
-            if switch {
-                defines.push(text.to_owned());
-            }
-        }
+        let defines = defines(
+            self.head_dims,
+            self.dtype,
+            &[
+                (self.general, "GENERAL=1"),
+                (self.softcap, "SOFTCAP=1"),
+                (self.max_logits, "MAX_LOGITS=1"),
+            ],
+        );
         let defines: Vec<&str> = defines.iter().map(String::as_str).collect();
         Variant::new(
             &name,
