@@ -9,6 +9,7 @@
 #include "attn/backward_helpers.cuh"
 #include "attn/backward_mask.cuh"
 #include "attn/backward_producer.cuh"
+#include "attn/last_block.cuh"
 #include "ptx/launch.cuh"
 #if WIDE
 #include "attn/backward_wide_consumer.cuh"
@@ -48,14 +49,6 @@ DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Sh
     mbar_fence_init();
 }
 
-// The last block of a launch leaves the counters as it found them.
-DEV void wind_up(const magi_attn_backward_params &p) {
-    __threadfence();
-    if (atomicAdd(&p.counters[1], 1) == (int)gridDim.x - 1) {
-        p.counters[0] = p.counters[1] = 0;
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     magi_attn_backward(const __grid_constant__ BackwardMaps maps, const __grid_constant__ magi_attn_backward_params p) {
     extern __shared__ __align__(1024) u8 raw[];
@@ -89,6 +82,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         consume(p, s, group - 1, threadIdx.x & 127);
     }
     if (threadIdx.x == 0) {
-        wind_up(p);
+        last_block(p.counters);
     }
 }

@@ -6,6 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attn/backward_queries_consumer.cuh"
 #include "attn/backward_queries_scheduler.cuh"
+#include "attn/last_block.cuh"
 #include "ptx/launch.cuh"
 
 // For the host: rows of a tile, keys of a step, threads of a block, bytes of dynamic shared memory.
@@ -41,14 +42,6 @@ DEV void set_up(const BackwardQueriesMaps &maps, Shared &s) {
     mbar_fence_init();
 }
 
-// The last block of a launch leaves the counters as it found them.
-DEV void wind_up(const magi_attn_backward_queries_params &p) {
-    __threadfence();
-    if (atomicAdd(&p.counters[1], 1) == (int)gridDim.x - 1) {
-        p.counters[0] = p.counters[1] = 0;
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     magi_attn_backward_queries(const __grid_constant__ BackwardQueriesMaps maps,
                                const __grid_constant__ magi_attn_backward_queries_params p) {
@@ -68,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == 0) {
             Producer{maps, p, s}.run();
         } else if (threadIdx.x / 32 == 1) {
-            clean(s, threadIdx.x & 31);
+            clean<D_CHUNKS, K_BYTES>(s, AT(k), threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
             Scheduler{maps, p, s}.run();
         }
@@ -78,6 +71,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     if (threadIdx.x == 0) {
         ptx::wait_for_previous(); // in vain, unless this launch overlaps the one before: both have then ended together
-        wind_up(p);
+        last_block(p.counters);
     }
 }

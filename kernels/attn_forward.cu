@@ -6,6 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attn/forward_consumer.cuh"
 #include "attn/forward_producer.cuh"
+#include "attn/last_block.cuh"
 
 // For the host: rows of a tile, keys of a step, threads of a block, bytes of dynamic shared memory.
 __device__ int magi_attn_forward_sizes[4] = {BM, BN, THREADS, sizeof(Shared)};
@@ -31,14 +32,11 @@ DEV void set_up(const ForwardMaps &maps, Shared &s, int warp, int lane) {
     }
 }
 
-// The last block of a launch leaves the counters as it found them, and hands out the maxima.
+// The last block of a launch hands out the maxima.
 DEV void wind_up(const magi_attn_forward_params &p) {
-    __threadfence();
-    if (atomicAdd(&p.counters[1], 1) != (int)gridDim.x - 1) {
+    if (!last_block(p.counters)) {
         return;
     }
-    __threadfence();
-    p.counters[0] = p.counters[1] = 0;
 #if MAX_LOGITS
     for (int h = 0; h < p.units * p.pack; h++) {
         const float m = from_ordered_bits(__ldcg(p.maxima + h));
@@ -74,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == 0) {
             Producer{maps, p, s}.run();
         } else if (threadIdx.x / 32 == 1) {
-            clean(s, threadIdx.x & 31);
+            clean<DV_CHUNKS, V_BYTES>(s, AT(v), threadIdx.x & 31);
         } else if (threadIdx.x == 64) {
             scheduler.run();
         }

@@ -3,16 +3,7 @@
 #pragma once
 #include "backward_maps.cuh"
 #include "backward_shape.cuh"
-
-// Rows of one head. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
-// dimension do.
-template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
-    tma_load_4d(dst, m, bar, 0, row, 0, head);
-#pragma unroll 1
-    for (int c = 1; c < copies; c++) {
-        tma_load_4d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, 0, head);
-    }
-}
+#include "row_load.cuh"
 
 struct Producer {
     const BackwardMaps &maps;

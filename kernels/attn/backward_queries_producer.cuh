@@ -3,21 +3,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_queries_shape.cuh"
+#include "row_load.cuh"
+
+#include "clean.cuh" // wants the shape
 
 // One parameter of the kernel, so that a source picks its map by address. Index: the source.
 struct BackwardQueriesMaps {
     TensorMap q, dout, k[2], v[2], rows;
 };
-
-// Rows of a tensor. One copy brings all columns, or one for each 64, which can end where the columns of a padded head
-// dimension do.
-template <u32 CHUNK_BYTES> DEV void load_rows(u32 dst, const TensorMap *m, u32 bar, int row, int head, int copies) {
-    tma_load_4d(dst, m, bar, 0, row, 0, head);
-#pragma unroll 1
-    for (int c = 1; c < copies; c++) {
-        tma_load_4d(dst + c * CHUNK_BYTES, m, bar, 64 * c, row, 0, head);
-    }
-}
 
 struct Producer {
     const BackwardQueriesMaps &maps;
@@ -141,27 +134,3 @@ struct Producer {
         mbar_arrive(AT(dirty_full) + 8 * (dirty & (DIRTY - 1)));
     }
 };
-
-// The cleaning warp: zeroes rows of K that nothing sees, then says that K is there.
-DEV void clean(Shared &s, int lane) {
-    for (int d = 0;; d++) {
-        mbar_wait(AT(dirty_full) + 8 * (d & (DIRTY - 1)), d / DIRTY & 1);
-        int stage = 0, seen = 0;
-        if (lane == 0) { // which says that they have been read
-            stage = s.dirty[d & (DIRTY - 1)][0], seen = s.dirty[d & (DIRTY - 1)][1];
-        }
-        stage = __shfl_sync(~0u, stage, 0), seen = __shfl_sync(~0u, seen, 0);
-        if (stage < 0) {
-            return;
-        }
-        for (int i = seen * 8 + lane; i < BN * 8; i += 32) { // 16 bytes of a row
-#pragma unroll
-            for (int c = 0; c < D_CHUNKS; c++) {
-                st_shared_v4(AT(k) + stage * K_BYTES + c * BN * 128 + i * 16, 0, 0, 0, 0);
-            }
-        }
-        fence_proxy_async();
-        __syncwarp();
-        mbar_arrive_if(AT(full) + 8 * stage, lane == 0);
-    }
-}
