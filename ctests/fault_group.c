@@ -1,5 +1,6 @@
 // A rank that fails in the middle of a group collective: a panic poisons its plan, an error ends the communicator, and
-// the other ranks learn of either at once.
+// the other ranks learn of either at once: in the same call if they still wait for something, in their next one if the
+// failing rank had already sent all that they asked for.
 #include "fault.h"
 #include "group.h"
 
@@ -21,9 +22,10 @@ static void *calls(void *data) {
     return NULL;
 }
 
-// Rank 1 fails at `point` with `status`, 0 for a panic.
+// Rank 1 fails at `point` with `status`, 0 for a panic; at "comm.finish" its own rows are on their way already.
 static void fails(const char *point, int32_t status, int reduces) {
     static struct outcome ranks[WORLD];
+    const int sent = strcmp(point, "comm.finish") == 0;
     magi_comm *comms[WORLD];
     pthread_t threads[WORLD];
     all_to_all g;
@@ -46,8 +48,10 @@ static void fails(const char *point, int32_t status, int reduces) {
     magi_test_fault_clear();
     for (int i = 0; i < WORLD; i++) {
         const int panics = i == 1 && status == 0;
-        CHECK_INT(ranks[i].status, panics ? MAGI_STATUS_INTERNAL : MAGI_STATUS_COMM_FAILED);
-        CHECK_HAS(ranks[i].message, status == 0 ? "panic asked for" : "failure asked for");
+        if (i == 1 || !sent || ranks[i].status != MAGI_STATUS_OK) {
+            CHECK_INT(ranks[i].status, panics ? MAGI_STATUS_INTERNAL : MAGI_STATUS_COMM_FAILED);
+            CHECK_HAS(ranks[i].message, status == 0 ? "panic asked for" : "failure asked for");
+        }
         CHECK_REFUSED(magi_group_plan_prepare(ranks[i].plan, NULL),
                       panics ? MAGI_STATUS_POISONED : MAGI_STATUS_COMM_FAILED,
                       panics ? "plan was poisoned by an earlier internal error" : "rank 1");
