@@ -64,8 +64,12 @@ template <class A, class B> MAGI_DEVICE f64 row_prepare(const magi_backward_rows
     f32 lse = row_infinity(), sum = 0;
     if (inside) {
         lse = p.lse[token * p.lse_token + head * p.lse_head];
-        sum = row_products((const A *)p.out + token * p.out_token + head * p.out_head,
-                           (const B *)p.dout + token * p.dout_token + head * p.dout_head, p.width);
+        if (p.flags & MAGI_BACKWARD_ROWS_GIVEN) {
+            sum = row_lane() == 0 ? ((const f32 *)p.out)[token * p.out_token + head * p.out_head] : 0.0f;
+        } else {
+            sum = row_products((const A *)p.out + token * p.out_token + head * p.out_head,
+                               (const B *)p.dout + token * p.dout_token + head * p.dout_head, p.width);
+        }
         if (p.dq != nullptr && (p.flags & MAGI_BACKWARD_ROWS_CLEAR || fill != 0)) {
             row_fill(p.dq + token * p.dq_token + head * p.dq_head, p.dq_width, fill);
         }

@@ -149,6 +149,7 @@ fn host_and_device_agree() {
         ("MAGI_BACKWARD_ROWS_CLEAR", RowsParams::CLEAR.into()),
         ("MAGI_BACKWARD_ROWS_SHARED", RowsParams::SHARED.into()),
         ("MAGI_BACKWARD_ROWS_ADD_DSINK", RowsParams::ADD_DSINK.into()),
+        ("MAGI_BACKWARD_ROWS_GIVEN", RowsParams::GIVEN.into()),
         ("MAGI_BACKWARD_OUT_F32", BackwardParams::OUT_F32.into()),
         ("MAGI_BACKWARD_ACCUMULATE", BackwardParams::ACCUMULATE.into()),
         ("MAGI_BACKWARD_QUERIES_F32", BackwardQueriesParams::F32.into()),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use common_backend::{Buffer, Layout, Random};
 use common_cuda::{gpu, run_on_the_processor};
 use magi_attn::backend::cuda::backward_rows::{
-    BackwardRows, RowsCall, RowsSinks, RowsSums, SINKS, chunks, parts,
+    BackwardRows, DeltaFrom, RowsCall, RowsSinks, RowsSums, SINKS, chunks, parts,
 };
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
@@ -236,7 +236,7 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
         }
     };
     let call = RowsCall {
-        out: out.tensor(),
+        from: DeltaFrom::Out(out.tensor()),
         dout: dout.tensor(),
         lse: dense(&lse, DType::F32, &[c.tokens, c.heads]),
         lse2: lse2.as_ptr().cast(),
@@ -286,6 +286,33 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
     let mut counters = vec![1; 4 * c.heads as usize];
     done.read(0, &mut counters).unwrap();
     assert!(counters.iter().all(|&x| x == 0), "counters, {what}");
+    check_given(gpu, c, &call, &want, [&lse2, &delta]);
+}
+
+/// The same rows with delta brought along.
+fn check_given(gpu: &Arc<Gpu>, c: &Case, call: &RowsCall, want: &[f64], made: [&DeviceMemory; 2]) {
+    let cells = (call.padded * c.heads) as usize;
+    let first = made.map(|m| download(m, cells, DType::F32));
+    let rows = (c.tokens * c.heads) as usize;
+    let given = upload(gpu, &want[..rows], DType::F32);
+    for m in made {
+        m.write(0, &vec![0xff; 4 * cells]).unwrap();
+    }
+    let call = RowsCall {
+        from: DeltaFrom::Given(dense(&given, DType::F32, &[c.tokens, c.heads])),
+        sums: None,
+        sinks: None,
+        ..*call
+    };
+    let kernels = BackwardRows::load(gpu, c.dtype).unwrap();
+    // SAFETY: all of it is alive until the stream is done.
+    unsafe { kernels.prepare(&call, Stream::NULL) }.unwrap();
+    stream::synchronize(gpu, Stream::NULL).unwrap();
+    let again = made.map(|m| download(m, cells, DType::F32));
+    assert_eq!(again[0], first[0], "lse2 of {c:?}");
+    for (got, want) in again[1].iter().zip(&first[1]) {
+        close(*got, *want, 2e-5, &format!("given delta, {c:?}"));
+    }
 }
 
 #[test]

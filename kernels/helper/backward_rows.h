@@ -17,10 +17,11 @@
 #define MAGI_BACKWARD_ROWS_CLEAR 1     /* dq becomes 0 */
 #define MAGI_BACKWARD_ROWS_SHARED 2    /* sinks are those of all tokens: dsink is a sum over tokens */
 #define MAGI_BACKWARD_ROWS_ADD_DSINK 4 /* dsink is added to */
+#define MAGI_BACKWARD_ROWS_GIVEN 8     /* out is delta itself, float [tokens, heads] */
 
 /* What is done for every row, a token of a query head, before the gradients are computed. */
 typedef struct magi_backward_rows {
-    const void *out, *dout; /* [tokens, heads, width] */
+    const void *out, *dout; /* [tokens, heads, width]; see MAGI_BACKWARD_ROWS_GIVEN */
     const float *lse;       /* [tokens, heads], natural logarithm */
     float *lse2, *delta;    /* [heads, padded]; beyond the tokens +inf and 0 */
     float *dq;              /* [tokens, heads, dq_width], or NULL */

@@ -44,6 +44,10 @@ pub trait Backend: Send + Sync {
     /// over tokens in ascending order when the sink is shared.
     fn sink_backward(&self, sink: Tensor, lse: Tensor, delta: Tensor, dsink: Tensor) -> Result<()>;
 
+    /// `dst[h]` = the largest `src[r, h]` over the rows of `src`, -inf without rows; NaN counts for nothing. f32
+    /// `[rows, heads]` and `[heads]`.
+    fn max_rows(&self, src: Tensor, dst: Tensor) -> Result<()>;
+
     /// Adds the gradients of attention over the slices to `dq`, `dk` and `dv`.
     fn attn_backward(&self, args: &BackwardArgs<'_>) -> Result<()>;
 

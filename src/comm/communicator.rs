@@ -55,6 +55,13 @@ pub trait Communicator: Send + Sync {
     /// as the trait says, and then destinations are undefined.
     fn finish(&self, ticket: Ticket, stream: Stream) -> Result<()>;
 
+    /// Lets what comes next on `stream` wait until the turn of the exchange has come on the device: what moves it is then
+    /// launched no later, and being urgent is served first, so that a kernel on `stream` may take all that it leaves. Nothing
+    /// where exchanges need no device. Errors as `finish`.
+    fn hold(&self, _ticket: &Ticket, _stream: Stream) -> Result<()> {
+        Ok(())
+    }
+
     /// Opens the ways to `peers`, each of which names this rank in its own call at the same place in the order of calls: later
     /// exchanges with them then wait for nobody on the host. May wait, and allocate. Nothing where no way needs opening.
     fn connect(&self, _peers: &[usize]) -> Result<()> {

@@ -58,6 +58,11 @@ impl Ticket {
         Ticket(Box::new(pending))
     }
 
+    /// A look at what was wrapped, if it is a `T`.
+    pub fn inner<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+
     /// What was wrapped, if it is a `T`; `None` for the ticket of another kind of communicator.
     pub fn into_inner<T: Any>(self) -> Option<Box<T>> {
         self.0.downcast().ok()

@@ -2,10 +2,10 @@
 
 use std::ffi::c_void;
 
-use super::{guard::guard, input};
+use super::{guard::guard, input, single};
 use crate::device::log::{self, Level};
 use crate::types::{
-    Allocator, Config, DsinkReduce, Effort, Error, PlacementKind, Rates, Result, Status, env,
+    Allocator, Compute, Config, DsinkReduce, Effort, Error, PlacementKind, Rates, Result, Status, env,
 };
 
 /// Allocates `bytes` aligned to 256; returns NULL when it cannot.
@@ -66,7 +66,17 @@ pub struct magi_config {
     pub forward_high_precision_reduce: i32,
     /// 0 or 1: verify each plan when it is made, and that inputs hold no NaN (0).
     pub sanity_check: i32,
-    /// Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
+    /// A magi_backend: which kernels compute on a CUDA device.
+    pub backend: i32,
+    /// 0 or 1: the same bits on every run (0).
+    pub deterministic: i32,
+    /// Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
+    /// default. Ranks may differ in this and the next field.
+    pub forward_sm_margin: i32,
+    /// The same for the backward kernels.
+    pub backward_sm_margin: i32,
+    /// Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
+    /// takes it from the system, or from the CUDA device. Both
     /// functions may be called from any thread with the communicator's lock held: they must not call back.
     pub alloc: magi_alloc_fn,
     /// Frees it, at the latest when the communicator is destroyed.
@@ -116,6 +126,10 @@ pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize)
             qo_comm: i32::from(c.qo_comm),
             forward_high_precision_reduce: i32::from(c.forward_high_precision_reduce),
             sanity_check: i32::from(c.sanity_check),
+            backend: c.compute.kernels as i32,
+            deterministic: i32::from(c.compute.deterministic),
+            forward_sm_margin: c.compute.forward_sm_margin.unwrap_or(-1),
+            backward_sm_margin: c.compute.backward_sm_margin.unwrap_or(-1),
             alloc: None,
             free: None,
             userdata: std::ptr::null_mut(),
@@ -209,6 +223,12 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         dsink_reduce,
         sanity_check: input::flag("config.sanity_check", c.sanity_check)?,
         cache_size,
+        compute: Compute {
+            kernels: single::backend_of(&format!("{param}.backend"), c.backend)?,
+            deterministic: input::flag("config.deterministic", c.deterministic)?,
+            forward_sm_margin: (c.forward_sm_margin != -1).then_some(c.forward_sm_margin),
+            backward_sm_margin: (c.backward_sm_margin != -1).then_some(c.backward_sm_margin),
+        },
         allocator: read_allocator(param, &c)?,
     };
     read.validate()

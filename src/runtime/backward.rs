@@ -4,21 +4,23 @@ use super::attn_args::{Backward, scale};
 use super::check;
 use super::context::Session;
 use super::forward::extents;
-use super::gather::{Purpose, gather};
 use super::group::ReduceOp;
 use super::key::Key;
 use super::reduction::Reduction;
 use super::scratch::Scratch;
+use super::stage_backward::{self, StageBackward};
+use super::stage_tiles::Part;
 use super::stages::{self, Keys, Queries};
 use super::travel::{Homeward, sendable};
 use super::workspace::{BackwardSpace, KeyPair};
+use super::{across_ranks, key_device};
 use crate::backend::BackwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{DType, DsinkReduce, Range, Result, Tensor};
+use crate::types::{DsinkReduce, Range, Result, Tensor};
 
 /// Gradients for the tokens that this rank owns. Collective. Errors as the C function documents.
 pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
-    key.context().check_computes()?;
+    key.context().check_open()?;
     check::backward(a, &extents(key), stream)?;
     if key.config().sanity_check {
         let inputs = [
@@ -28,27 +30,31 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
             ("args.out", &a.out),
             ("args.dout", &a.dout),
         ];
-        check::no_nan(key.context().backend(), &inputs)?;
+        check::no_nan(key.context().on(stream)?.backend(), &inputs)?;
     }
-    let mut session = key.collective(stream)?;
+    let fast = stage_backward::choose_for(key, a)?;
+    let session = key.collective(stream)?;
     fault::point("calc_attn_backward", key.context().rank())?;
-    let arena = &mut session.state.arena;
-    let space = BackwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
-    session.in_step(|| gradients(key, a, &session, &space, stream))
+    let (arena, kernels) = (&session.state.arena, key_device::kernel_bytes(key, stream)?);
+    let mut carver = Carver::over(arena.base(), arena.bytes())?;
+    let space = BackwardSpace::carve(key.dims(), kernels, &mut carver)?;
+    let compute = StageBackward {
+        key,
+        session: &session,
+        fast,
+        workspace: space.kernels,
+        stream,
+    };
+    session.in_step(|| gradients(a, &compute, &space))
 }
 
 /// What follows once arguments are checked and every rank has the same plan.
-fn gradients(
-    key: &Key,
-    a: &Backward,
-    session: &Session<'_>,
-    space: &BackwardSpace,
-    stream: Stream,
-) -> Result<()> {
-    let backend = session.context().backend();
+fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -> Result<()> {
+    let (key, session, stream) = (compute.key, compute.session, compute.stream);
+    let backend = session.backend();
     backend.attn_delta(a.out, a.dout, space.delta)?;
     if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
-        sink_gradient(key, session, a, [*sink, *dsink, space.delta], stream)?;
+        sink_gradient(compute, a, [*sink, *dsink], space)?;
     }
     let dq = Accumulator::new(session, a.dq, space.dq, a.accumulate_dq)?;
     let dk = Accumulator::new(session, a.dk, space.local.k, a.accumulate_dk)?;
@@ -77,7 +83,10 @@ fn gradients(
         &keys,
         &queries,
         stream,
-        |stage, [k, v], guests| {
+        |at, [k, v], guests| {
+            let stage = at.stage;
+            // As in forward.
+            let overlaps = homeward.hold()? || reduction.hold()? || at.hold()?;
             let partial = reduction.partial(stage)?;
             let mine = BackwardArgs {
                 q: a.q,
@@ -94,10 +103,10 @@ fn gradients(
                 dk: [Some(local.k), partial.map(|p| p.k)],
                 dv: [Some(local.v), partial.map(|p| p.v)],
             };
-            backend.attn_backward(&mine)?;
+            compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
             if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
                 backend.fill_zero(*dq)?;
-                backend.attn_backward(&BackwardArgs {
+                let theirs = BackwardArgs {
                     q: *q,
                     dout: *dout,
                     lse: *lse,
@@ -105,7 +114,8 @@ fn gradients(
                     slices: &stage.guests.slices,
                     dq: *dq,
                     ..mine
-                })?;
+                };
+                compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
             }
             homeward.start(stage)?;
             reduction.start(stage)
@@ -130,7 +140,7 @@ impl Accumulator {
     /// Adds up in `target` itself when it has the accumulator type, else in `space`. With `add` the target's content is
     /// the first summand.
     fn new(session: &Session<'_>, target: Tensor, space: Tensor, add: bool) -> Result<Accumulator> {
-        let backend = session.context().backend();
+        let backend = session.backend();
         let running = if target.dtype() == space.dtype() {
             target
         } else {
@@ -147,58 +157,41 @@ impl Accumulator {
         if self.target.dtype() == self.running.dtype() {
             return Ok(());
         }
-        session
-            .context()
-            .backend()
+        session.backend()
             .cast(self.running, self.target, self.add)
     }
 }
 
 /// dsink: this rank's part, reduced over ranks as configured when all queries share the sink.
 fn sink_gradient(
-    key: &Key,
-    session: &Session<'_>,
+    compute: &StageBackward<'_>,
     a: &Backward,
-    t: [Tensor; 3],
-    stream: Stream,
+    [sink, dsink]: [Tensor; 2],
+    space: &BackwardSpace,
 ) -> Result<()> {
-    let [sink, dsink, delta] = t;
-    let (context, backend) = (session.context(), session.context().backend());
-    let rows = [Range::new(0, sink.tokens())];
-    let mut own = Scratch::new(dsink.dtype(), sink.shape().to_vec())?;
-    backend.sink_backward(sink, a.lse, delta, own.tensor())?;
-    let reduce = key.config().dsink_reduce;
-    if sink.shape().len() == 2 && reduce != DsinkReduce::None {
-        let all = gather(session, Purpose::SinkGradient, own.bytes(), stream)?;
-        let by = if reduce == DsinkReduce::Avg {
-            context.size() as f64
-        } else {
-            1.0
-        };
-        sum_over_ranks(dsink.dtype(), &all, by, own.bytes_mut());
+    let (session, stream, reduce) = (compute.session, compute.stream, compute.key.config().dsink_reduce);
+    let backend = session.backend();
+    let is_reduced = sink.shape().len() == 2 && reduce != DsinkReduce::None;
+    if !is_reduced && !a.accumulate_dsink {
+        return backend.sink_backward(sink, a.lse, space.delta, dsink);
     }
-    if a.accumulate_dsink {
-        backend.range_reduce(own.tensor(), dsink, &rows)
+    let mut scratch = None;
+    let own = if sink.shape().len() == 2 {
+        // SAFETY: the space has room for as many sinks as there can be, for this call alone.
+        unsafe { Tensor::dense(space.sinks.data(), dsink.dtype(), dsink.device(), sink.shape()) }
     } else {
-        backend.range_gather(own.tensor(), &rows, dsink)
+        let made = Scratch::new(session.on(), dsink.dtype(), sink.shape().to_vec())?;
+        scratch.insert(made).tensor()
+    };
+    backend.sink_backward(sink, a.lse, space.delta, own)?;
+    if is_reduced {
+        let of_all = space.sinks.rows(1, space.sinks.tokens());
+        across_ranks::sum(session, own, reduce == DsinkReduce::Avg, of_all, stream)?;
     }
-}
-
-/// The sum of every rank's elements in rank order, divided by `by`, in the accumulator type.
-fn sum_over_ranks(dtype: DType, all: &[Vec<u8>], by: f64, out: &mut [u8]) {
-    let size = dtype.size();
-    for (i, word) in out.chunks_exact_mut(size).enumerate() {
-        let part = |b: &Vec<u8>| {
-            let bytes = &b[i * size..(i + 1) * size];
-            match dtype {
-                DType::F64 => f64::from_ne_bytes(bytes.try_into().unwrap_or_default()),
-                _ => f64::from(f32::from_ne_bytes(bytes.try_into().unwrap_or_default())),
-            }
-        };
-        let sum = all.iter().map(part).sum::<f64>() / by;
-        match dtype {
-            DType::F64 => word.copy_from_slice(&sum.to_ne_bytes()),
-            _ => word.copy_from_slice(&(sum as f32).to_ne_bytes()),
-        }
+    let rows = [Range::new(0, sink.tokens())];
+    if a.accumulate_dsink {
+        backend.range_reduce(own, dsink, &rows)
+    } else {
+        backend.range_gather(own, &rows, dsink)
     }
 }

@@ -2,6 +2,8 @@
 
 use super::attn_args::{Backward, Forward};
 use super::key::Key;
+use super::on_stream::expect_none;
+use super::workspace::MAX_SINKS;
 use crate::backend::Backend;
 use crate::device::Stream;
 use crate::types::{AttnShape, DType, Device, Error, Result, Side, Status, Tensor};
@@ -18,14 +20,12 @@ pub(super) struct Extents {
     pub device: Device,
 }
 
-/// The CPU has no streams.
-pub(super) fn stream(stream: Stream) -> Result<()> {
-    if stream.is_null() {
-        return Ok(());
+/// The CPU has no streams. Whether a stream belongs to its CUDA device is found when the call gets its turn.
+pub(super) fn stream(device: Device, stream: Stream) -> Result<()> {
+    match device {
+        Device::Cpu => expect_none(stream),
+        Device::Cuda(_) => Ok(()),
     }
-    Err(Error::argument(
-        "stream is not NULL; calls on host memory take no stream",
-    ))
 }
 
 /// Host memory, last stride 1.
@@ -91,10 +91,11 @@ pub(super) fn movement(
     (lname, local): Named<'_>,
     s: Stream,
 ) -> Result<()> {
-    key.context().check_computes()?;
-    stream(s)?;
-    place((gname, global))?;
-    place((lname, local))?;
+    key.context().check_open()?;
+    let device = key.context().device();
+    stream(device, s)?;
+    place_on((gname, global), device)?;
+    place_on((lname, local), device)?;
     rows(gname, global, key.placement(side).total())?;
     rows(lname, local, key.placement(side).tokens(key.context().rank()))?;
     same_rows((lname, local), (gname, global))
@@ -109,10 +110,11 @@ pub(super) fn sharded(
     local_x: &Tensor,
     s: Stream,
 ) -> Result<()> {
-    key.context().check_computes()?;
-    stream(s)?;
-    place(("share", share))?;
-    place(("local_x", local_x))?;
+    key.context().check_open()?;
+    let device = key.context().device();
+    stream(device, s)?;
+    place_on(("share", share), device)?;
+    place_on(("local_x", local_x), device)?;
     rows("share", share, share_rows)?;
     rows(
         "local_x",
@@ -124,11 +126,12 @@ pub(super) fn sharded(
 
 /// Two tensors in the plan's layout, the second of them an output.
 pub(super) fn rolled(key: &Key, side: Side, from: &Tensor, to: &Tensor, s: Stream) -> Result<()> {
-    key.context().check_computes()?;
-    stream(s)?;
+    key.context().check_open()?;
+    let device = key.context().device();
+    stream(device, s)?;
     let (input, output) = (("local_x", from), ("local_y", to));
     for (name, t) in [input, output] {
-        place((name, t))?;
+        place_on((name, t), device)?;
         rows(name, t, key.placement(side).tokens(key.context().rank()))?;
     }
     same_rows(output, input)?;
@@ -238,8 +241,8 @@ fn sink(t: &Tensor, e: &Extents) -> Result<()> {
             return Err(Error::new(Status::ShapeMismatch, message));
         }
     };
-    if !(1..=8).contains(&count) {
-        let message = format!("args.sink has {count} sinks; there can be 1 to 8");
+    if !(1..=MAX_SINKS).contains(&count) {
+        let message = format!("args.sink has {count} sinks; there can be 1 to {MAX_SINKS}");
         return Err(Error::new(Status::ShapeMismatch, message));
     }
     Ok(())
@@ -247,9 +250,7 @@ fn sink(t: &Tensor, e: &Extents) -> Result<()> {
 
 /// Everything about a forward call.
 pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
-    if e.device == Device::Cpu {
-        stream(s)?;
-    }
+    stream(e.device, s)?;
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
     numbers("args.", a.softmax_scale, a.softcap)?;
     inputs(&a.q, &a.k, &a.v, e)?;
@@ -278,9 +279,7 @@ pub(super) fn forward(a: &Forward, e: &Extents, s: Stream) -> Result<()> {
 
 /// Everything about a backward call.
 pub(super) fn backward(a: &Backward, e: &Extents, s: Stream) -> Result<()> {
-    if e.device == Device::Cpu {
-        stream(s)?;
-    }
+    stream(e.device, s)?;
     let (shape, acc) = (&e.shape, e.shape.dtype.accumulator());
     let grads = either(shape.dtype);
     numbers("args.", a.softmax_scale, a.softcap)?;

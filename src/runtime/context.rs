@@ -8,15 +8,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::cache::Cache;
 use super::key::KeyData;
+use super::on_stream::OnStream;
+use super::order::Order;
 use crate::backend::{Backend, CpuBackend};
 use crate::comm::Communicator;
-use crate::device::Arena;
+use crate::device::{Arena, Stream};
 use crate::types::{Device, Error, Mesh, Result, Status};
 
 /// What one rank's keys share. One call at a time; `abort`, `fail` and `async_error` from any thread at any time.
 pub struct Context {
     comm: Arc<dyn Communicator>,
-    backend: Box<dyn Backend>,
+    cpu: CpuBackend,
     closed: AtomicBool,
     mesh: Mutex<Option<Mesh>>,
     state: Mutex<State>,
@@ -32,12 +34,23 @@ pub(super) struct State {
     pub last: Option<Arc<KeyData>>,
     /// Number of comparisons of plans so far; equal on ranks that make the same calls.
     pub comparisons: u64,
+    /// On a CUDA device: calls on different streams follow each other.
+    order: Order,
 }
 
 /// The right to run one call on a communicator. Others are refused while it lives.
+pub struct Turn<'a> {
+    context: &'a Context,
+    pub(super) state: MutexGuard<'a, State>,
+}
+
+/// A turn, with arithmetic on the stream of its call.
 pub struct Session<'a> {
     context: &'a Context,
     pub(super) state: MutexGuard<'a, State>,
+    on: OnStream,
+    /// Number of the call's stream, where it has a place in the order.
+    number: Option<u64>,
 }
 
 impl Context {
@@ -52,10 +65,11 @@ impl Context {
             cache: Cache::new(),
             last: None,
             comparisons: 0,
+            order: Order::default(),
         };
         Arc::new(Context {
             comm,
-            backend: Box::new(CpuBackend::with_threads(threads)),
+            cpu: CpuBackend::with_threads(threads),
             closed: AtomicBool::new(false),
             mesh: Mutex::new(None),
             state: Mutex::new(state),
@@ -82,9 +96,9 @@ impl Context {
         self.comm.as_ref()
     }
 
-    /// Computes on this rank's device.
-    pub fn backend(&self) -> &dyn Backend {
-        self.backend.as_ref()
+    /// Computes on this rank's device, in the order of `stream`. Errors as `OnStream::new`.
+    pub(super) fn on(&self, stream: Stream) -> Result<OnStream> {
+        OnStream::new(self.device(), self.cpu, stream)
     }
 
     /// Sets how long waits for peers last, from the next wait on.
@@ -154,26 +168,10 @@ impl Context {
         Ok(())
     }
 
-    /// Fails with `Status::NotSupported` where ranks have CUDA devices: what moves and computes their tensors is not there
-    /// yet. Errors as `check_open` too.
-    pub fn check_computes(&self) -> Result<()> {
-        self.check_open()?;
-        match self.comm.device() {
-            Device::Cpu => Ok(()),
-            Device::Cuda(ordinal) => {
-                let message = format!(
-                    "the communicator's rank is on CUDA device {ordinal}; keys on CUDA devices can be made and prepared, \
-                     but this build moves and computes tensors of ranks in host memory only"
-                );
-                Err(Error::new(Status::NotSupported, message))
-            }
-        }
-    }
-
     /// Splits a communicator whose ranks lie on hosts as `set_mesh` says: first the ranks with this one's number on all
     /// hosts, then those of this one's host. Collective.
     pub fn split_mesh(&self, inter: usize, intra: usize) -> Result<[Arc<Context>; 2]> {
-        let _session = self.enter()?;
+        let _turn = self.enter()?;
         let mesh = self.mesh_of(inter, intra)?;
         let (rank, size) = (self.rank(), self.size());
         let across: Vec<usize> = (rank % mesh.intra..size).step_by(mesh.intra).collect();
@@ -186,7 +184,7 @@ impl Context {
 
     /// Starts a call. Fails with `Status::CommDestroyed`, with what ended the communicator, or with
     /// `Status::HandleBusy` while another call runs.
-    pub fn enter(&self) -> Result<Session<'_>> {
+    pub fn enter(&self) -> Result<Turn<'_>> {
         self.check_open()?;
         let state = self.state.try_lock().ok_or_else(|| {
             let message =
@@ -196,7 +194,32 @@ impl Context {
         // Again: `close` may have emptied the state since the first look, and it waits for the lock that is held now.
         self.check_open()?;
         self.async_error().map_or(Ok(()), Err)?;
-        Ok(Session { context: self, state })
+        Ok(Turn { context: self, state })
+    }
+
+    /// Starts a call on `stream`. Errors as `enter`, and as `OnStream::new`.
+    pub fn enter_on(&self, stream: Stream) -> Result<Session<'_>> {
+        let Turn { context, mut state } = self.enter()?;
+        let on = self.on(stream)?;
+        let number = match on.cuda() {
+            Some(cuda) => state.order.begin(cuda.gpu(), stream)?,
+            None => None,
+        };
+        Ok(Session {
+            context,
+            state,
+            on,
+            number,
+        })
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if let (Some(number), Some(cuda)) = (self.number, self.on.cuda()) {
+            // A stream that fails here fails whatever comes next on it.
+            let _ = self.state.order.end(cuda.stream(), number);
+        }
     }
 }
 
@@ -204,6 +227,21 @@ impl Session<'_> {
     /// Whose call this is.
     pub fn context(&self) -> &Context {
         self.context
+    }
+
+    /// Moves this rank's bytes.
+    pub fn comm(&self) -> &dyn Communicator {
+        self.context.comm()
+    }
+
+    /// Computes on the call's stream.
+    pub fn backend(&self) -> &dyn Backend {
+        self.on.backend()
+    }
+
+    /// Whether that is the processor or a device.
+    pub(super) fn on(&self) -> &OnStream {
+        &self.on
     }
 
     /// Runs the part of a collective call in which ranks move data. A failure in there leaves this rank out of step

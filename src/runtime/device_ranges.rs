@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::attn_args::Forward;
 use super::check::{self, Extents, Named};
-use super::device_mask::expect_prepared;
+use super::device_tiles::expect_prepared;
 use super::on_gpu;
 use super::single::{Options, RangeLists};
 use crate::backend::cuda::forward_kernel::ForwardChoice;

@@ -2,17 +2,17 @@
 
 use super::attn_args::{Forward, scale};
 use super::check::{self, Extents};
-use super::context::Session;
-use super::gather::{Purpose, gather};
 use super::group::ReduceOp;
 use super::key::Key;
-use super::scratch::Scratch;
+use super::stage_forward::{self, StageForward};
+use super::stage_tiles::Part;
 use super::stages::{self, Keys, Queries};
 use super::travel::{Homeward, sendable};
 use super::workspace::{ForwardSpace, KeyPair};
+use super::{across_ranks, key_device};
 use crate::backend::ForwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{DType, Device, Range, Result, Tensor};
+use crate::types::Result;
 
 /// Tokens and heads of `key`'s tensors on this rank.
 pub(super) fn extents(key: &Key) -> Extents {
@@ -21,34 +21,45 @@ pub(super) fn extents(key: &Key) -> Extents {
         tokens_q: d.tokens_q,
         tokens_k: d.tokens_k,
         shape: d.shape,
-        device: Device::Cpu,
+        device: key.context().device(),
     }
 }
 
 /// Attention of this rank's queries. Collective. Errors as the C function documents.
 pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
-    key.context().check_computes()?;
+    key.context().check_open()?;
     check::forward(a, &extents(key), stream)?;
     if key.config().sanity_check {
         check::no_nan(
-            key.context().backend(),
+            key.context().on(stream)?.backend(),
             &[("args.q", &a.q), ("args.k", &a.k), ("args.v", &a.v)],
         )?;
     }
-    let mut session = key.collective(stream)?;
+    let fast = stage_forward::choose_for(key, a)?;
+    let session = key.collective(stream)?;
     fault::point("calc_attn_forward", key.context().rank())?;
-    let arena = &mut session.state.arena;
-    let space = ForwardSpace::carve(key.dims(), &mut Carver::over(arena.base(), arena.bytes())?)?;
-    session.in_step(|| attend(key, a, &session, &space, stream))
+    let (arena, kernels) = (&session.state.arena, key_device::kernel_bytes(key, stream)?);
+    let mut carver = Carver::over(arena.base(), arena.bytes())?;
+    let space = ForwardSpace::carve(key.dims(), kernels, &mut carver)?;
+    let compute = StageForward {
+        key,
+        session: &session,
+        args: a,
+        fast,
+        workspace: space.kernels,
+        stream,
+    };
+    session.in_step(|| attend(&compute, &space))
 }
 
 /// What follows once arguments are checked and every rank has the same plan.
-fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, stream: Stream) -> Result<()> {
-    let (context, backend) = (session.context(), session.context().backend());
+fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
+    let (key, session, a, stream) = (compute.key, compute.session, compute.args, compute.stream);
     let acc = key.shape().dtype.accumulator();
-    let out = if a.out.dtype() == acc { a.out } else { space.out };
+    let direct = a.out.dtype() == acc || compute.is_direct();
+    let out = if direct { a.out } else { space.out };
     let lse = a.lse.unwrap_or(space.lse);
-    backend.attn_init(out, lse, a.max_logits, a.sink)?;
+    compute.begin(out, lse)?;
     let keys = Keys {
         local: KeyPair { k: a.k, v: a.v },
         packed: space.packed,
@@ -67,7 +78,10 @@ fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, s
         &keys,
         &queries,
         stream,
-        |stage, [k, v], guests| {
+        |at, [k, v], guests| {
+            let stage = at.stage;
+            // Of what is under way the first has its turn now; the others follow it.
+            let overlaps = homeward.hold()? || at.hold()?;
             let mine = ForwardArgs {
                 q: a.q,
                 k,
@@ -80,45 +94,28 @@ fn attend(key: &Key, a: &Forward, session: &Session<'_>, space: &ForwardSpace, s
                 lse,
                 max_logits: a.max_logits,
             };
-            backend.attn_forward(&mine)?;
+            compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
             if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
                 // Their sinks count at home.
-                backend.attn_init(*out, *lse, None, None)?;
-                backend.attn_forward(&ForwardArgs {
+                session.backend().attn_init(*out, *lse, None, None)?;
+                let theirs = ForwardArgs {
                     q: *q,
                     slices: &stage.guests.slices,
                     out: *out,
                     lse: *lse,
                     ..mine
-                })?;
+                };
+                compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
             }
             homeward.start(stage)
         },
     )?;
     homeward.finish()?;
     if let Some(max_logits) = &a.max_logits {
-        reduce_max(session, max_logits, stream)?;
+        across_ranks::maximum(session, max_logits, space.maxima, stream)?;
     }
-    if a.out.dtype() != acc {
-        context.backend().cast(out, a.out, false)?;
+    if !direct {
+        session.backend().cast(out, a.out, false)?;
     }
     Ok(())
-}
-
-/// The maximum over ranks of each head.
-fn reduce_max(session: &Session<'_>, max_logits: &Tensor, stream: Stream) -> Result<()> {
-    let backend = session.context().backend();
-    let heads = [Range::new(0, max_logits.tokens())];
-    let mut mine = Scratch::new(DType::F32, max_logits.shape().to_vec())?;
-    backend.range_gather(*max_logits, &heads, mine.tensor())?;
-    let all = gather(session, Purpose::MaxLogits, mine.bytes(), stream)?;
-    let value = |bytes: &[u8], h: usize| {
-        let word: [u8; 4] = bytes[4 * h..4 * h + 4].try_into().unwrap_or_default();
-        f32::from_ne_bytes(word)
-    };
-    for (h, word) in mine.bytes_mut().chunks_exact_mut(4).enumerate() {
-        let most = all.iter().map(|b| value(b, h)).fold(f32::NEG_INFINITY, f32::max);
-        word.copy_from_slice(&most.to_ne_bytes());
-    }
-    backend.range_gather(mine.tensor(), &heads, *max_logits)
 }

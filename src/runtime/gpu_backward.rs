@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::attn_args::{Backward, scale};
 use super::check::{self, Extents};
-use super::device_mask::{DeviceMask, expect_prepared};
+use super::device_mask::DeviceMask;
 use super::device_ranges::{self, Loaded};
+use super::device_tiles::expect_prepared;
 use super::on_gpu;
 use super::single::{Choice, Options, RangeLists};
 use crate::backend::cuda::backward::{BackwardCall, BackwardKernels};
 use crate::backend::cuda::backward_kernel::BackwardChoice;
+use crate::backend::cuda::backward_rows::DeltaFrom;
 use crate::backend::cuda::backward_ranges::{BackwardListShapes, BackwardRanges};
 use crate::backend::cuda::backward_tiles::BackwardTiles;
 use crate::backend::cuda::forward_maps;
@@ -82,7 +84,7 @@ pub(super) fn no_ranges(a: &Backward, e: &Extents, options: &Options, gpu: &Gpu)
 }
 
 /// Strides and addresses that the kernels can copy by.
-fn check_layout(a: &Backward) -> Result<()> {
+pub(super) fn check_layout(a: &Backward) -> Result<()> {
     for (name, t) in [
         ("args.q", &a.q),
         ("args.k", &a.k),
@@ -103,7 +105,7 @@ fn call_of(a: &Backward, e: &Extents, options: &Options) -> BackwardCall {
         q: a.q,
         k: [Some(a.k), None],
         v: [Some(a.v), None],
-        out: a.out,
+        from: DeltaFrom::Out(a.out),
         lse: a.lse,
         dout: a.dout,
         sink: a.sink.zip(a.dsink).map(|(s, d)| (s, d, a.accumulate_dsink)),

@@ -38,6 +38,22 @@ pub(super) fn staged(pieces: &[Piece]) -> Vec<Piece> {
     pieces.iter().map(place).collect()
 }
 
+/// What each peer contributes, by ascending peer: its rows in staging, and the rows that they belong to. `staged` are those of
+/// `pieces`, which are sorted by peer.
+pub(super) fn by_peer(staged: &[Piece], pieces: &[Piece]) -> Vec<(Range, Vec<Range>)> {
+    let mut all: Vec<(u32, Range, Vec<Range>)> = Vec::new();
+    for (from, to) in staged.iter().zip(pieces) {
+        match all.last_mut().filter(|(peer, _, _)| *peer == to.peer) {
+            Some((_, rows, targets)) => {
+                rows.end = from.rows.end;
+                targets.push(to.rows);
+            }
+            None => all.push((to.peer, from.rows, vec![to.rows])),
+        }
+    }
+    all.into_iter().map(|(_, rows, targets)| (rows, targets)).collect()
+}
+
 /// Starts one grouped exchange of several tensors at once, such as k and v.
 pub(super) fn start(
     comm: &dyn Communicator,
@@ -98,8 +114,8 @@ pub enum ReduceOp {
 /// A reduction under way.
 pub struct PendingReduce {
     ticket: Ticket,
-    /// Where the contributions lie in staging, and which local rows they belong to, by ascending peer.
-    rows: Vec<(Range, Range)>,
+    /// See `by_peer`.
+    contributions: Vec<(Range, Vec<Range>)>,
     local: Vec<Tensor>,
     staging: Vec<Tensor>,
     op: ReduceOp,
@@ -133,14 +149,9 @@ pub fn group_reduce(
         })
         .collect();
     let ticket = start(comm, &sends, &recvs, stream)?;
-    let rows = staged
-        .iter()
-        .zip(&transfer.sends)
-        .map(|(s, l)| (s.rows, l.rows))
-        .collect();
     Ok(PendingReduce {
         ticket,
-        rows,
+        contributions: by_peer(&staged, &transfer.sends),
         local: local.to_vec(),
         staging: staging.to_vec(),
         op,
@@ -148,27 +159,31 @@ pub fn group_reduce(
 }
 
 impl PendingReduce {
+    /// See `Communicator::hold`.
+    pub fn hold(&self, comm: &dyn Communicator, stream: Stream) -> Result<()> {
+        comm.hold(&self.ticket, stream)
+    }
+
     /// Waits for the contributions and adds them.
     pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
         let counts = if self.op == ReduceOp::Avg {
-            contributions(self.rows.iter().map(|(_, to)| *to))
+            contributions(self.contributions.iter().flat_map(|(_, to)| to.iter().copied()))
         } else {
             Vec::new()
         };
         comm.finish(self.ticket, stream)?;
         if self.op == ReduceOp::Lse {
             for (local, staging) in self.local.chunks_exact(2).zip(self.staging.chunks_exact(2)) {
-                for &(from, to) in &self.rows {
-                    let part = |t: &Tensor, r: Range| t.rows(r.start, r.end);
-                    let (out, lse) = (part(&staging[0], from), part(&staging[1], from));
-                    backend.lse_reduce(out, lse, local[0], local[1], &[to])?;
+                for (from, to) in &self.contributions {
+                    let part = |t: &Tensor| t.rows(from.start, from.end);
+                    backend.lse_reduce(part(&staging[0]), part(&staging[1]), local[0], local[1], to)?;
                 }
             }
             return Ok(());
         }
         for (local, staging) in self.local.iter().zip(&self.staging) {
-            for &(from, to) in &self.rows {
-                backend.range_reduce(staging.rows(from.start, from.end), *local, &[to])?;
+            for (from, to) in &self.contributions {
+                backend.range_reduce(staging.rows(from.start, from.end), *local, to)?;
             }
         }
         for (rows, count) in counts {

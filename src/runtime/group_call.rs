@@ -16,7 +16,7 @@ pub fn cast(plan: &GroupPlan, local: &[Tensor], received: &[Tensor], stream: Str
     fault::point("group_cast", plan.context().rank())?;
     let slots = slots(plan, &mut session)?;
     let comm = session.context().comm();
-    let backend = session.context().backend();
+    let backend = session.backend();
     let lists = &plan.lists;
 
     let mut sends = Vec::with_capacity(local.len());
@@ -68,7 +68,7 @@ pub fn reduce(
     fault::point("group_reduce", plan.context().rank())?;
     let slots = slots(plan, &mut session)?;
     let comm = session.context().comm();
-    let backend = session.context().backend();
+    let backend = session.backend();
     let lists = &plan.lists;
 
     let mut sends = Vec::with_capacity(partial.len());

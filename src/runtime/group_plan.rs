@@ -101,7 +101,7 @@ impl GroupPlan {
 
     /// Starts a collective call: a session on a prepared plan.
     pub(super) fn collective(&self, stream: Stream) -> Result<Session<'_>> {
-        let mut session = self.context.enter()?;
+        let mut session = self.context.enter_on(stream)?;
         if !self.prepared.load(Ordering::Acquire) {
             group_agree::run(&mut session, self, stream)?;
         }
@@ -109,10 +109,7 @@ impl GroupPlan {
     }
 
     pub(super) fn check_stream(&self, stream: Stream) -> Result<()> {
-        match self.context.comm().device() {
-            Device::Cpu => check::stream(stream),
-            Device::Cuda(_) => Ok(()),
-        }
+        check::stream(self.context.device(), stream)
     }
 
     /// Cuts the workspace, one slot for each tensor.

@@ -7,13 +7,14 @@ use parking_lot::Mutex;
 
 use super::context::{Context, Session};
 use super::request::{Joint, Placer, Request};
-use super::workspace::{self, Dims};
-use super::{check, prepare};
+use super::stage_tiles::PassTiles;
+use super::workspace::{self, Dims, KernelBytes};
+use super::{check, key_device, prepare};
 use crate::device::{Stream, fault};
 use crate::plan::{
     Explanation, HostVolume, Origin, Placement, Plan, SidePlacement, Stats, draw_key, explain,
 };
-use crate::types::{AttnShape, Config, Device, Error, Mask, Result, Side};
+use crate::types::{AttnShape, Config, Device, Error, KernelChoice, Mask, Result, Side, Status};
 
 /// A request and what was planned for it; shared by the cache and every handle.
 pub(super) struct KeyData {
@@ -21,7 +22,11 @@ pub(super) struct KeyData {
     pub plan: Plan,
     pub dims: Dims,
     pub prepared: AtomicBool,
-    workspace_bytes: usize,
+    /// On a CUDA device: tiles of the stages.
+    pub forward_tiles: PassTiles,
+    pub backward_tiles: PassTiles,
+    /// What kernels work in; `None` while tiles for plain calls have not been made.
+    pub kernel_bytes: Mutex<Option<KernelBytes>>,
     stats: OnceLock<Stats>,
     /// What crosses the hosts of the mesh that was asked about last.
     hosts: Mutex<Option<Arc<HostVolume>>>,
@@ -103,8 +108,8 @@ impl Key {
     /// The key that was made last on `context`, from its cache or anew, as a handle of its own.
     /// `Status::InvalidArgument` when none was made.
     pub fn last(context: &Arc<Context>) -> Result<Arc<Key>> {
-        let session = context.enter()?;
-        let last = session.state.last.as_ref();
+        let turn = context.enter()?;
+        let last = turn.state.last.as_ref();
         let data = last.ok_or_else(|| Error::argument("no key was made on this communicator yet"))?;
         Ok(Arc::new(Key {
             context: Arc::clone(context),
@@ -148,7 +153,7 @@ impl Key {
 
     /// Keys for requests that place tokens alike, the last of them being the one made last.
     fn find_or_plan_all(context: &Arc<Context>, requests: Vec<Request>) -> Result<Vec<Arc<Key>>> {
-        let mut session = context.enter()?;
+        let mut turn = context.enter()?;
         fault::point("key_create", context.rank())?;
         let mut placement: Option<Arc<Placement>> = None;
         let mut found = Vec::with_capacity(requests.len());
@@ -156,7 +161,7 @@ impl Key {
             let config = resolve_mesh(context, request.config)?;
             let request = Request { config, ..request };
             let hash = request.hash();
-            let data = session.state.cache.find(hash, &request);
+            let data = turn.state.cache.find(hash, &request);
             if let Some(data) = &data {
                 placement = Some(Arc::clone(&data.plan.placement));
             }
@@ -183,9 +188,9 @@ impl Key {
         // Only now, so that a failure leaves the cache as it was.
         let keys = made.into_iter().map(|(hash, data, limit)| {
             if let Some(limit) = limit {
-                session.state.cache.insert(hash, Arc::clone(&data), limit);
+                turn.state.cache.insert(hash, Arc::clone(&data), limit);
             }
-            session.state.last = Some(Arc::clone(&data));
+            turn.state.last = Some(Arc::clone(&data));
             Arc::new(Key {
                 context: Arc::clone(context),
                 data,
@@ -221,17 +226,15 @@ impl Key {
 
     /// Compares plans with all ranks and takes workspace, unless that was done. Collective.
     pub fn prepare(&self, stream: Stream) -> Result<()> {
-        if self.context.device() == Device::Cpu {
-            check::stream(stream)?;
-        }
+        check::stream(self.context.device(), stream)?;
         self.collective(stream).map(drop)
     }
 
     /// Starts a collective call: a session on a prepared key.
     pub(super) fn collective(&self, stream: Stream) -> Result<Session<'_>> {
-        let mut session = self.context.enter()?;
+        let mut session = self.context.enter_on(stream)?;
         if !self.data.prepared.load(Ordering::Acquire) {
-            prepare::run(&mut session, &self.data, self.workspace_bytes()?, stream)?;
+            prepare::run(&mut session, self, stream)?;
         }
         Ok(session)
     }
@@ -313,10 +316,31 @@ impl Key {
         ))
     }
 
-    /// Bytes of workspace that forward and backward need, the larger of the two.
+    /// Bytes of workspace that forward and backward need, the larger of the two. On a CUDA device what kernels need is part
+    /// of it, so the first call plans tiles, uploads them and may compile, as `prepare` does.
     pub fn workspace_bytes(&self) -> Result<usize> {
         self.context.check_open()?;
-        Ok(self.data.workspace_bytes)
+        self.workspace_on(Stream::NULL)
+    }
+
+    /// The same, unless `on` is being captured and tiles are missing.
+    pub(super) fn workspace_on(&self, on: Stream) -> Result<usize> {
+        workspace::bytes(self.dims(), key_device::kernel_bytes(self, on)?)
+    }
+
+    /// What is shared by keys of equal requests.
+    pub(super) fn data(&self) -> &KeyData {
+        &self.data
+    }
+
+    /// On a CUDA device: tiles of the forward pass.
+    pub(super) fn forward_tiles(&self) -> &PassTiles {
+        &self.data.forward_tiles
+    }
+
+    /// The same of the backward pass.
+    pub(super) fn backward_tiles(&self) -> &PassTiles {
+        &self.data.backward_tiles
     }
 
     /// The plan's hash, equal on ranks that planned the same.
@@ -346,15 +370,23 @@ impl KeyData {
         let Request {
             mask, shape, config, ..
         } = &request;
+        if config.compute.kernels == KernelChoice::Ffa && context.device() == Device::Cpu {
+            let message = "config.backend ffa: the fast kernels need a CUDA device, and the communicator's ranks are in host \
+                           memory; use the default or sdpa";
+            return Err(Error::new(Status::NotSupported, message));
+        }
         let plan = Plan::with_placement(mask, shape, placement, context.rank(), config)?;
-        let dims = Dims::new(&plan, shape, config);
-        let workspace_bytes = workspace::bytes(&dims)?;
+        let dims = Dims::new(&plan, shape, config, context.device());
+        let kernel_bytes = (dims.device == Device::Cpu).then(KernelBytes::default);
+        workspace::bytes(&dims, KernelBytes::default())?;
         Ok(KeyData {
+            forward_tiles: PassTiles::new(&plan.forward),
+            backward_tiles: PassTiles::new(&plan.backward),
             request,
             plan,
             dims,
             prepared: AtomicBool::new(false),
-            workspace_bytes,
+            kernel_bytes: Mutex::new(kernel_bytes),
             stats: OnceLock::new(),
             hosts: Mutex::new(None),
         })

@@ -1,5 +1,6 @@
 //! Ties plans, communicators and backends together: keys, movement of tokens, group collectives, attention.
 
+mod across_ranks;
 pub mod attn_args;
 pub mod backward;
 mod cache;
@@ -7,6 +8,7 @@ mod check;
 mod context;
 pub mod device_mask;
 mod device_ranges;
+mod device_tiles;
 pub mod forward;
 mod gather;
 mod gpu_backward;
@@ -17,8 +19,11 @@ mod group_check;
 mod group_lists;
 mod group_plan;
 mod key;
+mod key_device;
 pub mod movement;
 pub mod on_gpu;
+mod on_stream;
+mod order;
 mod prepare;
 mod redistribute;
 mod reduction;
@@ -26,13 +31,16 @@ mod request;
 pub mod roll;
 mod scratch;
 pub mod single;
+mod stage_backward;
+mod stage_forward;
+mod stage_tiles;
 mod stages;
 pub mod support;
 mod travel;
 mod two_level;
 mod workspace;
 
-pub use context::{Context, Session};
+pub use context::{Context, Session, Turn};
 pub use group::{Lane, PendingReduce, ReduceOp, group_cast, group_reduce};
 pub use group_lists::{GroupRequest, GroupTensor};
 pub use group_plan::GroupPlan;

@@ -6,6 +6,7 @@ use super::group::{self, Lane};
 use super::key::Key;
 use super::redistribute::{Ownership, Redistribution, everything, shares};
 use super::scratch::Scratch;
+use crate::backend::Backend;
 use crate::device::Stream;
 use crate::types::{Error, Piece, Range, Result, Side, Status, Tensor};
 
@@ -27,9 +28,9 @@ fn pick(
 ) -> Result<()> {
     check::movement(key, side, (gname, &global), (lname, &local), stream)?;
     check::written(&[(lname, &local)], &[(gname, &global)])?;
-    let session = key.context().enter()?;
+    let session = key.context().enter_on(stream)?;
     let runs = key.placement(side).runs(key.context().rank()).as_slice();
-    session.context().backend().range_gather(global, runs, local)
+    session.backend().range_gather(global, runs, local)
 }
 
 /// `local_x[i] = x[position i]`: x `[total, ..]`, local_x `[local tokens, ..]`. No communication.
@@ -89,8 +90,8 @@ pub fn undispatch_backward_partial(
     let mine = own.tokens();
 
     // Every rank sends each owner its rows of dx; contributions land one rank after the other.
-    let mut contributions = Scratch::rows_like(mine * world as i64, &dx)?;
-    let mut packed = Scratch::rows_like(if dx.is_dense() { 0 } else { dx.tokens() }, &dx)?;
+    let mut contributions = Scratch::rows_like(session.on(), mine * world as i64, &dx)?;
+    let mut packed = Scratch::rows_like(session.on(), if dx.is_dense() { 0 } else { dx.tokens() }, &dx)?;
     let (source, staging) = (dense(&session, &dx, &mut packed)?, contributions.tensor());
     let mut sends = Vec::new();
     let mut recvs = Vec::new();
@@ -121,8 +122,8 @@ pub fn undispatch_backward_partial(
     ];
     let mut shape = dlocal_x.shape().to_vec();
     shape[0] = mine;
-    let mut sum = Scratch::new(dx.dtype().accumulator(), shape)?;
-    let (total, backend) = (sum.tensor(), context.backend());
+    let mut sum = Scratch::new(session.on(), dx.dtype().accumulator(), shape)?;
+    let (total, backend) = (sum.tensor(), session.backend());
     let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
     session.in_step(|| {
         context.comm().finish(ticket, stream)?;
@@ -131,6 +132,7 @@ pub fn undispatch_backward_partial(
             own.as_slice(),
             staging.rows(rank as i64 * mine, (rank as i64 + 1) * mine),
         )?;
+        backend.fill_zero(total)?;
         for r in 0..world as i64 {
             backend.range_reduce(
                 staging.rows(r * mine, (r + 1) * mine),
@@ -190,9 +192,7 @@ fn dense(session: &Session<'_>, t: &Tensor, scratch: &mut Scratch) -> Result<Ten
         return Ok(*t);
     }
     let copy = scratch.tensor();
-    session
-        .context()
-        .backend()
+    session.backend()
         .range_gather(*t, &[Range::new(0, t.tokens())], copy)?;
     Ok(copy)
 }
@@ -218,9 +218,9 @@ pub(super) fn carry_out(
     to: &Tensor,
     stream: Stream,
 ) -> Result<()> {
-    let (context, backend) = (session.context(), session.context().backend());
-    let mut packed = Scratch::rows_like(if from.is_dense() { 0 } else { from.tokens() }, from)?;
-    let mut unpacked = Scratch::rows_like(if to.is_dense() { 0 } else { to.tokens() }, to)?;
+    let backend = session.backend();
+    let mut packed = Scratch::rows_like(session.on(), if from.is_dense() { 0 } else { from.tokens() }, from)?;
+    let mut unpacked = Scratch::rows_like(session.on(), if to.is_dense() { 0 } else { to.tokens() }, to)?;
     let source = dense(session, from, &mut packed)?;
     let target = if to.is_dense() { *to } else { unpacked.tensor() };
     let lanes = [
@@ -233,15 +233,32 @@ pub(super) fn carry_out(
             pieces: &plan.recvs,
         },
     ];
-    let ticket = group::start(context.comm(), &lanes[..1], &lanes[1..], stream)?;
+    let ticket = group::start(session.comm(), &lanes[..1], &lanes[1..], stream)?;
     session.in_step(|| {
-        for (old_rows, new_rows) in &plan.keeps {
-            backend.range_gather(source, &[*old_rows], target.rows(new_rows.start, new_rows.end))?;
-        }
-        context.comm().finish(ticket, stream)?;
+        keep(backend, &plan.keeps, source, target)?;
+        session.comm().finish(ticket, stream)?;
         if !to.is_dense() {
             backend.range_gather(target, &[Range::new(0, to.tokens())], *to)?;
         }
         Ok(())
     })
+}
+
+/// Copies rows that stay on this rank, (old, new), in one go where either side's lie side by side.
+fn keep(backend: &dyn Backend, keeps: &[(Range, Range)], from: Tensor, to: Tensor) -> Result<()> {
+    let (old, new): (Vec<Range>, Vec<Range>) = keeps.iter().copied().unzip();
+    let span = |runs: &[Range]| match (runs.first(), runs.last()) {
+        (Some(first), Some(last)) if runs.windows(2).all(|w| w[0].end == w[1].start) => {
+            Some(Range::new(first.start, last.end))
+        }
+        _ => None,
+    };
+    if let Some(rows) = span(&old) {
+        return backend.range_scatter(from.rows(rows.start, rows.end), to, &new);
+    }
+    if let Some(rows) = span(&new) {
+        return backend.range_gather(from, &old, to.rows(rows.start, rows.end));
+    }
+    let mut each = keeps.iter();
+    each.try_for_each(|(old, new)| backend.range_gather(from, &[*old], to.rows(new.start, new.end)))
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::context::Session;
 use super::gather::{Purpose, gather};
-use super::key::KeyData;
+use super::key::Key;
 use crate::device::Stream;
 use crate::types::{Error, Result, Status};
 
@@ -44,11 +44,14 @@ impl Word {
     }
 }
 
-/// Takes `bytes` of workspace and compares plans with every rank. Fails on all ranks alike, with the communicator still
+/// Makes what a device needs, takes workspace and compares plans with every rank. Fails on all ranks alike, with the communicator still
 /// good: `Status::PlanMismatch` when plans or call numbers differ, `Status::OutOfMemory` when one rank has no workspace.
 /// Then opens the ways that the plan takes.
-pub(super) fn run(session: &mut Session<'_>, data: &KeyData, bytes: usize, stream: Stream) -> Result<()> {
-    let reserved = session.state.arena.reserve(bytes, data.request.config.allocator);
+pub(super) fn run(session: &mut Session<'_>, key: &Key, stream: Stream) -> Result<()> {
+    let data = key.data();
+    let reserved = key
+        .workspace_on(stream)
+        .and_then(|bytes| session.state.arena.reserve(bytes, data.request.config.allocator));
     let mine = Word {
         comparison: session.state.comparisons + 1,
         hash: data.plan.hash,

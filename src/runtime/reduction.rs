@@ -55,7 +55,7 @@ impl<'a> Reduction<'a> {
         }
         let partial = self.buffer(&self.space.partial, stage.transfer.recv_rows);
         for t in [partial.k, partial.v] {
-            self.session.context().backend().fill_zero(t)?;
+            self.session.backend().fill_zero(t)?;
         }
         Ok(Some(partial))
     }
@@ -72,7 +72,7 @@ impl<'a> Reduction<'a> {
         let (partial, wire) = (self.buffer(&space.partial, rows), self.buffer(&space.wire, rows));
         for (from, to) in [(partial.k, wire.k), (partial.v, wire.v)] {
             if from.dtype() != to.dtype() {
-                context.backend().cast(from, to, false)?;
+                self.session.backend().cast(from, to, false)?;
             }
         }
         let staging = space.staging[self.turn % space.staging.len()];
@@ -116,9 +116,20 @@ impl<'a> Reduction<'a> {
         Ok(())
     }
 
+    /// Lets the stream wait until the turn of the one on its way has come; whether there is one.
+    pub fn hold(&self) -> Result<bool> {
+        let (comm, stream) = (self.session.comm(), self.stream);
+        match &self.pending {
+            None => return Ok(false),
+            Some(Pending::OneLevel(p)) => p.hold(comm, stream)?,
+            Some(Pending::TwoLevel(p)) => p.hold(comm, stream)?,
+        }
+        Ok(true)
+    }
+
     /// Adds what has been sent to this rank, if a reduction is on its way.
     pub fn finish(&mut self) -> Result<()> {
-        let (comm, backend) = (self.session.context().comm(), self.session.context().backend());
+        let (comm, backend) = (self.session.comm(), self.session.backend());
         match self.pending.take() {
             None => Ok(()),
             Some(Pending::OneLevel(p)) => p.finish(comm, backend, self.stream),

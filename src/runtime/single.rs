@@ -39,15 +39,7 @@ pub enum Source<'a> {
 }
 
 /// Which kernels compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// The best there is for the device.
-    Default,
-    /// The fast kernels of a CUDA device.
-    Ffa,
-    /// Textbook attention.
-    Sdpa,
-}
+pub use crate::types::KernelChoice as Choice;
 
 /// How to compute, beside the tensors.
 #[derive(Clone, Copy, Debug)]
@@ -132,10 +124,10 @@ fn integers(name: &str, t: &Tensor, shape: &[i64]) -> Result<Vec<i32>> {
     check::place((name, t))?;
     t.expect_dtype(name, DType::I32)?;
     t.expect_shape(name, shape)?;
-    let mut copy = Scratch::new(DType::I32, shape.to_vec())?;
+    let mut copy = Scratch::host(DType::I32, shape.to_vec())?;
     CpuBackend::new().range_gather(*t, &[Range::new(0, t.tokens())], copy.tensor())?;
     Ok(copy
-        .bytes()
+        .host_bytes()
         .chunks_exact(4)
         .map(|b| i32::from_ne_bytes(b.try_into().unwrap_or_default()))
         .collect())

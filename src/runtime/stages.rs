@@ -31,9 +31,7 @@ impl Keys<'_> {
             if t.is_dense() {
                 return Ok(*t);
             }
-            session
-                .context()
-                .backend()
+            session.backend()
                 .range_gather(*t, &[Range::new(0, t.tokens())], *packed)?;
             Ok(*packed)
         };
@@ -50,6 +48,28 @@ pub(super) struct Queries<'a> {
     pub local: Vec<Tensor>,
     /// Stages receive into these in turn.
     pub buffers: &'a [GuestBuffers],
+}
+
+/// A stage whose turn it is.
+pub(super) struct At<'a, 'b> {
+    pub number: usize,
+    pub stage: &'a Stage,
+    /// What the next stage needs, where it is on its way meanwhile.
+    next: Option<&'b Fetch<'a>>,
+    comm: &'b dyn Communicator,
+    stream: Stream,
+}
+
+impl At<'_, '_> {
+    /// Lets the stream wait until the turn of the next stage's fetch has come; whether there is one.
+    pub fn hold(&self) -> Result<bool> {
+        match self.next {
+            None => return Ok(false),
+            Some(Fetch::OneLevel(ticket)) => self.comm.hold(ticket, self.stream)?,
+            Some(Fetch::TwoLevel(cast)) => cast.hold(self.comm, self.stream)?,
+        }
+        Ok(true)
+    }
 }
 
 /// Operands of one stage by source: local tensor, receive buffer.
@@ -151,9 +171,9 @@ pub(super) fn run<'a>(
     keys: &Keys<'_>,
     queries: &Queries<'_>,
     stream: Stream,
-    mut compute: impl FnMut(&'a Stage, [Sources; 2], &[Tensor]) -> Result<()>,
+    mut compute: impl FnMut(At<'a, '_>, [Sources; 2], &[Tensor]) -> Result<()>,
 ) -> Result<()> {
-    let (comm, backend) = (session.context().comm(), session.context().backend());
+    let (comm, backend) = (session.context().comm(), session.backend());
     let local = keys.sendable(session, stages)?;
     let buffers = buffers(stages, keys, queries);
     let fetch = |i: usize| match (stages.get(i), buffers.get(i)) {
@@ -161,16 +181,23 @@ pub(super) fn run<'a>(
         _ => Ok(None),
     };
     let mut pending = fetch(0)?;
-    for (i, stage) in stages.iter().enumerate() {
-        let next = fetch(i + 1)?;
+    for (number, stage) in stages.iter().enumerate() {
+        let next = fetch(number + 1)?;
         if let Some(fetch) = pending {
             fetch.finish(comm, backend, stream)?;
         }
         pending = next;
-        let recv = buffers[i].keys.map(|(recv, _)| recv);
+        let recv = buffers[number].keys.map(|(recv, _)| recv);
         let k = [Some(keys.local.k), recv.map(|r| r.k)];
         let v = [Some(keys.local.v), recv.map(|r| r.v)];
-        compute(stage, [k, v], &buffers[i].guests)?;
+        let at = At {
+            number,
+            stage,
+            next: pending.as_ref(),
+            comm,
+            stream,
+        };
+        compute(at, [k, v], &buffers[number].guests)?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(super) fn sendable(
     if stages.iter().all(|s| s.guests.transfer.sends.is_empty()) {
         return Ok(local.to_vec());
     }
-    let backend = session.context().backend();
+    let backend = session.backend();
     let dense = |(t, packed): (&Tensor, &Tensor)| {
         if t.is_dense() {
             return Ok(*t);
@@ -86,7 +86,7 @@ impl<'a> Homeward<'a> {
         let wire: Vec<Tensor> = buffers.wire.iter().map(first).collect();
         for (from, to) in buffers.partial.iter().map(first).zip(&wire) {
             if from.dtype() != to.dtype() {
-                context.backend().cast(from, *to, false)?;
+                self.session.backend().cast(from, *to, false)?;
             }
         }
         self.pending = Some(group_reduce(
@@ -101,12 +101,19 @@ impl<'a> Homeward<'a> {
         Ok(())
     }
 
+    /// Lets the stream wait until the turn of what is on its way has come; whether something is.
+    pub fn hold(&self) -> Result<bool> {
+        match &self.pending {
+            None => Ok(false),
+            Some(pending) => pending.hold(self.session.comm(), self.stream).map(|()| true),
+        }
+    }
+
     /// Merges or adds what came home, by ascending rank, if anything is on its way.
     pub fn finish(&mut self) -> Result<()> {
-        let context = self.session.context();
         match self.pending.take() {
             None => Ok(()),
-            Some(pending) => pending.finish(context.comm(), context.backend(), self.stream),
+            Some(pending) => pending.finish(self.session.comm(), self.session.backend(), self.stream),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Group collectives over a mesh of hosts: each token crosses to a host once and fans out inside it.
 
-use super::group::{Lane, staged, start};
+use super::group::{Lane, by_peer, staged, start};
 use super::workspace::KeyPair;
 use crate::backend::Backend;
 use crate::comm::{Communicator, Ticket};
@@ -53,6 +53,11 @@ pub(super) fn cast<'a>(
 }
 
 impl PendingCast<'_> {
+    /// See `Communicator::hold`.
+    pub fn hold(&self, comm: &dyn Communicator, stream: Stream) -> Result<()> {
+        comm.hold(&self.first, stream)
+    }
+
     /// Waits for the first part, passes on what other ranks of this host need, and waits for what they pass on.
     pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
         comm.finish(self.first, stream)?;
@@ -126,6 +131,11 @@ pub(super) fn reduce<'a>(
 }
 
 impl PendingReduce<'_> {
+    /// See `Communicator::hold`.
+    pub fn hold(&self, comm: &dyn Communicator, stream: Stream) -> Result<()> {
+        comm.hold(&self.first, stream)
+    }
+
     /// Adds up what this host's ranks computed for the rows that came through this gateway, in rank order, sends the sums
     /// to their owners, and adds what comes in for local rows, in rank order.
     pub fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
@@ -155,8 +165,8 @@ impl PendingReduce<'_> {
         let second = start(comm, &sends, &lanes(&space.staging, &into), stream)?;
         comm.finish(second, stream)?;
         for (staging, local) in pair(&space.staging).into_iter().zip(pair(&self.local)) {
-            for (from, to) in into.iter().zip(&plan.sends) {
-                backend.range_reduce(staging.rows(from.rows.start, from.rows.end), local, &[to.rows])?;
+            for (from, to) in by_peer(&into, &plan.sends) {
+                backend.range_reduce(staging.rows(from.start, from.end), local, &to)?;
             }
         }
         Ok(())
@@ -175,10 +185,8 @@ fn sum_gateway(
     let into = staged(&plan.forwards);
     let before = plan.forwards.partition_point(|p| (p.peer as usize) < rank);
     let add = |range: std::ops::Range<usize>| {
-        let mut each = into[range.clone()].iter().zip(&plan.forwards[range]);
-        each.try_for_each(|(from, to)| {
-            backend.range_reduce(staging.rows(from.rows.start, from.rows.end), sum, &[to.rows])
-        })
+        let mut each = by_peer(&into[range.clone()], &plan.forwards[range]).into_iter();
+        each.try_for_each(|(from, to)| backend.range_reduce(staging.rows(from.start, from.end), sum, &to))
     };
     add(0..before)?;
     for (to, from) in &plan.keeps {

@@ -4,6 +4,9 @@ use crate::device::Carver;
 use crate::plan::{Pass, Plan, Stage};
 use crate::types::{AttnShape, Config, DType, Device, Result, Side, Tensor, TwoLevel, piece_rows};
 
+/// Most sinks of a token.
+pub(super) const MAX_SINKS: i64 = 8;
+
 /// Sizes of one rank's tensors and stages, all that the layout depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dims {
@@ -11,6 +14,10 @@ pub(super) struct Dims {
     pub tokens_q: i64,
     /// Local key tokens.
     pub tokens_k: i64,
+    /// Ranks.
+    pub world: i64,
+    /// Where workspace lies.
+    pub device: Device,
     pub shape: AttnShape,
     /// Type in which partial dk and dv travel, and dq of queries that travelled.
     pub wire: DType,
@@ -68,8 +75,8 @@ impl PassDims {
 }
 
 impl Dims {
-    /// The sizes of `plan` for its rank.
-    pub fn new(plan: &Plan, shape: &AttnShape, config: &Config) -> Dims {
+    /// The sizes of `plan` for its rank, whose tensors lie on `device`.
+    pub fn new(plan: &Plan, shape: &AttnShape, config: &Config, device: Device) -> Dims {
         let (placement, rank) = (&plan.placement, plan.rank);
         let wire = |high: bool| {
             if high {
@@ -81,6 +88,8 @@ impl Dims {
         Dims {
             tokens_q: placement.side(Side::Q).tokens(rank),
             tokens_k: placement.side(Side::K).tokens(rank),
+            world: placement.side(Side::K).world() as i64,
+            device,
             shape: *shape,
             wire: wire(config.backward_high_precision_reduce),
             output_wire: wire(config.forward_high_precision_reduce),
@@ -88,6 +97,13 @@ impl Dims {
             backward: PassDims::new(&plan.backward),
         }
     }
+}
+
+/// Bytes that kernels of a CUDA device work in beside tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KernelBytes {
+    pub forward: usize,
+    pub backward: usize,
 }
 
 /// One of k and v, or of their gradients, in pairs.
@@ -131,6 +147,10 @@ pub(super) struct ForwardSpace {
     pub gateway: Vec<KeyPair>,
     /// Of queries q travels, out and lse come back.
     pub guests: GuestSpace,
+    /// On a CUDA device: the largest logits of every rank, `[ranks, heads_q]`.
+    pub maxima: Tensor,
+    /// What kernels work in, in bytes.
+    pub kernels: Tensor,
 }
 
 /// What backward works in.
@@ -156,6 +176,10 @@ pub(super) struct BackwardSpace {
     pub gateway_staging: KeyPair,
     /// Of queries q, dout, lse and delta travel, dq comes back.
     pub guests: GuestSpace,
+    /// Gradients of a shared sink: this rank's, and on a CUDA device every rank's. `[MAX_SINKS, heads_q]` of each.
+    pub sinks: Tensor,
+    /// What kernels work in, in bytes.
+    pub kernels: Tensor,
 }
 
 /// A query-side tensor: its type and the shape of a row.
@@ -164,6 +188,7 @@ type Rows<'a> = (DType, &'a [i64]);
 /// Hands out dense tensors.
 struct Layout<'a> {
     carver: &'a mut Carver,
+    device: Device,
 }
 
 impl Layout<'_> {
@@ -175,7 +200,12 @@ impl Layout<'_> {
         let data = self.carver.take(bytes)?;
         // SAFETY: the carver gave `bytes` bytes to this tensor alone, for as long as its block lives; while measuring
         // the pointer is null and the tensor is dropped unused.
-        Ok(unsafe { Tensor::dense(data, dtype, Device::Cpu, shape) })
+        Ok(unsafe { Tensor::dense(data, dtype, self.device, shape) })
+    }
+
+    /// Rows that a CUDA device needs and the processor does not.
+    fn on_cuda(&self, rows: i64) -> i64 {
+        if self.device == Device::Cpu { 0 } else { rows }
     }
 
     fn pair(&mut self, dtype: DType, rows: i64, s: &AttnShape) -> Result<KeyPair> {
@@ -232,9 +262,12 @@ impl Layout<'_> {
 
 impl ForwardSpace {
     /// Cuts forward's workspace.
-    pub fn carve(dims: &Dims, carver: &mut Carver) -> Result<ForwardSpace> {
+    pub fn carve(dims: &Dims, kernels: KernelBytes, carver: &mut Carver) -> Result<ForwardSpace> {
         let (s, acc, pass) = (&dims.shape, dims.shape.dtype.accumulator(), &dims.forward);
-        let mut layout = Layout { carver };
+        let mut layout = Layout {
+            carver,
+            device: dims.device,
+        };
         let packed_rows = if pass.send_rows > 0 { dims.tokens_k } else { 0 };
         Ok(ForwardSpace {
             out: layout.tensor(acc, &[dims.tokens_q, s.heads_q, s.head_dim_v])?,
@@ -251,15 +284,20 @@ impl ForwardSpace {
                     (acc, &[s.heads_q]),
                 ],
             )?,
+            maxima: layout.tensor(DType::F32, &[layout.on_cuda(dims.world), s.heads_q])?,
+            kernels: layout.tensor(DType::U8, &[kernels.forward as i64])?,
         })
     }
 }
 
 impl BackwardSpace {
     /// Cuts backward's workspace.
-    pub fn carve(dims: &Dims, carver: &mut Carver) -> Result<BackwardSpace> {
+    pub fn carve(dims: &Dims, kernels: KernelBytes, carver: &mut Carver) -> Result<BackwardSpace> {
         let (s, acc, pass) = (&dims.shape, dims.shape.dtype.accumulator(), &dims.backward);
-        let mut layout = Layout { carver };
+        let mut layout = Layout {
+            carver,
+            device: dims.device,
+        };
         let packed_rows = if pass.send_rows > 0 { dims.tokens_k } else { 0 };
         // A stage's reduction runs while the next stage is computed, so these come in twos like the receive buffers.
         let partial = layout.pairs(pass.buffers, acc, pass.recv_rows, s)?;
@@ -294,14 +332,16 @@ impl BackwardSpace {
                 ],
                 &[(dims.wire, &[s.heads_q, s.head_dim])],
             )?,
+            sinks: layout.tensor(acc, &[1 + layout.on_cuda(dims.world), MAX_SINKS, s.heads_q])?,
+            kernels: layout.tensor(DType::U8, &[kernels.backward as i64])?,
         })
     }
 }
 
 /// Bytes that the larger pass needs.
-pub(super) fn bytes(dims: &Dims) -> Result<usize> {
+pub(super) fn bytes(dims: &Dims, kernels: KernelBytes) -> Result<usize> {
     let (mut forward, mut backward) = (Carver::measure(), Carver::measure());
-    ForwardSpace::carve(dims, &mut forward)?;
-    BackwardSpace::carve(dims, &mut backward)?;
+    ForwardSpace::carve(dims, kernels, &mut forward)?;
+    BackwardSpace::carve(dims, kernels, &mut backward)?;
     Ok(forward.used().max(backward.used()))
 }

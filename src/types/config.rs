@@ -95,6 +95,37 @@ pub enum Effort {
     Balance = 2,
 }
 
+/// Which kernels compute attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KernelChoice {
+    /// The best there are for the device.
+    #[default]
+    Default,
+    /// The fast kernels of a CUDA device.
+    Ffa,
+    /// Textbook attention.
+    Sdpa,
+}
+
+/// How a rank's device computes. Of no interest to the plan: ranks may differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Compute {
+    /// Which kernels.
+    pub kernels: KernelChoice,
+    /// The same bits on every run.
+    pub deterministic: bool,
+    /// Multiprocessors that the forward kernel leaves to communication in stages that overlap it; `None` for the default.
+    pub forward_sm_margin: Option<i32>,
+    /// The same for the backward kernels.
+    pub backward_sm_margin: Option<i32>,
+}
+
+/// cbindgen:ignore
+impl Compute {
+    /// Largest margin.
+    pub const MAX_SM_MARGIN: i32 = 1024;
+}
+
 /// Settings of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
@@ -133,7 +164,9 @@ pub struct Config {
     pub sanity_check: bool,
     /// Keys a communicator keeps; the least recently used goes first. 0 keeps none.
     pub cache_size: usize,
-    /// Workspace allocator; `None` takes host memory from the system.
+    /// How devices compute.
+    pub compute: Compute,
+    /// Workspace allocator; `None` takes memory from the system, or from the CUDA device.
     pub allocator: Option<Allocator>,
 }
 
@@ -157,6 +190,7 @@ impl Default for Config {
             dsink_reduce: DsinkReduce::None,
             sanity_check: false,
             cache_size: 100,
+            compute: Compute::default(),
             allocator: None,
         }
     }
@@ -217,6 +251,14 @@ impl Config {
         )?;
         check("top_percent", self.top_percent, 1, 100, "")?;
         self.rates.validate()?;
+        for (name, margin) in [
+            ("forward_sm_margin", self.compute.forward_sm_margin),
+            ("backward_sm_margin", self.compute.backward_sm_margin),
+        ] {
+            let special = "-1 (the default) or ";
+            let value = margin.unwrap_or(0).into();
+            check(name, value, 0, Compute::MAX_SM_MARGIN.into(), special)?;
+        }
         if self.cache_size > Self::MAX_CACHE_SIZE {
             return Err(Error::argument(format!(
                 "cache_size is {}; it must be 0 to {}",

@@ -1,7 +1,7 @@
 //! The table of environment variables: all that the library knows about each.
 
 use super::value::{boolean, whole};
-use super::{Config, DsinkReduce};
+use super::{Compute, Config, DsinkReduce, KernelChoice};
 
 /// What values a variable takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +238,62 @@ pub const TABLE: &[Variable] = &[
             Some(())
         },
     ),
+    acting(
+        "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
+        Kind::Whole(0, 1024),
+        "",
+        "Multiprocessors that the forward kernel leaves to communication in stages that overlap it; never in calls on one device. Field forward_sm_margin of magi_config.",
+        |config, text| {
+            config.compute.forward_sm_margin = Some(whole(text, 0, Compute::MAX_SM_MARGIN.into())? as i32);
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN",
+        Kind::Whole(0, 1024),
+        "",
+        "Multiprocessors that the backward kernel leaves to communication in stages that overlap it; never in calls on one device. Field backward_sm_margin of magi_config.",
+        |config, text| {
+            config.compute.backward_sm_margin = Some(whole(text, 0, Compute::MAX_SM_MARGIN.into())? as i32);
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_SDPA_BACKEND",
+        Kind::Boolean,
+        "0",
+        "Textbook attention instead of the fast kernels of a CUDA device, in f16, bf16, f32 and f64. Calls on one device have options.backend instead. Field backend of magi_config.",
+        |config, text| {
+            if boolean(text)? {
+                config.compute.kernels = KernelChoice::Sdpa;
+            }
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_KERNEL_BACKEND",
+        Kind::OneOf("ffa or sdpa"),
+        "ffa",
+        "Which kernels compute attention on CUDA devices: ffa, the fast ones where they can, or sdpa, as MAGI_ATTENTION_SDPA_BACKEND, which counts too. Field backend of magi_config.",
+        |config, text| match text {
+            "ffa" => Some(()),
+            "sdpa" => {
+                config.compute.kernels = KernelChoice::Sdpa;
+                Some(())
+            }
+            _ => None,
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_DETERMINISTIC_MODE",
+        Kind::Boolean,
+        "0",
+        "The same bits on every run. On the CPU, in forward, in reductions between ranks and with textbook kernels that is so anyway. Field deterministic of magi_config.",
+        |config, text| {
+            config.compute.deterministic = boolean(text)?;
+            Some(())
+        },
+    ),
     building(
         "MAGI_ATTENTION_WORKSPACE_BASE",
         Kind::Text,
@@ -381,22 +437,6 @@ pub const TABLE: &[Variable] = &[
     ),
     launching("SLURM_STEP_ID", Kind::Text, "Keeps the steps of a job apart."),
     idle(
-        "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
-        Kind::Whole(0, 1024),
-        "",
-        Acts::Run,
-        "Multiprocessors that the forward kernel leaves to communication in stages that overlap it.",
-        "this build computes on the CPU",
-    ),
-    idle(
-        "MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN",
-        Kind::Whole(0, 1024),
-        "",
-        Acts::Run,
-        "The same for the backward kernel.",
-        "this build computes on the CPU",
-    ),
-    idle(
         "CUDA_DEVICE_MAX_CONNECTIONS",
         Kind::Whole(1, 32),
         "8",
@@ -413,36 +453,12 @@ pub const TABLE: &[Variable] = &[
         "local ranks always use the library's own, and ranks on CUDA devices always NCCL's",
     ),
     idle(
-        "MAGI_ATTENTION_SDPA_BACKEND",
-        Kind::Boolean,
-        "0",
-        Acts::Key,
-        "Textbook attention instead of the fast kernels, in f16, bf16, f32 and f64.",
-        "keys compute on the CPU, whose one backend takes all of these dtypes; single-device calls have options.backend",
-    ),
-    idle(
-        "MAGI_ATTENTION_KERNEL_BACKEND",
-        Kind::OneOf("ffa or sdpa"),
-        "ffa",
-        Acts::Key,
-        "Which kernels compute attention.",
-        "the CPU has one backend",
-    ),
-    idle(
         "MAGI_ATTENTION_PRECISION",
         Kind::OneOf("bf16, fp16, fp32 or fp64"),
         "",
         Acts::Run,
         "A dtype that attention is computed in, whatever that of the tensors.",
         "the dtype is that of the tensors; accumulators are f64 for f64, else f32",
-    ),
-    idle(
-        "MAGI_ATTENTION_DETERMINISTIC_MODE",
-        Kind::Boolean,
-        "0",
-        Acts::Run,
-        "The same bits on every run.",
-        "calls on the CPU give the same bits on every run anyway",
     ),
     idle(
         "MAGI_ATTENTION_PROFILE_MODE",

@@ -28,7 +28,9 @@ mod two_level;
 mod value;
 
 pub use band::Band;
-pub use config::{AllocFn, Allocator, Config, DsinkReduce, Effort, FreeFn, PlacementKind};
+pub use config::{
+    AllocFn, Allocator, Compute, Config, DsinkReduce, Effort, FreeFn, KernelChoice, PlacementKind,
+};
 pub use dtype::DType;
 pub use error::{Error, Result, Status};
 pub use kernel_build::KernelBuild;

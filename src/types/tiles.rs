@@ -197,6 +197,28 @@ impl TileList {
         self.tiles.iter().map(|t| i64::from(t.steps)).sum()
     }
 
+    /// The list without tiles that have no items: for results that are added to, of which these change nothing.
+    pub fn without_idle(mut self) -> TileList {
+        let busy: Vec<bool> = self.tiles.iter().map(|t| t.items > 0).collect();
+        let mut kept = 0;
+        let places: Vec<i32> = busy
+            .iter()
+            .map(|&b| {
+                kept += i32::from(b);
+                kept - 1
+            })
+            .collect();
+        let stays = |i: i32| busy[i as usize];
+        self.order.retain(|&i| stays(i));
+        self.order.iter_mut().for_each(|i| *i = places[*i as usize]);
+        if self.areas.len() == busy.len() {
+            let mut each = busy.iter();
+            self.areas.retain(|_| each.next().is_some_and(|&b| b));
+        }
+        self.tiles.retain(|t| t.items > 0);
+        self
+    }
+
     /// Bytes of what is uploaded: tiles, items, limits and order.
     pub fn bytes(&self) -> usize {
         size_of_val(&self.tiles[..])

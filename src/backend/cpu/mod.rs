@@ -72,6 +72,10 @@ impl Backend for CpuBackend {
         running::delta(&out, &dout, &delta)
     }
 
+    fn max_rows(&self, src: Tensor, dst: Tensor) -> Result<()> {
+        running::max_rows(&src, &dst)
+    }
+
     fn sink_backward(&self, sink: Tensor, lse: Tensor, delta: Tensor, dsink: Tensor) -> Result<()> {
         running::sink_backward(&sink, &lse, &delta, &dsink)
     }

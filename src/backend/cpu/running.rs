@@ -141,3 +141,16 @@ pub(super) fn sink_backward(sink: &Tensor, lse: &Tensor, delta: &Tensor, dsink: 
     }
     Ok(())
 }
+
+/// See `Backend::max_rows`.
+pub(super) fn max_rows(src: &Tensor, dst: &Tensor) -> Result<()> {
+    check_max_logits(dst, dst.elements())?;
+    src.expect_shape("src", &[src.tokens(), dst.elements()])?;
+    src.expect_dtype("src", DType::F32)?;
+    let (from, to) = (View::new("src", src, None)?, max_view(dst)?);
+    for head in 0..to.heads() {
+        let all = (0..from.tokens()).map(|row| from.get(row, head));
+        to.set(0, head, all.fold(f64::NEG_INFINITY, f64::max));
+    }
+    Ok(())
+}

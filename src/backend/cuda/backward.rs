@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::backward_kernel::{BackwardChoice, BackwardKernel, Gradients};
 use super::backward_launch::{DeviceList, KeysLaunch, KeysOutputs, Operands, Split, Stats};
 use super::backward_queries::{self, QueriesLaunch};
-use super::backward_rows::{self, BackwardRows, RowsCall, RowsSinks, RowsSums};
+use super::backward_rows::{self, BackwardRows, DeltaFrom, RowsCall, RowsSinks, RowsSums};
 use crate::device::cuda::Gpu;
 use crate::device::{Carver, Stream};
 use crate::types::{AttnShape, DType, Result, Tensor};
@@ -21,8 +21,8 @@ pub struct BackwardCall {
     pub k: [Option<Tensor>; 2],
     /// Values of both.
     pub v: [Option<Tensor>; 2],
-    /// What forward gave: input dtype or f32.
-    pub out: Tensor,
+    /// delta, or what forward gave: input dtype or f32.
+    pub from: DeltaFrom,
     /// f32 `[tokens, heads_q]`.
     pub lse: Tensor,
     /// Gradient of out.
@@ -132,9 +132,20 @@ impl BackwardKernels {
         accumulate: bool,
     ) -> Result<usize> {
         let tiles = (tokens.1 as u64).div_ceil(self.keys.rows as u64) as i64;
+        self.tiles_workspace_bytes(shape, (tokens.0, tiles), dq, accumulate)
+    }
+
+    /// The same over so many queries and key tiles.
+    pub fn tiles_workspace_bytes(
+        &self,
+        shape: &AttnShape,
+        (tokens_q, tiles): (i64, i64),
+        dq: DType,
+        accumulate: bool,
+    ) -> Result<usize> {
         let mut carver = Carver::measure();
         let sums = self.has_sums(dq, accumulate);
-        self.space(shape, tokens.0, tiles, sums, &mut carver)?;
+        self.space(shape, tokens_q, tiles, sums, &mut carver)?;
         Ok(carver.used())
     }
 
@@ -248,7 +259,7 @@ impl BackwardKernels {
         };
         let delta = call.q.shape()[1] * space.padded;
         RowsCall {
-            out: call.out,
+            from: call.from,
             dout: call.dout,
             lse: call.lse,
             lse2: space.lse2,

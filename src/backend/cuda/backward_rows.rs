@@ -94,7 +94,7 @@ pub struct RowsParams {
     pub chunks: i32,
     /// Rows of a chunk.
     pub chunk: i32,
-    /// `CLEAR`, `SHARED`, `ADD_DSINK`.
+    /// `CLEAR`, `SHARED`, `ADD_DSINK`, `GIVEN`.
     pub flags: i32,
     /// 0.
     pub reserved: i32,
@@ -107,6 +107,8 @@ impl RowsParams {
     pub const SHARED: i32 = 2;
     /// `dsink` is added to.
     pub const ADD_DSINK: i32 = 4;
+    /// `out` is delta itself, `[tokens, heads]`.
+    pub const GIVEN: i32 = 8;
 }
 
 /// `magi_backward_dq` of kernels/helper/backward_rows.h.
@@ -161,11 +163,28 @@ pub struct RowsSums {
     pub clear: bool,
 }
 
+/// Where delta comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum DeltaFrom {
+    /// It is the sum over a row of this times dout: f32 or the dtype of dout, `[tokens, heads, width]`.
+    Out(Tensor),
+    /// f32 `[tokens, heads]`.
+    Given(Tensor),
+}
+
+impl DeltaFrom {
+    fn tensor(&self) -> &Tensor {
+        match self {
+            DeltaFrom::Out(t) | DeltaFrom::Given(t) => t,
+        }
+    }
+}
+
 /// What a call brings.
 #[derive(Clone, Copy, Debug)]
 pub struct RowsCall {
-    /// f32 or the dtype of `dout`, `[tokens, heads, width]`.
-    pub out: Tensor,
+    /// Where delta comes from.
+    pub from: DeltaFrom,
     /// bf16 or f16.
     pub dout: Tensor,
     /// f32 `[tokens, heads]`.
@@ -240,7 +259,7 @@ impl BackwardRows {
         let units = i64::from(params.chunks) * i64::from(params.heads);
         let mut arguments = Arguments::new();
         arguments.push(&params);
-        let function = self.prepare[usize::from(call.out.dtype() == self.dtype)];
+        let function = self.prepare[usize::from(call.from.tensor().dtype() == self.dtype)];
         // SAFETY: the kernel's parameter; the rest is the caller's promise.
         unsafe {
             self.blocks(units, false)
@@ -289,16 +308,17 @@ impl BackwardRows {
     }
 
     fn params(&self, c: &RowsCall) -> Result<RowsParams> {
-        if c.dout.dtype() != self.dtype || ![self.dtype, DType::F32].contains(&c.out.dtype()) {
+        let from = c.from.tensor();
+        if c.dout.dtype() != self.dtype || ![self.dtype, DType::F32].contains(&from.dtype()) {
             let message = format!(
                 "rows of {} and {} for kernels of {}",
-                c.out.dtype().name(),
+                from.dtype().name(),
                 c.dout.dtype().name(),
                 self.dtype.name()
             );
             return Err(Error::internal(message));
         }
-        let (tokens, heads) = (c.out.tokens(), c.out.shape()[1]);
+        let (tokens, heads) = (c.dout.tokens(), c.dout.shape()[1]);
         let (chunks, chunk) = chunks(c.padded, heads);
         let sums = c.sums.map(|s| s.dq);
         let dq_stride = |i: usize| sums.map_or(0, |t| t.stride()[i]);
@@ -306,8 +326,11 @@ impl BackwardRows {
         if c.sums.is_some_and(|s| s.clear) {
             flags |= RowsParams::CLEAR;
         }
+        if matches!(c.from, DeltaFrom::Given(_)) {
+            flags |= RowsParams::GIVEN;
+        }
         let mut params = RowsParams {
-            out: c.out.data(),
+            out: from.data(),
             dout: c.dout.data(),
             lse: c.lse.data().cast(),
             lse2: c.lse2,
@@ -318,8 +341,8 @@ impl BackwardRows {
             dsink: null_mut(),
             parts: null_mut(),
             done: null_mut(),
-            out_token: c.out.stride()[0],
-            out_head: c.out.stride()[1],
+            out_token: from.stride()[0],
+            out_head: from.stride()[1],
             dout_token: c.dout.stride()[0],
             dout_head: c.dout.stride()[1],
             lse_token: c.lse.stride()[0],
@@ -335,7 +358,7 @@ impl BackwardRows {
             tokens,
             padded: c.padded,
             heads: heads as i32,
-            width: c.out.shape()[2] as i32,
+            width: c.dout.shape()[2] as i32,
             dq_width: sums.map_or(0, |t| t.shape()[2]) as i32,
             sinks: 0,
             chunks: chunks as i32,

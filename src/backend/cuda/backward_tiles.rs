@@ -1,29 +1,27 @@
 //! Backward by the fast kernels over the tiles of a mask that a device keeps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::backward::{BackwardCall, BackwardKernels, BackwardLists};
 use super::backward_launch::DeviceList;
+use super::tickets::{self, Tickets};
 use super::tile_lists::DeviceTiles;
 use crate::device::Stream;
 use crate::device::cuda::{DeviceMemory, Gpu};
-use crate::types::{AttnShape, Error, Result, Status, TileList};
-
-/// Calls with one mask that may be under way at once, on whatever streams; each has counters of its own.
-const TICKETS: usize = 256;
+use crate::types::{AttnShape, DType, Error, Result, Status, TileList};
 
 /// The tiles of a mask for the kernels of one choice and shape, on a device.
 #[derive(Debug)]
 pub struct BackwardTiles {
+    gpu: Arc<Gpu>,
     /// What walks them.
     pub kernels: BackwardKernels,
     shape: AttnShape,
     keys: DeviceTiles,
     queries: Option<DeviceTiles>,
-    tickets: DeviceMemory,
+    words: DeviceMemory,
     ticket_words: usize,
-    next: AtomicUsize,
+    tickets: Tickets,
 }
 
 /// Fails where a launch cannot count the tiles of so many heads.
@@ -62,16 +60,24 @@ impl BackwardTiles {
             expect_countable(list, shape.heads_q)?;
         }
         let ticket_words = kernels.words(keys.tiles.len() as i64, shape);
-        let tickets = DeviceMemory::upload(gpu, &vec![0; TICKETS * ticket_words * size_of::<u32>()])?;
+        let words = DeviceMemory::upload(gpu, &vec![0; tickets::COUNT * ticket_words * size_of::<u32>()])?;
         Ok(BackwardTiles {
             kernels,
             shape: *shape,
             keys: DeviceTiles::upload(gpu, keys)?,
             queries: queries.map(|list| DeviceTiles::upload(gpu, list)).transpose()?,
-            tickets,
+            gpu: gpu.clone(),
+            words,
             ticket_words,
-            next: AtomicUsize::new(0),
+            tickets: Tickets::default(),
         })
+    }
+
+    /// Bytes of workspace of a call that writes or adds to a dq of `tokens_q` rows and this dtype.
+    pub fn workspace_bytes(&self, tokens_q: i64, dq: DType, accumulate: bool) -> Result<usize> {
+        let tiles = i64::from(self.keys.count());
+        self.kernels
+            .tiles_workspace_bytes(&self.shape, (tokens_q, tiles), dq, accumulate)
     }
 
     /// Enqueues the call: at most three launches, which neither allocate nor wait and may be captured.
@@ -80,8 +86,8 @@ impl BackwardTiles {
     /// The call's tensors and workspace are good until the kernels have run, and are what `BackwardCall` says, with the
     /// tokens of the mask; nobody else uses the workspace meanwhile.
     pub unsafe fn enqueue(&self, call: &BackwardCall, on: Stream) -> Result<()> {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed) % TICKETS;
-        let words: *mut u32 = self.tickets.as_ptr().cast();
+        let ticket = self.tickets.next(&self.gpu, on)?;
+        let words: *mut u32 = self.words.as_ptr().cast();
         let lists = BackwardLists {
             keys: device_list(&self.keys),
             queries: self.queries.as_ref().map(device_list),

@@ -8,7 +8,7 @@ use super::pieces;
 use super::tickets::{self, Tickets};
 use super::tile_lists::DeviceTiles;
 use crate::device::Stream;
-use crate::device::cuda::{DeviceMemory, Gpu, stream};
+use crate::device::cuda::{DeviceMemory, Gpu};
 use crate::types::{AttnShape, Error, Result, Status, TileList};
 
 /// Fewer blocks of keys than this are never cut into pieces: a call on them needs no workspace.
@@ -121,11 +121,7 @@ impl ForwardTiles {
     /// The call's tensors and workspace are good until the kernel has run, and are what `ForwardCall` says; nobody else
     /// uses the workspace meanwhile.
     pub unsafe fn enqueue(&self, call: &ForwardCall, stream: Stream) -> Result<()> {
-        let ticket = if stream::is_capturing(&self.gpu, stream)? {
-            self.tickets.captured()
-        } else {
-            self.tickets.on_stream(stream::id(&self.gpu, stream)?)
-        };
+        let ticket = self.tickets.next(&self.gpu, stream)?;
         let words: *mut u32 = self.words.as_ptr().cast();
         let launch = ForwardLaunch {
             gpu: &self.gpu,

@@ -181,6 +181,10 @@ impl Backend for CudaBackend {
         self.sink_gradient(&sink, &lse, &delta, &dsink)
     }
 
+    fn max_rows(&self, src: Tensor, dst: Tensor) -> Result<()> {
+        self.largest_of_rows(&src, &dst)
+    }
+
     fn attn_backward(&self, args: &BackwardArgs<'_>) -> Result<()> {
         self.backward(args)
     }

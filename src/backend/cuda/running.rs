@@ -110,4 +110,22 @@ impl CudaBackend {
         // SAFETY: as in `init`; a block for each sum.
         unsafe { self.launch("running", "sink_backward_shared", &launch, &mut arguments) }
     }
+
+    /// See `Backend::max_rows`.
+    pub(super) fn largest_of_rows(&self, src: &Tensor, dst: &Tensor) -> Result<()> {
+        for (name, t) in [("src", src), ("dst", dst)] {
+            expect_here(self.gpu(), name, t)?;
+            t.expect_dtype(name, DType::F32)?;
+        }
+        let heads = dst.elements();
+        src.expect_shape("src", &[src.tokens(), heads])?;
+        dst.expect_shape("dst", &[heads])?;
+        let steps = [src.stride()[0], src.stride()[1], dst.stride()[0]].map(|s| s * 4);
+        let (from, to, rows, columns) = (src.data(), dst.data(), src.tokens(), heads as i32);
+        let mut arguments = Arguments::new();
+        arguments.push(&from).push(&steps[0]).push(&steps[1]);
+        arguments.push(&to).push(&steps[2]).push(&rows).push(&columns);
+        // SAFETY: as in `init`.
+        unsafe { self.launch_over("running", "max_rows", heads, &mut arguments) }
+    }
 }

@@ -4,6 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::device::Stream;
+use crate::device::cuda::{Gpu, stream};
+use crate::types::Result;
+
 /// Streams that launches may be under way on at once.
 pub const STREAMS: usize = 64;
 
@@ -31,6 +35,14 @@ struct LastUse {
 }
 
 impl Tickets {
+    /// For a launch on `on`, which may be captured.
+    pub fn next(&self, gpu: &Gpu, on: Stream) -> Result<usize> {
+        if stream::is_capturing(gpu, on)? {
+            return Ok(self.captured());
+        }
+        Ok(self.on_stream(stream::id(gpu, on)?))
+    }
+
     /// For a launch on the stream of this number, which no other stream of the process ever has.
     pub fn on_stream(&self, stream: u64) -> usize {
         let mut streams = self.streams.lock();

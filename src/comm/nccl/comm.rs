@@ -203,8 +203,8 @@ impl Communicator for NcclComm {
         }
         fault::point("comm.start", self.rank())?;
         let loan = e.pool.take()?;
-        let pair = loan
-            .pair()
+        let events = loan
+            .events()
             .ok_or_else(|| Error::internal("a loan without events"))?;
         // From here on peers may have begun: a failure is the end.
         let number = e.exchanges.fetch_add(1, Ordering::AcqRel);
@@ -219,12 +219,13 @@ impl Communicator for NcclComm {
         peers.retain(|&p| p != self.rank());
         e.look_for_the_gone(number, &peers);
         let own = e.stream.as_stream();
-        let enqueued = pair
+        let enqueued = events
             .ready
             .record(stream)
-            .and_then(|()| pair.ready.wait(own))
+            .and_then(|()| events.ready.wait(own))
+            .and_then(|()| events.reached.record(own))
             .and_then(|()| self.enqueue(sends, recvs))
-            .and_then(|()| pair.done.record(own));
+            .and_then(|()| events.done.record(own));
         enqueued.map_err(|error| self.broken(error))?;
         let exchange = Arc::new(Exchange {
             loan,
@@ -247,11 +248,22 @@ impl Communicator for NcclComm {
             .ok_or_else(|| Error::argument("ticket is one of another communicator or rank"))?;
         self.check()?;
         fault::point("comm.finish", self.rank())?;
-        if let Some(pair) = pending.exchange.loan.pair() {
-            pair.done.wait(stream)?;
+        if let Some(events) = pending.exchange.loan.events() {
+            events.done.wait(stream)?;
         }
         pending.finished = true;
         Ok(())
+    }
+
+    fn hold(&self, ticket: &Ticket, stream: Stream) -> Result<()> {
+        let pending = ticket
+            .inner::<Pending>()
+            .filter(|p| Arc::ptr_eq(&p.engine, &self.engine))
+            .ok_or_else(|| Error::argument("ticket is one of another communicator or rank"))?;
+        match pending.exchange.loan.events() {
+            Some(events) => events.reached.wait(stream),
+            None => Ok(()),
+        }
     }
 
     fn connect(&self, peers: &[usize]) -> Result<()> {

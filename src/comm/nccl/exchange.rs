@@ -8,70 +8,73 @@ use parking_lot::Mutex;
 use crate::device::cuda::{Event, Gpu};
 use crate::types::Result;
 
-/// Pairs of events that a communicator has from the start: as many exchanges as a pass over a plan has at once.
-const PAIRS: usize = 32;
+/// Sets of events that a communicator has from the start: as many exchanges as a pass over a plan has at once.
+const SETS: usize = 32;
 
 /// Events for one exchange.
 #[derive(Debug)]
-pub(super) struct Pair {
+pub(super) struct Events {
     /// Sources and destinations are ready.
     pub ready: Event,
+    /// It is this exchange's turn on the communicator's stream.
+    pub reached: Event,
     /// Everything has come and gone.
     pub done: Event,
 }
 
-impl Pair {
-    fn new(gpu: &Arc<Gpu>) -> Result<Pair> {
-        Ok(Pair {
+impl Events {
+    fn new(gpu: &Arc<Gpu>) -> Result<Events> {
+        Ok(Events {
             ready: Event::new(gpu)?,
+            reached: Event::new(gpu)?,
             done: Event::new(gpu)?,
         })
     }
 }
 
-/// Pairs that nobody uses.
+/// Sets that nobody uses.
 #[derive(Debug)]
 pub(super) struct Pool {
     gpu: Arc<Gpu>,
-    free: Mutex<Vec<Pair>>,
+    free: Mutex<Vec<Events>>,
 }
 
 impl Pool {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Arc<Pool>> {
-        let free = (0..PAIRS).map(|_| Pair::new(gpu)).collect::<Result<_>>()?;
+        let free = (0..SETS).map(|_| Events::new(gpu)).collect::<Result<_>>()?;
         Ok(Arc::new(Pool {
             gpu: gpu.clone(),
             free: Mutex::new(free),
         }))
     }
 
-    /// A pair; a new one only where all are in use.
+    /// A set; a new one only where all are in use.
     pub fn take(self: &Arc<Pool>) -> Result<Loan> {
         let free = self.free.lock().pop();
-        let pair = free.map_or_else(|| Pair::new(&self.gpu), Ok)?;
+        let events = free.map_or_else(|| Events::new(&self.gpu), Ok)?;
         Ok(Loan {
             pool: self.clone(),
-            pair: Some(pair),
+            events: Some(events),
         })
     }
 }
 
-/// A pair that goes back to its pool.
+/// A set that goes back to its pool.
 #[derive(Debug)]
 pub(super) struct Loan {
     pool: Arc<Pool>,
-    pair: Option<Pair>,
+    events: Option<Events>,
 }
 
 impl Loan {
-    pub fn pair(&self) -> Option<&Pair> {
-        self.pair.as_ref()
+    pub fn events(&self) -> Option<&Events> {
+        self.events.as_ref()
     }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        self.pool.free.lock().extend(self.pair.take());
+        self.pool.free.lock().extend(self.events.take());
     }
 }
 
@@ -90,14 +93,14 @@ pub(super) struct Exchange {
 impl Exchange {
     /// Whether it is over. The first time it is asked when it could have begun, that is noted.
     pub fn is_done(&self) -> Result<bool> {
-        let Some(pair) = self.loan.pair() else {
+        let Some(events) = self.loan.events() else {
             return Ok(true);
         };
-        if pair.done.is_done()? {
+        if events.done.is_done()? {
             return Ok(true);
         }
         let mut begun = self.begun.lock();
-        if begun.is_none() && pair.ready.is_done()? {
+        if begun.is_none() && events.ready.is_done()? {
             *begun = Some(Instant::now());
         }
         Ok(false)

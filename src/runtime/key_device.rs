@@ -1,0 +1,101 @@
+//! What a key needs on a CUDA device before its calls can be enqueued: kernels, tiles of every stage, and their workspace.
+
+use std::sync::Arc;
+
+use super::device_tiles::Cells;
+use super::key::Key;
+use super::stage_forward::Asked;
+use super::stage_tiles::{Part, cells};
+use super::workspace::KernelBytes;
+use super::{stage_backward, stage_forward};
+use crate::backend::cuda::forward::workspace_bound;
+use crate::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
+use crate::device::Stream;
+use crate::device::cuda::Gpu;
+use crate::plan::{Pass, Stage};
+use crate::types::{Device, Result};
+
+/// Bytes that kernels work in. The first time, with kernels loaded and tiles made for calls without softcap and max_logits;
+/// those of others come with their first call. Fails while `on` is being captured and something is missing.
+pub(super) fn kernel_bytes(key: &Key, on: Stream) -> Result<KernelBytes> {
+    let mut kept = key.data().kernel_bytes.lock();
+    if let Some(bytes) = *kept {
+        return Ok(bytes);
+    }
+    let Device::Cuda(ordinal) = key.context().device() else {
+        return Ok(KernelBytes::default());
+    };
+    let gpu = Gpu::open(ordinal)?;
+    let bytes = KernelBytes {
+        forward: forward(key, &gpu, on)?,
+        backward: backward(key, &gpu, on)?,
+    };
+    *kept = Some(bytes);
+    Ok(bytes)
+}
+
+/// Parts of stages that have slices, or where the result begins.
+fn parts(pass: &Pass, begins: bool) -> impl Iterator<Item = (usize, &Stage, Part)> {
+    let both = |(i, stage)| [(i, stage, Part::Own), (i, stage, Part::Guests)];
+    pass.stages.iter().enumerate().flat_map(both).filter(move |(i, stage, part)| match part {
+        Part::Own => (begins && *i == 0) || !stage.slices.is_empty(),
+        Part::Guests => !stage.guests.slices.is_empty(),
+    })
+}
+
+fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
+    let (dims, shape) = (key.dims(), key.shape());
+    let asked = Asked {
+        softmax_scale: 0.0,
+        softcap: 0.0,
+        max_logits: false,
+        general: false,
+    };
+    let chosen = stage_forward::choose(key, asked)?;
+    let pass = &key.plan().forward;
+    let bytes = match chosen {
+        Some(choice) => {
+            let general = ForwardChoice {
+                general: true,
+                ..choice
+            };
+            let tokens_k = dims.tokens_k + dims.forward.recv_rows;
+            workspace_bound(gpu, &ForwardKernel::load(gpu, general)?, tokens_k)
+        }
+        None => 0,
+    };
+    for (i, stage, part) in parts(pass, chosen.is_some()) {
+        let merged = i > 0 || part == Part::Guests;
+        let cells = || cells(dims, stage, part, merged, bytes);
+        let kept = key.forward_tiles().of(i, part);
+        match chosen {
+            Some(choice) => drop(kept.forward(cells, (gpu, shape), choice, on)?),
+            None => drop(kept.textbook(cells, gpu, shape.dtype, on)?),
+        }
+    }
+    Ok(bytes)
+}
+
+fn backward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
+    let (dims, shape) = (key.dims(), key.shape());
+    let chosen = stage_backward::choose(key, 0.0, 0.0)?;
+    let pass = &key.plan().backward;
+    let mut bytes = 0;
+    for (i, stage, part) in parts(pass, false) {
+        let cells = || -> Cells { cells(dims, stage, part, true, 0) };
+        let kept = key.backward_tiles().of(i, part);
+        match chosen {
+            Some(choice) => {
+                let tiles = kept.backward(cells, (gpu, shape), choice, on)?;
+                let tokens_q = match part {
+                    Part::Own => dims.tokens_q,
+                    Part::Guests => stage.guests.transfer.recv_rows,
+                };
+                let acc = shape.dtype.accumulator();
+                bytes = bytes.max(tiles.workspace_bytes(tokens_q, acc, true)?);
+            }
+            None => drop(kept.textbook(cells, gpu, shape.dtype, on)?),
+        }
+    }
+    Ok(bytes)
+}
