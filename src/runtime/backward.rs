@@ -64,12 +64,15 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
         v: dv.running,
     };
 
+    let packing = &key.data().backward_packing;
     let mut reduction = Reduction::new(session, space, local, stream);
     let keys = Keys {
         local: KeyPair { k: a.k, v: a.v },
         packed: space.packed,
         recv: &space.recv,
         gateway: &space.gateway,
+        packing: &key.data().backward_packing,
+        packs: &space.packs,
     };
     let stages = &key.plan().backward.stages;
     let queries = Queries {
@@ -118,7 +121,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
                 compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
             }
             homeward.start(stage)?;
-            reduction.start(stage)
+            reduction.start(stage, &packing.0[at.number])
         },
     )?;
     homeward.finish()?;

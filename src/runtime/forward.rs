@@ -65,6 +65,8 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
         packed: space.packed,
         recv: &space.recv,
         gateway: &space.gateway,
+        packing: &key.data().forward_packing,
+        packs: &space.packs,
     };
     let stages = &key.plan().forward.stages;
     let queries = Queries {

@@ -141,19 +141,46 @@ pub fn group_reduce(
             pieces: &transfer.recvs,
         })
         .collect();
-    let recvs: Vec<Lane> = staging
+    let home = Home {
+        staged: &staged,
+        contributions: by_peer(&staged, &transfer.sends),
+        staging,
+        local,
+    };
+    reduce_lanes(comm, &sends, home, op, stream)
+}
+
+/// Where contributions come in and where they end.
+pub(super) struct Home<'a> {
+    /// Rows of staging that come in, sorted by peer.
+    pub staged: &'a [Piece],
+    /// See `by_peer`.
+    pub contributions: Vec<(Range, Vec<Range>)>,
+    pub staging: &'a [Tensor],
+    pub local: &'a [Tensor],
+}
+
+/// As `group_reduce`, of any lanes that the peers receive as their own `Home` says.
+pub(super) fn reduce_lanes(
+    comm: &dyn Communicator,
+    sends: &[Lane<'_>],
+    home: Home<'_>,
+    op: ReduceOp,
+    stream: Stream,
+) -> Result<PendingReduce> {
+    let recvs: Vec<Lane> = home
+        .staging
         .iter()
         .map(|&tensor| Lane {
             tensor,
-            pieces: &staged,
+            pieces: home.staged,
         })
         .collect();
-    let ticket = start(comm, &sends, &recvs, stream)?;
     Ok(PendingReduce {
-        ticket,
-        contributions: by_peer(&staged, &transfer.sends),
-        local: local.to_vec(),
-        staging: staging.to_vec(),
+        ticket: start(comm, sends, &recvs, stream)?,
+        contributions: home.contributions,
+        local: home.local.to_vec(),
+        staging: home.staging.to_vec(),
         op,
     })
 }

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::context::{Context, Session};
 use super::request::{Joint, Placer, Request};
+use super::packing::PassPacking;
 use super::stage_tiles::PassTiles;
 use super::workspace::{self, Dims, KernelBytes};
 use super::{check, key_device, prepare};
@@ -22,6 +23,9 @@ pub(super) struct KeyData {
     pub plan: Plan,
     pub dims: Dims,
     pub prepared: AtomicBool,
+    /// How keys travel.
+    pub forward_packing: PassPacking,
+    pub backward_packing: PassPacking,
     /// On a CUDA device: tiles of the stages.
     pub forward_tiles: PassTiles,
     pub backward_tiles: PassTiles,
@@ -376,10 +380,15 @@ impl KeyData {
             return Err(Error::new(Status::NotSupported, message));
         }
         let plan = Plan::with_placement(mask, shape, placement, context.rank(), config)?;
-        let dims = Dims::new(&plan, shape, config, context.device());
+        let (forward_packing, backward_packing) =
+            (PassPacking::new(&plan.forward), PassPacking::new(&plan.backward));
+        let packings = [&forward_packing, &backward_packing];
+        let dims = Dims::new(&plan, packings, (shape, config), context.device());
         let kernel_bytes = (dims.device == Device::Cpu).then(KernelBytes::default);
         workspace::bytes(&dims, KernelBytes::default())?;
         Ok(KeyData {
+            forward_packing,
+            backward_packing,
             forward_tiles: PassTiles::new(&plan.forward),
             backward_tiles: PassTiles::new(&plan.backward),
             request,

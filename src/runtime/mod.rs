@@ -24,6 +24,7 @@ pub mod movement;
 pub mod on_gpu;
 mod on_stream;
 mod order;
+mod packing;
 mod prepare;
 mod redistribute;
 mod reduction;

@@ -1,7 +1,8 @@
 //! Partial gradients of fetched keys on their way back to their owners.
 
 use super::context::Session;
-use super::group::{self, ReduceOp, group_reduce};
+use super::group::{self, Home, Lane, ReduceOp, reduce_lanes};
+use super::packing::StagePacking;
 use super::two_level::{self, ReduceSpace};
 use super::workspace::{BackwardSpace, KeyPair};
 use crate::device::Stream;
@@ -61,7 +62,7 @@ impl<'a> Reduction<'a> {
     }
 
     /// Sends the stage's partial gradients to their owners, after the reduction before it has been added.
-    pub fn start(&mut self, stage: &'a Stage) -> Result<()> {
+    pub fn start(&mut self, stage: &'a Stage, packing: &StagePacking) -> Result<()> {
         // Also where this rank has nothing to do: over a mesh finishing sends, and between two ranks all that is sent has to
         // come in one order, whichever stages are idle on one of them.
         self.finish()?;
@@ -76,26 +77,10 @@ impl<'a> Reduction<'a> {
             }
         }
         let staging = space.staging[self.turn % space.staging.len()];
+        let packed = space.packed_wire[self.turn % space.packed_wire.len()];
         self.turn += 1;
         self.pending = Some(match &stage.two_level {
-            None => {
-                let (wire, staging, local) = (
-                    [wire.k, wire.v],
-                    [staging.k, staging.v],
-                    [self.local.k, self.local.v],
-                );
-                let (comm, transfer) = (context.comm(), &stage.transfer);
-                let sum = group_reduce(
-                    comm,
-                    transfer,
-                    ReduceOp::Sum,
-                    &wire,
-                    &staging,
-                    &local,
-                    self.stream,
-                );
-                Pending::OneLevel(sum?)
-            }
+            None => Pending::OneLevel(self.start_one_level(packing, wire, packed, staging)?),
             Some(plan) => {
                 let space = ReduceSpace {
                     gateway: space.gateway_sum,
@@ -114,6 +99,33 @@ impl<'a> Reduction<'a> {
             }
         });
         Ok(())
+    }
+
+    /// `packed`: room for runs that travel as one.
+    fn start_one_level(
+        &self,
+        packing: &StagePacking,
+        wire: KeyPair,
+        packed: KeyPair,
+        staging: KeyPair,
+    ) -> Result<group::PendingReduce> {
+        let out = &packing.recvs;
+        let mut sends = Vec::with_capacity(4);
+        for (wire, packed) in [(wire.k, packed.k), (wire.v, packed.v)] {
+            let packed = packed.rows(0, out.rows());
+            if !out.ranges.is_empty() {
+                self.session.backend().range_gather(wire, &out.ranges, packed)?;
+            }
+            let lane = |tensor, pieces| Lane { tensor, pieces };
+            sends.extend([lane(wire, &out.single), lane(packed, &out.packed)]);
+        }
+        let home = Home {
+            staged: &packing.staged,
+            contributions: packing.contributions.clone(),
+            staging: &[staging.k, staging.v],
+            local: &[self.local.k, self.local.v],
+        };
+        reduce_lanes(self.session.comm(), &sends, home, ReduceOp::Sum, self.stream)
     }
 
     /// Lets the stream wait until the turn of the one on its way has come; whether there is one.

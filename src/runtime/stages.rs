@@ -1,9 +1,10 @@
 //! The stages of a pass, the next one's keys and queries on their way while one is computed.
 
 use super::context::Session;
-use super::group::{Lane, group_cast, start};
+use super::group::{Lane, start};
+use super::packing::{PassPacking, StagePacking};
 use super::two_level::{self, PendingCast};
-use super::workspace::{GuestBuffers, KeyPair};
+use super::workspace::{GuestBuffers, KeyPair, Packs};
 use crate::backend::Backend;
 use crate::comm::{Communicator, Ticket};
 use crate::device::Stream;
@@ -19,6 +20,9 @@ pub(super) struct Keys<'a> {
     pub recv: &'a [KeyPair],
     /// What stages take in for other ranks of the host, likewise.
     pub gateway: &'a [KeyPair],
+    /// How they travel, by stage, and where those that are packed do.
+    pub packing: &'a PassPacking,
+    pub packs: &'a [Packs],
 }
 
 impl Keys<'_> {
@@ -65,7 +69,7 @@ impl At<'_, '_> {
     pub fn hold(&self) -> Result<bool> {
         match self.next {
             None => return Ok(false),
-            Some(Fetch::OneLevel(ticket)) => self.comm.hold(ticket, self.stream)?,
+            Some(Fetch::OneLevel(ticket, _)) => self.comm.hold(ticket, self.stream)?,
             Some(Fetch::TwoLevel(cast)) => cast.hold(self.comm, self.stream)?,
         }
         Ok(true)
@@ -78,59 +82,97 @@ pub(super) type Sources = [Option<Tensor>; 2];
 /// Buffers of one stage; none for what does not move in it.
 #[derive(Clone)]
 struct Buffers {
-    /// Received keys, and those taken in for other ranks of the host.
-    keys: Option<(KeyPair, KeyPair)>,
+    /// What keys move in, where any do.
+    keys: Option<KeyBuffers>,
     guests: Vec<Tensor>,
+}
+
+/// Where a stage's keys move.
+#[derive(Clone, Copy)]
+struct KeyBuffers {
+    recv: KeyPair,
+    /// Taken in for other ranks of the host.
+    gateway: KeyPair,
+    packs: Packs,
 }
 
 /// A fetch under way.
 enum Fetch<'a> {
-    OneLevel(Ticket),
+    OneLevel(Ticket, Unpack<'a>),
     TwoLevel(Box<PendingCast<'a>>),
+}
+
+/// Keys that arrive packed, and where they belong.
+struct Unpack<'a> {
+    pairs: Vec<(Tensor, Tensor)>,
+    ranges: &'a [Range],
 }
 
 impl<'a> Fetch<'a> {
     fn start(
-        comm: &dyn Communicator,
-        stage: &'a Stage,
+        session: &Session<'_>,
+        (stage, packing): (&'a Stage, &'a StagePacking),
         (local, queries): (&KeyPair, &[Tensor]),
         buffers: &Buffers,
         stream: Stream,
     ) -> Result<Option<Fetch<'a>>> {
         let Buffers { keys, guests } = buffers;
-        if let (Some(plan), Some((recv, gateway))) = (&stage.two_level, keys) {
-            let cast = two_level::cast(comm, plan, local, gateway, recv, stream)?;
+        if keys.is_none() && guests.is_empty() {
+            return Ok(None);
+        }
+        let comm = session.comm();
+        if let (Some(plan), Some(b)) = (&stage.two_level, keys) {
+            let cast = two_level::cast(comm, plan, local, &b.gateway, &b.recv, stream)?;
             return Ok(Some(Fetch::TwoLevel(Box::new(cast))));
         }
-        let pair = [local.k, local.v];
-        let received: Vec<Tensor> = keys.iter().flat_map(|(recv, _)| [recv.k, recv.v]).collect();
-        if guests.is_empty() {
-            if keys.is_none() {
-                return Ok(None);
+        let (mut sends, mut recvs, mut unpack) = (Vec::new(), Vec::new(), Vec::new());
+        let (out, come) = (&packing.sends, &packing.recvs);
+        if let Some(b) = keys {
+            let tensors = [
+                (local.k, b.packs.sends.k, b.recv.k, b.packs.recvs.k),
+                (local.v, b.packs.sends.v, b.recv.v, b.packs.recvs.v),
+            ];
+            for (local, packed, recv, arriving) in tensors {
+                let packed = packed.rows(0, out.rows());
+                if !out.ranges.is_empty() {
+                    session.backend().range_gather(local, &out.ranges, packed)?;
+                }
+                sends.extend([lane(local, &out.single), lane(packed, &out.packed)]);
+                let arriving = arriving.rows(0, come.rows());
+                recvs.extend([lane(recv, &come.single), lane(arriving, &come.packed)]);
+                unpack.push((arriving, recv));
             }
-            let ticket = group_cast(comm, &stage.transfer, &pair, &received, stream)?;
-            return Ok(Some(Fetch::OneLevel(ticket)));
         }
         // Keys and queries in one exchange.
-        let (of_keys, of_queries) = (&stage.transfer, &stage.guests.transfer);
-        let mut sends = lanes(&pair, &of_keys.sends);
-        sends.extend(lanes(queries, &of_queries.sends));
-        let mut recvs = lanes(&received, &of_keys.recvs);
-        recvs.extend(lanes(guests, &of_queries.recvs));
-        start(comm, &sends, &recvs, stream).map(|ticket| Some(Fetch::OneLevel(ticket)))
+        if !guests.is_empty() {
+            let of_queries = &stage.guests.transfer;
+            sends.extend(queries.iter().map(|t| lane(*t, &of_queries.sends)));
+            recvs.extend(guests.iter().map(|t| lane(*t, &of_queries.recvs)));
+        }
+        let unpack = Unpack {
+            pairs: unpack,
+            ranges: &come.ranges,
+        };
+        start(comm, &sends, &recvs, stream).map(|ticket| Some(Fetch::OneLevel(ticket, unpack)))
     }
 
     fn finish(self, comm: &dyn Communicator, backend: &dyn Backend, stream: Stream) -> Result<()> {
         match self {
-            Fetch::OneLevel(ticket) => comm.finish(ticket, stream),
+            Fetch::OneLevel(ticket, unpack) => {
+                comm.finish(ticket, stream)?;
+                if unpack.ranges.is_empty() {
+                    return Ok(());
+                }
+                let mut each = unpack.pairs.iter();
+                each.try_for_each(|(from, to)| backend.range_scatter(*from, *to, unpack.ranges))
+            }
             Fetch::TwoLevel(cast) => cast.finish(comm, backend, stream),
         }
     }
 }
 
-fn lanes<'a>(tensors: &[Tensor], pieces: &'a [Piece]) -> Vec<Lane<'a>> {
-    let lane = |&tensor: &Tensor| Lane { tensor, pieces };
-    tensors.iter().map(lane).collect()
+fn lane(tensor: Tensor, pieces: &[Piece]) -> Lane<'_> {
+    Lane { tensor, pieces }
 }
 
 /// The buffers of every stage: two that take turns, over the stages that move any keys, and two over those that move any
@@ -150,7 +192,11 @@ fn buffers(stages: &[Stage], keys: &Keys<'_>, queries: &Queries<'_>) -> Vec<Buff
                 k: b.k.rows(0, rows),
                 v: b.v.rows(0, rows),
             };
-            made.keys = Some((recv, keys.gateway[i]));
+            made.keys = Some(KeyBuffers {
+                recv,
+                gateway: keys.gateway[i],
+                packs: keys.packs[i],
+            });
         }
         if !stage.guests.transfer.is_empty() {
             let b = &queries.buffers[guest_turn % queries.buffers.len()];
@@ -168,7 +214,7 @@ fn buffers(stages: &[Stage], keys: &Keys<'_>, queries: &Queries<'_>) -> Vec<Buff
 pub(super) fn run<'a>(
     session: &Session<'_>,
     stages: &'a [Stage],
-    keys: &Keys<'_>,
+    keys: &Keys<'a>,
     queries: &Queries<'_>,
     stream: Stream,
     mut compute: impl FnMut(At<'a, '_>, [Sources; 2], &[Tensor]) -> Result<()>,
@@ -176,8 +222,12 @@ pub(super) fn run<'a>(
     let (comm, backend) = (session.context().comm(), session.backend());
     let local = keys.sendable(session, stages)?;
     let buffers = buffers(stages, keys, queries);
+    let packing = &keys.packing.0;
     let fetch = |i: usize| match (stages.get(i), buffers.get(i)) {
-        (Some(stage), Some(b)) => Fetch::start(comm, stage, (&local, &queries.local), b, stream),
+        (Some(stage), Some(b)) => {
+            let stage = (stage, &packing[i]);
+            Fetch::start(session, stage, (&local, &queries.local), b, stream)
+        }
         _ => Ok(None),
     };
     let mut pending = fetch(0)?;
@@ -187,7 +237,7 @@ pub(super) fn run<'a>(
             fetch.finish(comm, backend, stream)?;
         }
         pending = next;
-        let recv = buffers[number].keys.map(|(recv, _)| recv);
+        let recv = buffers[number].keys.map(|b| b.recv);
         let k = [Some(keys.local.k), recv.map(|r| r.k)];
         let v = [Some(keys.local.v), recv.map(|r| r.v)];
         let at = At {

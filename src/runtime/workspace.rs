@@ -1,5 +1,6 @@
 //! How a call's workspace is laid out. One function per pass serves both for the size and for the pointers.
 
+use super::packing::PassPacking;
 use crate::device::Carver;
 use crate::plan::{Pass, Plan, Stage};
 use crate::types::{AttnShape, Config, DType, Device, Result, Side, Tensor, TwoLevel, piece_rows};
@@ -46,10 +47,15 @@ pub(super) struct PassDims {
     pub guest_send_rows: i64,
     /// As `buffers`, for queries.
     pub guest_buffers: usize,
+    /// Most rows that one stage packs to send.
+    pub packed_sends: i64,
+    /// Most rows that arrive packed.
+    pub packed_recvs: i64,
 }
 
 impl PassDims {
-    fn new(pass: &Pass) -> PassDims {
+    fn new(pass: &Pass, packing: &PassPacking) -> PassDims {
+        let (packed_sends, packed_recvs) = packing.rows();
         let most = |f: &dyn Fn(&Stage) -> i64| pass.stages.iter().map(f).max().unwrap_or(0);
         let mesh = |f: fn(&TwoLevel) -> i64| most(&|s: &Stage| s.two_level.as_ref().map_or(0, f));
         let flat = most(&|s| {
@@ -70,13 +76,20 @@ impl PassDims {
             guest_rows: most(&|s| s.guests.transfer.recv_rows),
             guest_send_rows: most(&|s| s.guests.transfer.send_rows()),
             guest_buffers: hosting.count().min(2),
+            packed_sends,
+            packed_recvs,
         }
     }
 }
 
 impl Dims {
     /// The sizes of `plan` for its rank, whose tensors lie on `device`.
-    pub fn new(plan: &Plan, shape: &AttnShape, config: &Config, device: Device) -> Dims {
+    pub fn new(
+        plan: &Plan,
+        packings: [&PassPacking; 2],
+        (shape, config): (&AttnShape, &Config),
+        device: Device,
+    ) -> Dims {
         let (placement, rank) = (&plan.placement, plan.rank);
         let wire = |high: bool| {
             if high {
@@ -93,8 +106,8 @@ impl Dims {
             shape: *shape,
             wire: wire(config.backward_high_precision_reduce),
             output_wire: wire(config.forward_high_precision_reduce),
-            forward: PassDims::new(&plan.forward),
-            backward: PassDims::new(&plan.backward),
+            forward: PassDims::new(&plan.forward, packings[0]),
+            backward: PassDims::new(&plan.backward, packings[1]),
         }
     }
 }
@@ -111,6 +124,13 @@ pub(super) struct KernelBytes {
 pub(super) struct KeyPair {
     pub k: Tensor,
     pub v: Tensor,
+}
+
+/// Keys whose runs travel packed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packs {
+    pub sends: KeyPair,
+    pub recvs: KeyPair,
 }
 
 /// What a stage's guests need.
@@ -145,6 +165,8 @@ pub(super) struct ForwardSpace {
     pub recv: Vec<KeyPair>,
     /// What stages take in for other ranks of the host, likewise.
     pub gateway: Vec<KeyPair>,
+    /// Small runs on their way, likewise.
+    pub packs: Vec<Packs>,
     /// Of queries q travels, out and lse come back.
     pub guests: GuestSpace,
     /// On a CUDA device: the largest logits of every rank, `[ranks, heads_q]`.
@@ -170,6 +192,9 @@ pub(super) struct BackwardSpace {
     pub staging: Vec<KeyPair>,
     /// What stages take in for other ranks of the host, in turn.
     pub gateway: Vec<KeyPair>,
+    /// Small runs on their way, in turn, and gradients on their way back.
+    pub packs: Vec<Packs>,
+    pub packed_wire: Vec<KeyPair>,
     /// Sums of gradients for the gateway's rows, as computed and as they travel, and what they are made of.
     pub gateway_sum: KeyPair,
     pub gateway_wire: KeyPair,
@@ -212,6 +237,16 @@ impl Layout<'_> {
         let k = self.tensor(dtype, &[rows, s.heads_kv, s.head_dim])?;
         let v = self.tensor(dtype, &[rows, s.heads_kv, s.head_dim_v])?;
         Ok(KeyPair { k, v })
+    }
+
+    fn packs(&mut self, pass: &PassDims, s: &AttnShape) -> Result<Vec<Packs>> {
+        let one = |_| {
+            Ok(Packs {
+                sends: self.pair(s.dtype, pass.packed_sends, s)?,
+                recvs: self.pair(s.dtype, pass.packed_recvs, s)?,
+            })
+        };
+        (0..pass.buffers).map(one).collect()
     }
 
     fn pairs(&mut self, count: usize, dtype: DType, rows: i64, s: &AttnShape) -> Result<Vec<KeyPair>> {
@@ -275,6 +310,7 @@ impl ForwardSpace {
             packed: layout.pair(s.dtype, packed_rows, s)?,
             recv: layout.pairs(pass.buffers, s.dtype, pass.recv_rows, s)?,
             gateway: layout.pairs(pass.buffers, s.dtype, pass.gateway_rows, s)?,
+            packs: layout.packs(pass, s)?,
             guests: layout.guests(
                 dims,
                 pass,
@@ -318,6 +354,8 @@ impl BackwardSpace {
             wire,
             staging: layout.pairs(pass.buffers, dims.wire, pass.send_rows, s)?,
             gateway: layout.pairs(pass.buffers, s.dtype, pass.gateway_rows, s)?,
+            packs: layout.packs(pass, s)?,
+            packed_wire: layout.pairs(pass.buffers, dims.wire, pass.packed_recvs, s)?,
             gateway_sum,
             gateway_wire,
             gateway_staging: layout.pair(dims.wire, pass.forward_rows, s)?,
