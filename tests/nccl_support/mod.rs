@@ -74,6 +74,11 @@ pub fn inside(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
     inside_with(libraries, name, variables, body);
 }
 
+/// Whether this is the process that runs the test.
+pub fn is_inside(name: &str) -> bool {
+    std::env::var(INSIDE).is_ok_and(|n| n == name)
+}
+
 /// As `inside`, with the libraries in the folder that `libraries` gives; nothing without one.
 pub fn inside_with(
     libraries: impl FnOnce() -> Option<&'static Path>,
@@ -81,7 +86,7 @@ pub fn inside_with(
     variables: &[(&str, &str)],
     body: impl FnOnce(),
 ) {
-    if std::env::var(INSIDE).is_ok_and(|n| n == name) {
+    if is_inside(name) {
         return body();
     }
     let Some(folder) = libraries() else {
