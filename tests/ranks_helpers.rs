@@ -91,11 +91,11 @@ fn after_the_second(b: &dyn Backend, t: &[Tensor]) {
 /// The values of all tensors of all ranks, by the CPU backend.
 fn helpers_on_the_cpu() -> Vec<Vec<Vec<f64>>> {
     let backend = CpuBackend::new();
-    let buffer = |rank, (i, (shape, dtype, layout)): (usize, (Vec<i64>, DType, Layout))| {
-        match helper_values(rank, i) {
-            Some(values) => Buffer::new(&values, &shape, dtype, layout),
-            None => Buffer::poisoned(&shape, dtype, layout),
-        }
+    let buffer = |rank, (i, (shape, dtype, layout)): (usize, (Vec<i64>, DType, Layout))| match helper_values(
+        rank, i,
+    ) {
+        Some(values) => Buffer::new(&values, &shape, dtype, layout),
+        None => Buffer::poisoned(&shape, dtype, layout),
     };
     let mut ranks: Vec<Vec<Buffer>> = (0..WORLD)
         .map(|rank| {
@@ -199,7 +199,13 @@ struct Gradients {
 /// Everything of a rank, which hands the gradients of the keys that came back to where they came from.
 fn attend(r: &Rank, s: &AttnShape) -> (Answer, Gradients) {
     let (mask, o) = problem(r.rank, s);
-    let (hq, hkv, d, dv, acc) = (s.heads_q, s.heads_kv, s.head_dim, s.head_dim_v, s.dtype.accumulator());
+    let (hq, hkv, d, dv, acc) = (
+        s.heads_q,
+        s.heads_kv,
+        s.head_dim,
+        s.head_dim_v,
+        s.dtype.accumulator(),
+    );
     let own = |x: &[f64], heads: i64, width: i64| {
         let n = (TOKENS * heads * width) as usize;
         r.values(&x[..n], &[TOKENS, heads, width], s.dtype, Layout::Dense)
@@ -208,10 +214,7 @@ fn attend(r: &Rank, s: &AttnShape) -> (Answer, Gradients) {
     let (q, k, v) = (own(&o.q, hq, d), own(&o.k, hkv, d), own(&o.v, hkv, dv));
     let dout = own(&o.dout, hq, dv);
     let [k_in, v_in] = [d, dv].map(|w| unwritten(&[TOKENS, hkv, w], s.dtype));
-    let (out, lse) = (
-        unwritten(&[TOKENS, hq, dv], acc),
-        unwritten(&[TOKENS, hq], acc),
-    );
+    let (out, lse) = (unwritten(&[TOKENS, hq, dv], acc), unwritten(&[TOKENS, hq], acc));
     let (max, delta) = (unwritten(&[hq], DType::F32), unwritten(&[TOKENS, hq], acc));
     let final_out = unwritten(&[TOKENS, hq, dv], s.dtype);
     let dq = unwritten(&[TOKENS, hq, d], acc);
@@ -225,8 +228,11 @@ fn attend(r: &Rank, s: &AttnShape) -> (Answer, Gradients) {
     };
     let shape = tile_shape(s.dtype);
     let lists = stages.each_ref().map(|slices| {
-        [query_tiles(slices, &rows, &shape), key_tiles(slices, &rows, &shape)]
-            .map(|list| DeviceTiles::upload(&r.gpu, &list.unwrap()).unwrap())
+        [
+            query_tiles(slices, &rows, &shape),
+            key_tiles(slices, &rows, &shape),
+        ]
+        .map(|list| DeviceTiles::upload(&r.gpu, &list.unwrap()).unwrap())
     });
     let (next, last) = ((r.rank + 1) % WORLD, (r.rank + WORLD - 1) % WORLD);
     let backend = CudaBackend::new(&r.gpu, r.stream()).unwrap();
@@ -334,27 +340,44 @@ fn attention_over_ranks(s: &AttnShape, bound: f64) {
             ("dk", &gradients.k, &sum(&mine.dk, &before.dk)),
             ("dv", &gradients.v, &sum(&mine.dv, &before.dv)),
         ] {
-            let bound = if name == "max_logits" { bound.max(1e-6) } else { bound };
-            near(got, want, bound * peak(want).clamp(1.0, 1e3), &format!("{name} of rank {rank}"));
+            let bound = if name == "max_logits" {
+                bound.max(1e-6)
+            } else {
+                bound
+            };
+            near(
+                got,
+                want,
+                bound * peak(want).clamp(1.0, 1e3),
+                &format!("{name} of rank {rank}"),
+            );
         }
     }
 }
 
 #[test]
 fn attention_between_exchanges_gives_what_the_cpu_gives() {
-    inside("attention_between_exchanges_gives_what_the_cpu_gives", &[], || {
-        on_ranks(1, |r| assert_eq!(r.gpu.properties().major, 9));
-        attention_over_ranks(&shape(4, 2, 16, 8, DType::F32), 2e-5);
-        attention_over_ranks(&shape(2, 2, 8, 8, DType::F64), 1e-11);
-    });
+    inside(
+        "attention_between_exchanges_gives_what_the_cpu_gives",
+        &[],
+        || {
+            on_ranks(1, |r| assert_eq!(r.gpu.properties().major, 9));
+            attention_over_ranks(&shape(4, 2, 16, 8, DType::F32), 2e-5);
+            attention_over_ranks(&shape(2, 2, 8, 8, DType::F64), 1e-11);
+        },
+    );
 }
 
 #[test]
 fn devices_of_another_capability_compute_too() {
-    inside("devices_of_another_capability_compute_too", &[CAPABILITY_8], || {
-        on_ranks(4, |r| assert_eq!(r.gpu.properties().major, 8));
-        attention_over_ranks(&shape(2, 1, 16, 16, DType::Bf16), 3e-2);
-    });
+    inside(
+        "devices_of_another_capability_compute_too",
+        &[CAPABILITY_8],
+        || {
+            on_ranks(4, |r| assert_eq!(r.gpu.properties().major, 8));
+            attention_over_ranks(&shape(2, 1, 16, 16, DType::Bf16), 3e-2);
+        },
+    );
 }
 
 // ---- what the driver promises
@@ -398,7 +421,10 @@ fn parameters_are_copied_when_a_kernel_is_launched() {
         on_ranks(2, |r| {
             let [a, b] = [0; 2].map(|_| r.values(&[1.0; 8], &[8], DType::F32, Layout::Dense));
             let variant = embedded::listed("elementwise").unwrap();
-            let fill = kernels::load(&r.gpu, variant).unwrap().function("fill_zero").unwrap();
+            let fill = kernels::load(&r.gpu, variant)
+                .unwrap()
+                .function("fill_zero")
+                .unwrap();
             let mut walk = Walk::moving(&[&a.tensor()], 0, &[0]);
             let mut at = a.tensor().data();
             let gate = Gate::on(&r.user);
@@ -453,16 +479,21 @@ fn streams_and_kernels_of_another_device_are_refused() {
             assert_eq!(error.status, Status::DeviceMismatch);
             let a = r.values(&[1.0; 8], &[8], DType::F32, Layout::Dense);
             let variant = embedded::listed("elementwise").unwrap();
-            let fill = kernels::load(&r.gpu, variant).unwrap().function("fill_zero").unwrap();
+            let fill = kernels::load(&r.gpu, variant)
+                .unwrap()
+                .function("fill_zero")
+                .unwrap();
             let (walk, at) = (Walk::moving(&[&a.tensor()], 0, &[0]), a.tensor().data());
             let mut arguments = Arguments::new();
             arguments.push(&walk).push(&at);
             // SAFETY: refused before anything runs.
-            let refused =
-                unsafe { Launch::linear(1, 256).run(&r.gpu, fill, theirs.stream, &mut arguments) };
+            let refused = unsafe { Launch::linear(1, 256).run(&r.gpu, fill, theirs.stream, &mut arguments) };
             assert_eq!(refused.unwrap_err().status, Status::CudaFailed);
             let event = Event::new(&r.gpu).unwrap();
-            assert_eq!(event.record(theirs.stream).unwrap_err().status, Status::CudaFailed);
+            assert_eq!(
+                event.record(theirs.stream).unwrap_err().status,
+                Status::CudaFailed
+            );
             assert_eq!(r.download(&a), [1.0; 8]);
         });
     });

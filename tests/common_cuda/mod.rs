@@ -111,7 +111,13 @@ pub fn kernels_for_a_driver(folder: &Path) -> Vec<String> {
     std::fs::write(&entries, names).unwrap();
     let define = |name: &str, path: &Path| format!("-D{name}=\"{}\"", path.display());
     // Coroutines jump between stacks, which the checked longjmp takes for a mistake.
-    let flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w"];
+    let flags = [
+        "-std=c++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-w",
+    ];
     let mut all = flags.map(str::to_owned).to_vec();
     all.extend([define("KERNELS", &kernels), define("ENTRIES", &entries)]);
     all

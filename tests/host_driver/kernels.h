@@ -1,6 +1,6 @@
 // Kernels that were compiled for the processor, each thread of a block as a coroutine that gives way at barriers.
-// KERNELS is their text, ENTRIES the list of ENTRY(name); tests/common_cuda writes both. Kernels of the tensor cores have
-// stand-ins (attention.h).
+// KERNELS is their text, ENTRIES the list of ENTRY(name); tests/common_cuda writes both. Kernels of the tensor cores
+// have stand-ins (attention.h).
 #pragma once
 #include <cmath>
 #include <csetjmp>
@@ -70,7 +70,7 @@ static void atomicMin(unsigned *to, unsigned x) {
 static char exchanged[2][1024][8];
 static unsigned exchanges[1024];
 template <class T> static T __shfl_xor_sync(unsigned, T mine, int mask) {
-    char(&place)[1024][8] = exchanged[exchanges[threadIdx.x]++ % 2];
+    char (&place)[1024][8] = exchanged[exchanges[threadIdx.x]++ % 2];
     memcpy(place[threadIdx.x], &mine, sizeof mine);
     give_way();
     T other;

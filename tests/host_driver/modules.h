@@ -1,5 +1,5 @@
-// Modules, functions and tensor maps of drivers for tests that run kernels: an image is only looked at; every module has all
-// kernels of kernels.h.
+// Modules, functions and tensor maps of drivers for tests that run kernels: an image is only looked at; every module
+// has all kernels of kernels.h.
 #pragma once
 #include "contexts.h"
 #include "kernels.h"
@@ -56,7 +56,12 @@ int cuDeviceGetName(char *name, int length, int) {
 int cuModuleLoadData(void **module, const void *image) {
     NEEDS_CONTEXT;
     *module = current.back();
-    return memcmp(image, "\x7f" "ELF", 4) == 0 ? SUCCESS : INVALID_VALUE;
+    return memcmp(image,
+                  "\x7f"
+                  "ELF",
+                  4) == 0
+               ? SUCCESS
+               : INVALID_VALUE;
 }
 int cuModuleUnload(void *) {
     return SUCCESS;

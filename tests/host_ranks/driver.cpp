@@ -1,7 +1,7 @@
 // A CUDA driver for ranks in one process that compute: four devices, streams that are threads
-// (tests/host_nccl/streams.h), kernels that were compiled for the processor (tests/host_driver/kernels.h), and memory that
-// shows mistakes (memory.h). A launch copies its parameters and returns; its stream runs it. Built by tests/ranks_support,
-// with the NCCL of tests/host_nccl beside it.
+// (tests/host_nccl/streams.h), kernels that were compiled for the processor (tests/host_driver/kernels.h), and memory
+// that shows mistakes (memory.h). A launch copies its parameters and returns; its stream runs it. Built by
+// tests/ranks_support, with the NCCL of tests/host_nccl beside it.
 //
 // Everything may be called from any thread. Where the real driver may or may not wait, this one does not.
 enum { DEVICES = 4 };
@@ -16,9 +16,7 @@ Memory &memory = *new Memory;
 std::mutex &one_at_a_time = *new std::mutex; // kernels: what a block shares is static
 
 struct AtTheEnd {
-    ~AtTheEnd() {
-        memory.check();
-    }
+    ~AtTheEnd() { memory.check(); }
 } at_the_end;
 
 bool is_here(const Stream *stream) {
@@ -30,6 +28,9 @@ bool is_here(const Stream *stream) {
 extern "C" {
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     NEEDS_CONTEXT;
+    if (bytes == 0) {
+        return INVALID_VALUE;
+    }
     *address = (uint64_t)memory.take(bytes, current.back());
     return *address == 0 ? OUT_OF_MEMORY : SUCCESS;
 }

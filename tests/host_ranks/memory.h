@@ -1,6 +1,6 @@
-// Device memory of the driver for ranks: host memory that says which device it is of, and makes mistakes seen. New memory
-// is NaN in every float type; freed memory is overwritten and kept for a while. What was written behind its end, or after it
-// was freed, ends the process.
+// Device memory of the driver for ranks: host memory that says which device it is of, and makes mistakes seen. New
+// memory is NaN in every float type; freed memory is overwritten and kept for a while. What was written behind its end,
+// or after it was freed, ends the process.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -33,9 +33,7 @@ class Memory {
             }
         }
     }
-    static void expect_untouched(const Block &block) {
-        expect(block.data, block.bytes, FREED, "after it was freed");
-    }
+    static void expect_untouched(const Block &block) { expect(block.data, block.bytes, FREED, "after it was freed"); }
 
   public:
     // NULL if there is none.
