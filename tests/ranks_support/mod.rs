@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use crate::common_backend::{Buffer, Layout};
 use crate::common_cuda::{Copy, kernels_for_a_driver};
 use crate::nccl_support::{self, LONG, UserStream, compile, compile_nccl};
+use magi_attn::backend::cuda::digest::Digest;
 use magi_attn::comm::nccl::NcclComm;
 use magi_attn::comm::{Communicator, RecvOp, SendOp};
 use magi_attn::device::Stream;
@@ -30,17 +31,51 @@ fn libraries() -> Option<&'static Path> {
     BUILT.get_or_init(build).as_deref()
 }
 
+/// Compiling takes longer than most tests: what is made is kept under the digest of what it is made of.
 fn build() -> Option<PathBuf> {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host_ranks");
     // Programs may build theirs at the same time.
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("host_ranks")
-        .join(env!("CARGO_CRATE_NAME"));
+    let folder = parent.join(format!("part-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let kernels = kernels_for_a_driver(&folder);
-    let built = compile(&folder, "libcuda.so", "host_ranks/driver.cpp", &kernels)
-        && compile(&folder, "libnvrtc.so.13", "host_ranks/nvrtc.cpp", &[])
-        && compile_nccl(&folder);
-    built.then_some(folder)
+    let kept = parent.join(digest(&folder));
+    let built = kept.exists()
+        || compile(&folder, "libcuda.so", "host_ranks/driver.cpp", &kernels)
+            && compile(&folder, "libnvrtc.so.13", "host_ranks/nvrtc.cpp", &[])
+            && compile_nccl(&folder);
+    if built && !kept.exists() {
+        // An error: another program was quicker.
+        let _ = std::fs::rename(&folder, &kept);
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+    built.then_some(kept)
+}
+
+/// Of the sources of the libraries, the kernels in `folder` among them.
+fn digest(folder: &Path) -> String {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let folders = [
+        "host_driver",
+        "host_nccl",
+        "host_ranks",
+        "common_cuda",
+        "nccl_support",
+    ];
+    let mut files: Vec<PathBuf> = folders
+        .map(|name| tests.join(name))
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([folder])
+        .flat_map(|f| std::fs::read_dir(f).unwrap())
+        .map(|file| file.unwrap().path())
+        .collect();
+    files.sort_by_key(|path| path.file_name().map(|n| n.to_owned()));
+    let text = |path: &PathBuf| std::fs::read(path).unwrap();
+    files
+        .iter()
+        .map(text)
+        .fold(Digest::default(), |digest, text| digest.field(&text))
+        .hex()
 }
 
 /// Runs `body` in a process of its own, this program with the one test `name`, with the devices, NCCL and these variables.
