@@ -12,7 +12,7 @@ case "${1:-}" in
 esac
 
 cargo fmt --all -- "${check[@]}"
-mapfile -d '' files < <(find ctests examples include kernels tests/cases/kernels tests/host_driver tests/host_nccl \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) \
+mapfile -d '' files < <(find ctests examples include kernels tests/cases/kernels tests/host_driver tests/host_nccl tests/host_ranks \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) \
     ! -path include/magi_attn.h -print0 2>/dev/null)
 if [ "${#check[@]}" -gt 0 ]; then
     clang-format --dry-run --Werror "${files[@]}"

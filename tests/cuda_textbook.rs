@@ -407,7 +407,7 @@ fn empty_problems_and_lists_that_do_not_fit() {
 
 #[test]
 fn the_same_launches_give_the_same_on_the_processor() {
-    // The others take minutes there.
+    // The others take half a minute there.
     let quick = [
         "every_type_of",
         "tokens_that",

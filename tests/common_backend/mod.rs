@@ -116,6 +116,11 @@ impl Buffer {
         }
     }
 
+    /// Everything that the tensor spans, and what lies between its elements.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     pub fn values(&self) -> Vec<f64> {
         let element = |i: i64| {
             let at = self.position(i);

@@ -1,5 +1,5 @@
-//! Tensors in the memory of the first CUDA device, for tests that are skipped where there is none; and the processor as
-//! such a device, through a driver for tests (tests/host_driver).
+//! Tensors in the memory of a CUDA device, for tests that are skipped where there is none; and the processor as such a
+//! device, through a driver for tests (tests/host_driver).
 
 #![allow(dead_code)] // Every test program includes all of it and uses its own part.
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ pub fn gpu() -> Option<Arc<Gpu>> {
 pub struct Copy {
     host: Tensor,
     low: usize,
+    device: i32,
     memory: DeviceMemory,
 }
 
@@ -38,14 +39,19 @@ impl Copy {
             length => unsafe { std::slice::from_raw_parts(low as *const u8, length) },
         };
         let memory = DeviceMemory::upload(gpu, bytes).unwrap();
-        Copy { host, low, memory }
+        Copy {
+            host,
+            low,
+            device: gpu.ordinal(),
+            memory,
+        }
     }
 
     pub fn tensor(&self) -> Tensor {
         let h = &self.host;
         let data = self.memory.as_ptr().wrapping_add(h.data() as usize - self.low);
         // SAFETY: the copy is as long as what the host's tensor spans.
-        unsafe { Tensor::from_raw(data, h.dtype(), Device::Cuda(0), h.shape(), h.stride()) }
+        unsafe { Tensor::from_raw(data, h.dtype(), Device::Cuda(self.device), h.shape(), h.stride()) }
     }
 
     /// Copies back, over what the host's tensor spans.
@@ -97,6 +103,26 @@ fn kernels_for_the_processor() -> (String, String) {
     (text, names.map(|name| format!("ENTRY({name})\n")).collect())
 }
 
+/// Writes the kernels for a driver for tests into `folder`; how its compiler is told of them, and how it compiles them.
+pub fn kernels_for_a_driver(folder: &Path) -> Vec<String> {
+    let (text, names) = kernels_for_the_processor();
+    let (kernels, entries) = (folder.join("kernels.inc"), folder.join("entries.inc"));
+    std::fs::write(&kernels, text).unwrap();
+    std::fs::write(&entries, names).unwrap();
+    let define = |name: &str, path: &Path| format!("-D{name}=\"{}\"", path.display());
+    // Coroutines jump between stacks, which the checked longjmp takes for a mistake.
+    let flags = [
+        "-std=c++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-w",
+    ];
+    let mut all = flags.map(str::to_owned).to_vec();
+    all.extend([define("KERNELS", &kernels), define("ENTRIES", &entries)]);
+    all
+}
+
 /// Builds the driver for tests and gives its folder; `None` (said aloud) without a C++ compiler.
 fn host_driver(program: &str) -> Option<PathBuf> {
     // Programs may build theirs at the same time.
@@ -104,14 +130,9 @@ fn host_driver(program: &str) -> Option<PathBuf> {
         .join("host_driver")
         .join(program);
     std::fs::create_dir_all(&folder).unwrap();
-    let (text, names) = kernels_for_the_processor();
-    let (kernels, entries) = (folder.join("kernels.inc"), folder.join("entries.inc"));
-    std::fs::write(&kernels, text).unwrap();
-    std::fs::write(&entries, names).unwrap();
-    let define = |name: &str, path: &Path| format!("-D{name}=\"{}\"", path.display());
     let output = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"])
-        .args([define("KERNELS", &kernels), define("ENTRIES", &entries)])
+        .args(kernels_for_a_driver(&folder))
+        .args(["-fPIC", "-shared"])
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/driver.cpp"))
         .arg("-o")
         .arg(folder.join("libcuda.so"))

@@ -33,41 +33,60 @@ fn build() -> Option<PathBuf> {
         .join("host_nccl")
         .join(env!("CARGO_CRATE_NAME"));
     std::fs::create_dir_all(&folder).unwrap();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_nccl");
-    let shared = [
-        "-std=c++17",
-        "-O1",
-        "-fPIC",
-        "-shared",
-        "-Wall",
-        "-Wextra",
-        "-pthread",
-    ];
-    for (source, library) in [("driver.cpp", "libcuda.so"), ("nccl.cpp", "libnccl.so.2")] {
-        let output = Command::new("c++")
-            .args(shared)
-            .arg(sources.join(source))
-            .arg("-o")
-            .arg(folder.join(library))
-            .arg(format!("-Wl,-soname,{library}"))
-            .args(["-L", &folder.display().to_string()])
-            .args((library != "libcuda.so").then_some("-lcuda"))
-            .output();
-        match output {
-            Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
-            Err(e) => {
-                println!("skipped: no C++ compiler ({e})");
-                return None;
-            }
+    let warn = ["-std=c++17", "-O1", "-Wall", "-Wextra"].map(str::to_owned);
+    let built = compile(&folder, "libcuda.so", "host_nccl/driver.cpp", &warn) && compile_nccl(&folder);
+    built.then_some(folder)
+}
+
+/// Compiles NCCL for tests into `folder`, in which the driver for tests lies; false (said aloud) without a C++ compiler.
+pub fn compile_nccl(folder: &Path) -> bool {
+    let mut arguments = ["-std=c++17", "-O1", "-Wall", "-Wextra"]
+        .map(str::to_owned)
+        .to_vec();
+    arguments.push(format!("-L{}", folder.display()));
+    arguments.push("-lcuda".to_owned());
+    compile(folder, "libnccl.so.2", "host_nccl/nccl.cpp", &arguments)
+}
+
+/// Compiles `source` (under tests/) to the shared library `library` in `folder`; false (said aloud) without a C++ compiler.
+pub fn compile(folder: &Path, library: &str, source: &str, arguments: &[String]) -> bool {
+    let output = Command::new("c++")
+        .args(["-fPIC", "-shared", "-pthread"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source))
+        .arg("-o")
+        .arg(folder.join(library))
+        .arg(format!("-Wl,-soname,{library}"))
+        .args(arguments)
+        .output();
+    match output {
+        Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
+        Err(e) => {
+            println!("skipped: no C++ compiler ({e})");
+            return false;
         }
     }
-    Some(folder)
+    true
 }
 
 /// Runs `body` in a process of its own, this program with the one test `name`, with NCCL and the driver for tests and
 /// these variables.
 pub fn inside(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
-    if std::env::var(INSIDE).is_ok_and(|n| n == name) {
+    inside_with(libraries, name, variables, body);
+}
+
+/// Whether this is the process that runs the test.
+pub fn is_inside(name: &str) -> bool {
+    std::env::var(INSIDE).is_ok_and(|n| n == name)
+}
+
+/// As `inside`, with the libraries in the folder that `libraries` gives; nothing without one.
+pub fn inside_with(
+    libraries: impl FnOnce() -> Option<&'static Path>,
+    name: &str,
+    variables: &[(&str, &str)],
+    body: impl FnOnce(),
+) {
+    if is_inside(name) {
         return body();
     }
     let Some(folder) = libraries() else {
