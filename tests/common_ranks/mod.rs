@@ -8,10 +8,10 @@ use crate::common_reference::{Answer, Operands, Sink};
 use magi_attn::comm::local;
 use magi_attn::device::Stream;
 use magi_attn::runtime::{Context, Key, attn_args, backward, forward, movement};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, Mask, Result, Side};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, Mask, Result, Side, Tensor};
 
 /// One problem on so many ranks.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Job {
     pub mask: Arc<Mask>,
     pub shape: AttnShape,
@@ -23,6 +23,8 @@ pub struct Job {
     pub mesh: Option<(usize, usize)>,
     /// Outputs in the input dtype instead of the accumulator type.
     pub round_outputs: bool,
+    /// The largest logits are asked for.
+    pub max_logits: bool,
 }
 
 impl Job {
@@ -45,11 +47,80 @@ impl Job {
             layout: Layout::Dense,
             mesh: None,
             round_outputs: false,
+            max_logits: true,
         }
     }
 }
 
+/// Where the ranks of a job have their tensors.
+pub trait Place {
+    /// A tensor there.
+    type Held;
+
+    /// One with these values.
+    fn values(&self, values: &[f64], shape: &[i64], dtype: DType, layout: Layout) -> Self::Held;
+
+    /// One that nobody has written.
+    fn poisoned(&self, shape: &[i64], dtype: DType, layout: Layout) -> Self::Held;
+
+    fn tensor(&self, held: &mut Self::Held) -> Tensor;
+
+    /// Its values, once everything on the stream is done.
+    fn read(&self, held: &mut Self::Held) -> Vec<f64>;
+
+    fn stream(&self) -> Stream;
+}
+
+/// Host memory.
+pub struct Host;
+
+impl Place for Host {
+    type Held = Buffer;
+
+    fn values(&self, values: &[f64], shape: &[i64], dtype: DType, layout: Layout) -> Buffer {
+        Buffer::new(values, shape, dtype, layout)
+    }
+
+    fn poisoned(&self, shape: &[i64], dtype: DType, layout: Layout) -> Buffer {
+        Buffer::poisoned(shape, dtype, layout)
+    }
+
+    fn tensor(&self, held: &mut Buffer) -> Tensor {
+        held.tensor()
+    }
+
+    fn read(&self, held: &mut Buffer) -> Vec<f64> {
+        held.values()
+    }
+
+    fn stream(&self) -> Stream {
+        Stream::NULL
+    }
+}
+
 /// A tensor on one rank, filled by dispatching `values` (global) when there are any, else poisoned.
+pub fn local_on<P: Place>(
+    place: &P,
+    key: &Key,
+    side: Side,
+    values: Option<&[f64]>,
+    row: &[i64],
+    (dtype, layout): (DType, Layout),
+) -> Result<P::Held> {
+    let with_rows = |rows: i64| [&[rows], row].concat();
+    let mut held = place.poisoned(&with_rows(key.local_tokens(side)?), dtype, layout);
+    if let Some(values) = values {
+        let total = key.placement(side).total();
+        let mut global = place.values(values, &with_rows(total), dtype, Layout::Dense);
+        let (from, to) = (place.tensor(&mut global), place.tensor(&mut held));
+        movement::dispatch(key, side, from, to, place.stream())?;
+        // It is read in the order of the stream, and goes before that is done.
+        place.read(&mut global);
+    }
+    Ok(held)
+}
+
+/// As `local_on`, in host memory.
 pub fn local(
     key: &Key,
     side: Side,
@@ -58,122 +129,133 @@ pub fn local(
     dtype: DType,
     layout: Layout,
 ) -> Result<Buffer> {
-    let with_rows = |rows: i64| [&[rows], row].concat();
-    let mut buffer = Buffer::poisoned(&with_rows(key.local_tokens(side)?), dtype, layout);
-    if let Some(values) = values {
-        let mut global = Buffer::new(
-            values,
-            &with_rows(key.placement(side).total()),
-            dtype,
-            Layout::Dense,
-        );
-        movement::dispatch(key, side, global.tensor(), buffer.tensor(), Stream::NULL)?;
-    }
-    Ok(buffer)
+    local_on(&Host, key, side, values, row, (dtype, layout))
 }
 
 /// The global tensor of which every rank holds a part.
-pub fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
-    let mut shape = part.shape.clone();
+pub fn gather_on<P: Place>(place: &P, key: &Key, side: Side, part: &mut P::Held) -> Result<Vec<f64>> {
+    let part = place.tensor(part);
+    let mut shape = part.shape().to_vec();
     shape[0] = key.placement(side).total();
-    let mut global = Buffer::poisoned(&shape, part.dtype, Layout::Dense);
-    movement::undispatch(
-        key,
-        side,
-        part.tensor(),
-        global.tensor(),
-        ["local_x", "x"],
-        Stream::NULL,
-    )?;
-    Ok(global.values())
+    let mut global = place.poisoned(&shape, part.dtype(), Layout::Dense);
+    let whole = place.tensor(&mut global);
+    movement::undispatch(key, side, part, whole, ["local_x", "x"], place.stream())?;
+    Ok(place.read(&mut global))
+}
+
+/// As `gather_on`, in host memory.
+pub fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
+    gather_on(&Host, key, side, part)
 }
 
 /// The sink and its gradient on one rank.
-fn sinks(key: &Key, sink: &Sink, heads: i64, acc: DType) -> Result<[Buffer; 2]> {
-    let row = [sink.count as i64, heads];
+fn sinks<P: Place>(place: &P, key: &Key, sink: &Sink, heads: i64, acc: DType) -> Result<[P::Held; 2]> {
+    let (row, dense) = ([sink.count as i64, heads], Layout::Dense);
     if sink.per_token {
-        let sink = local(key, Side::Q, Some(&sink.logits), &row, DType::F32, Layout::Dense)?;
-        return Ok([sink, local(key, Side::Q, None, &row, acc, Layout::Dense)?]);
+        let on = |values, dtype| local_on(place, key, Side::Q, values, &row, (dtype, dense));
+        return Ok([on(Some(&sink.logits), DType::F32)?, on(None, acc)?]);
     }
-    let made = Buffer::new(&sink.logits, &row, DType::F32, Layout::Dense);
-    Ok([made, Buffer::poisoned(&row, acc, Layout::Dense)])
+    let made = place.values(&sink.logits, &row, DType::F32, dense);
+    Ok([made, place.poisoned(&row, acc, dense)])
 }
 
 /// One rank's whole pass; the answer is global, and the same on every rank.
-fn rank(job: &Job, o: &Operands, key: &Key) -> Result<Answer> {
+pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Result<Answer> {
     let (s, acc) = (job.shape, job.shape.dtype.accumulator());
     let result = if job.round_outputs { s.dtype } else { acc };
     let (q_row, k_row) = ([s.heads_q, s.head_dim], [s.heads_kv, s.head_dim]);
     let (o_row, v_row) = ([s.heads_q, s.head_dim_v], [s.heads_kv, s.head_dim_v]);
-    let input = |side, values: &[f64], row: &[i64]| local(key, side, Some(values), row, s.dtype, job.layout);
-    let output = |side, row: &[i64]| local(key, side, None, row, result, job.layout);
+    let input = |side, values: &[f64], row: &[i64]| {
+        local_on(place, key, side, Some(values), row, (s.dtype, job.layout))
+    };
+    let output = |side, row: &[i64]| local_on(place, key, side, None, row, (result, job.layout));
     let (mut q, mut k) = (input(Side::Q, &o.q, &q_row)?, input(Side::K, &o.k, &k_row)?);
     let (mut v, mut dout) = (input(Side::K, &o.v, &v_row)?, input(Side::Q, &o.dout, &o_row)?);
     let (mut out, mut dq) = (output(Side::Q, &o_row)?, output(Side::Q, &q_row)?);
     let (mut dk, mut dv) = (output(Side::K, &k_row)?, output(Side::K, &v_row)?);
-    let mut lse = local(key, Side::Q, None, &[s.heads_q], acc, Layout::Dense)?;
-    let mut max_logits = Buffer::poisoned(&[s.heads_q], DType::F32, Layout::Dense);
+    let mut lse = local_on(place, key, Side::Q, None, &[s.heads_q], (acc, Layout::Dense))?;
+    let mut max_logits = place.poisoned(&[s.heads_q], DType::F32, Layout::Dense);
     let mut sink = o
         .sink
         .as_ref()
-        .map(|z| sinks(key, z, s.heads_q, acc))
+        .map(|z| sinks(place, key, z, s.heads_q, acc))
         .transpose()?;
     let [sink_tensor, dsink_tensor] = match &mut sink {
-        Some([z, dz]) => [Some(z.tensor()), Some(dz.tensor())],
+        Some([z, dz]) => [Some(place.tensor(z)), Some(place.tensor(dz))],
         None => [None, None],
     };
+    let mut tensor = |held: &mut P::Held| place.tensor(held);
+    let [q, k, v, dout] = [&mut q, &mut k, &mut v, &mut dout].map(&mut tensor);
     forward::run(
         key,
         &attn_args::Forward {
-            q: q.tensor(),
-            k: k.tensor(),
-            v: v.tensor(),
+            q,
+            k,
+            v,
             sink: sink_tensor,
             softmax_scale: o.scale,
             softcap: o.cap,
-            out: out.tensor(),
-            lse: Some(lse.tensor()),
-            max_logits: Some(max_logits.tensor()),
+            out: tensor(&mut out),
+            lse: Some(tensor(&mut lse)),
+            max_logits: job.max_logits.then(|| tensor(&mut max_logits)),
         },
-        Stream::NULL,
+        place.stream(),
     )?;
     backward::run(
         key,
         &attn_args::Backward {
-            q: q.tensor(),
-            k: k.tensor(),
-            v: v.tensor(),
+            q,
+            k,
+            v,
             sink: sink_tensor,
-            out: out.tensor(),
-            lse: lse.tensor(),
-            dout: dout.tensor(),
+            out: tensor(&mut out),
+            lse: tensor(&mut lse),
+            dout,
             softmax_scale: o.scale,
             softcap: o.cap,
-            dq: dq.tensor(),
-            dk: dk.tensor(),
-            dv: dv.tensor(),
+            dq: tensor(&mut dq),
+            dk: tensor(&mut dk),
+            dv: tensor(&mut dv),
             dsink: dsink_tensor,
             accumulate_dq: false,
             accumulate_dk: false,
             accumulate_dv: false,
             accumulate_dsink: false,
         },
-        Stream::NULL,
+        place.stream(),
     )?;
     let dsink = match (&o.sink, &mut sink) {
-        (Some(z), Some([_, dz])) if z.per_token => gather(key, Side::Q, dz)?,
-        (Some(_), Some([_, dz])) => dz.values(),
+        (Some(z), Some([_, dz])) if z.per_token => gather_on(place, key, Side::Q, dz)?,
+        (Some(_), Some([_, dz])) => place.read(dz),
         _ => Vec::new(),
     };
     Ok(Answer {
-        out: gather(key, Side::Q, &mut out)?,
-        lse: gather(key, Side::Q, &mut lse)?,
-        max_logits: max_logits.values(),
-        dq: gather(key, Side::Q, &mut dq)?,
-        dk: gather(key, Side::K, &mut dk)?,
-        dv: gather(key, Side::K, &mut dv)?,
+        out: gather_on(place, key, Side::Q, &mut out)?,
+        lse: gather_on(place, key, Side::Q, &mut lse)?,
+        max_logits: if job.max_logits {
+            place.read(&mut max_logits)
+        } else {
+            Vec::new()
+        },
+        dq: gather_on(place, key, Side::Q, &mut dq)?,
+        dk: gather_on(place, key, Side::K, &mut dk)?,
+        dv: gather_on(place, key, Side::K, &mut dv)?,
         dsink,
     })
+}
+
+/// Fails unless every rank has the same bits; gives the answer.
+pub fn agreed(mut answers: Vec<Answer>) -> Answer {
+    let first = answers.pop().unwrap();
+    for other in &answers {
+        for ((name, a), (_, b)) in parts(&first).into_iter().zip(parts(other)) {
+            assert!(
+                a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "ranks disagree on {name}"
+            );
+        }
+    }
+    first
 }
 
 /// Runs the job; checks that every rank ends up with the same bits, and returns them.
@@ -185,22 +267,12 @@ pub fn over_ranks(job: &Job, o: &Operands) -> Answer {
             context.set_mesh(inter, intra)?;
         }
         let key = Key::create(&context, &job.mask, job.shape, job.config)?;
-        let answer = rank(job, o, &key)?;
+        let answer = rank_on(&Host, job, o, &key)?;
         answers.lock().unwrap().push(answer);
         Ok(())
     })
     .unwrap();
-    let mut answers = answers.into_inner().unwrap();
-    let first = answers.pop().unwrap();
-    for other in &answers {
-        for ((name, a), (_, b)) in parts(&first).into_iter().zip(parts(other)) {
-            assert!(
-                a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
-                "ranks disagree on {name}"
-            );
-        }
-    }
-    first
+    agreed(answers.into_inner().unwrap())
 }
 
 /// The results by name.

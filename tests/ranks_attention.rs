@@ -1,0 +1,334 @@
+//! Keys on CUDA devices: dispatch, attention forward and backward, undispatch over NCCL, against dense attention in f64. With
+//! devices of the machine where there are any, else with those of tests/host_ranks, whose kernels run on the processor.
+
+mod common;
+mod common_backend;
+mod common_cuda;
+mod common_ranks;
+mod common_reference;
+mod nccl_support;
+mod ranks_support;
+
+use std::sync::Arc;
+
+use common::{Case, load_cases};
+use common_backend::{Buffer, Layout, Random, operands, random_mask, random_sink, shape};
+use common_ranks::{Job, Place, agreed, assert_close, over_ranks, parts, rank_on};
+use common_reference::{Answer, Arithmetic, Operands, attention};
+use magi_attn::comm::Communicator;
+use magi_attn::device::Stream;
+use magi_attn::device::cuda::driver;
+use magi_attn::runtime::{Context, Key};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Tensor};
+use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Rank, inside, on_ranks};
+
+/// Largest error of f64 results, relative to the largest element of the tensor.
+const BOUND: f64 = 1e-10;
+
+/// Devices of the machine.
+fn devices() -> usize {
+    driver::device_count().map_or(0, |n| n as usize)
+}
+
+/// Runs `body` over the machine's devices, or as `inside`.
+fn here(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
+    if nccl_support::is_inside(name) || devices() == 0 {
+        return inside(name, variables, body);
+    }
+    println!("{} devices of this machine", devices());
+    body();
+}
+
+/// Those of these numbers of ranks for which there are devices.
+fn worlds(wanted: &[usize]) -> impl Iterator<Item = usize> {
+    let most = devices().min(DEVICES);
+    wanted.iter().copied().filter(move |&w| w <= most)
+}
+
+impl Place for Rank {
+    type Held = DeviceTensor;
+
+    fn values(&self, values: &[f64], shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
+        Rank::values(self, values, shape, dtype, layout)
+    }
+
+    fn poisoned(&self, shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
+        self.unwritten(shape, dtype, layout)
+    }
+
+    fn tensor(&self, held: &mut DeviceTensor) -> Tensor {
+        DeviceTensor::tensor(held)
+    }
+
+    fn read(&self, held: &mut DeviceTensor) -> Vec<f64> {
+        self.download(held)
+    }
+
+    fn stream(&self) -> Stream {
+        Rank::stream(self)
+    }
+}
+
+/// A key of the job on one rank's device.
+fn key_of(job: &Job, r: &Rank) -> Arc<Key> {
+    let comm: Arc<dyn Communicator> = r.comm.clone();
+    let context = Context::new(comm);
+    if let Some((inter, intra)) = job.mesh {
+        context.set_mesh(inter, intra).unwrap();
+    }
+    Key::create(&context, &job.mask, job.shape, job.config).unwrap()
+}
+
+/// Runs the job on devices, `times` on one key; every rank and every time has the same bits.
+fn over_devices(job: &Job, o: &Operands, times: usize) -> Answer {
+    let answers = on_ranks(job.world, |r| {
+        let key = key_of(job, r);
+        let runs: Vec<Answer> = (0..times).map(|_| rank_on(r, job, o, &key).unwrap()).collect();
+        agreed(runs)
+    });
+    agreed(answers)
+}
+
+fn problem(mask: &Mask, s: &AttnShape, seed: u64, sinks: usize) -> Operands {
+    let mut random = Random(seed);
+    let mut o = operands(&mut random, mask, s);
+    if sinks > 0 {
+        let per_token = seed % 2 == 1;
+        o.sink = Some(random_sink(
+            &mut random,
+            mask.total_q(),
+            s.heads_q,
+            sinks,
+            per_token,
+        ));
+    }
+    o.cap = if seed % 3 == 2 { 2.0 } else { 0.0 };
+    o
+}
+
+fn small_cases(most: i64) -> Vec<Case> {
+    let small = |c: &Case| c.mask.total_q().max(c.mask.total_k()) <= most;
+    load_cases().into_iter().filter(small).collect()
+}
+
+#[test]
+fn cases_equal_dense_attention() {
+    here("cases_equal_dense_attention", &[], || {
+        let s = shape(2, 1, 8, 16, DType::F64);
+        for (i, case) in small_cases(320).iter().enumerate() {
+            let o = problem(&case.mask, &s, i as u64, case.sink_tokens as usize);
+            let want = attention(&case.mask, &o, Arithmetic::Exact);
+            for (w, world) in worlds(&[1, 2, 3, 4]).enumerate() {
+                for (d, degree) in [0, 1, 2, 4, -1].into_iter().enumerate() {
+                    if (i + w + d) % 3 != 0 {
+                        continue;
+                    }
+                    let job = Job::new(&case.mask, s, world, degree, case.chunk_size);
+                    let name = format!("{} on {world} devices, degree {degree}", case.name);
+                    assert_close(&name, &over_devices(&job, &o, 1), &want, BOUND);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn random_masks_equal_dense_attention() {
+    here("random_masks_equal_dense_attention", &[], || {
+        let mut r = Random(77);
+        for seed in 0..12u64 {
+            let (tq, tk) = (1 + r.below(150), 1 + r.below(150));
+            let tk = if seed % 2 == 0 { tq } else { tk };
+            let mask = random_mask(&mut r, tq, tk, 1 + r.below(8) as usize);
+            let s = shape(2, 1 + r.below(2), 8, 8 + 8 * r.below(2), DType::F64);
+            let o = problem(&mask, &s, seed, r.below(4) as usize);
+            let want = attention(&mask, &o, Arithmetic::Exact);
+            let Some(world) = worlds(&[2, 3, 4]).nth(seed as usize % 3) else {
+                continue;
+            };
+            let mut job = Job::new(&mask, s, world, r.below(4) as i32, 1 + r.below(20));
+            job.layout = [Layout::Dense, Layout::Padded, Layout::HeadsFirst][seed as usize % 3];
+            job.max_logits = seed % 4 != 0;
+            job.config.dsink_reduce = DsinkReduce::Sum;
+            let mut want = want;
+            if !job.max_logits {
+                want.max_logits.clear();
+            }
+            assert_close(&format!("{job:?}"), &over_devices(&job, &o, 2), &want, BOUND);
+        }
+    });
+}
+
+/// Single keys in turn on two ranks: every run of keys is one row.
+#[test]
+fn many_small_runs_travel_packed() {
+    here("many_small_runs_travel_packed", &[], || {
+        let mask = Mask::from_sliding_window(96, 96, (-1, -1), 0).unwrap();
+        for dtype in [DType::F64, DType::F32] {
+            let s = shape(2, 2, 8, 8, dtype);
+            let o = problem(&mask, &s, 3, 0);
+            let want = attention(&mask, &o, Arithmetic::Exact);
+            for world in worlds(&[2, 4]) {
+                let mut job = Job::new(&mask, s, world, 1, 1);
+                job.config.placement = magi_attn::types::PlacementKind::Zigzag;
+                let bound = if dtype == DType::F64 { BOUND } else { 1e-5 };
+                assert_close("packed", &over_devices(&job, &o, 1), &want, bound);
+            }
+        }
+    });
+}
+
+#[test]
+fn queries_travel_too() {
+    here("queries_travel_too", &[], || {
+        // Few queries of many see many keys.
+        let s = shape(1, 1, 8, 8, DType::F64);
+        for (i, case) in small_cases(320).iter().enumerate().filter(|(i, _)| i % 4 == 0) {
+            let o = problem(&case.mask, &s, i as u64, case.sink_tokens as usize);
+            let want = attention(&case.mask, &o, Arithmetic::Exact);
+            for world in worlds(&[2, 4]) {
+                let mut job = Job::new(&case.mask, s, world, 1, case.chunk_size);
+                job.config.qo_comm = true;
+                job.config.balance_slack = 1000;
+                assert_close(&case.name, &over_devices(&job, &o, 1), &want, BOUND);
+            }
+        }
+    });
+}
+
+#[test]
+fn hosts_of_a_mesh_take_keys_in_once() {
+    here("hosts_of_a_mesh_take_keys_in_once", &[], || {
+        let s = shape(2, 1, 8, 8, DType::F64);
+        for (i, case) in small_cases(320).iter().enumerate().filter(|(i, _)| i % 5 == 0) {
+            let o = problem(&case.mask, &s, i as u64, case.sink_tokens as usize);
+            let want = attention(&case.mask, &o, Arithmetic::Exact);
+            for world in worlds(&[4]) {
+                let mut job = Job::new(&case.mask, s, world, 2, case.chunk_size);
+                job.mesh = Some((2, 2));
+                job.config.hierarchical_comm = true;
+                assert_close(&case.name, &over_devices(&job, &o, 1), &want, BOUND);
+            }
+        }
+    });
+}
+
+/// bf16 and f16 by textbook kernels: as the processor over as many local ranks, and the same bits on every run.
+#[test]
+fn low_precision_equals_the_processor() {
+    here("low_precision_equals_the_processor", &[CAPABILITY_8], || {
+        let mask = Mask::from_sliding_window(120, 120, (-1, 0), 0).unwrap();
+        for (i, dtype) in [DType::Bf16, DType::F16, DType::F32].into_iter().enumerate() {
+            let s = shape(4, 2, 16, 8, dtype);
+            let o = problem(&mask, &s, i as u64, 2);
+            for world in worlds(&[1, 2, 4]) {
+                let mut job = Job::new(&mask, s, world, i as i32, 16);
+                job.round_outputs = world == 2;
+                job.config.backward_high_precision_reduce = world == 4;
+                job.config.compute.kernels = KernelChoice::Sdpa;
+                let (have, want) = (over_devices(&job, &o, 2), over_ranks(&job, &o));
+                let bound = match dtype {
+                    DType::Bf16 => 1.0 / 128.0,
+                    DType::F16 => 1.0 / 1024.0,
+                    _ => 1e-5,
+                };
+                let name = format!("{} on {world} devices", dtype.name());
+                for ((name_of, have), (_, want)) in parts(&have).into_iter().zip(parts(&want)) {
+                    let largest = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+                    for (h, w) in have.iter().zip(want) {
+                        let near = (h - w).abs() <= bound * largest.max(1e-3);
+                        assert!(near || h == w, "{name}: {name_of} has {h}, must be {w}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// What a caller gives up by streams that differ from call to call: nothing.
+#[test]
+fn calls_on_different_streams_follow_each_other() {
+    here("calls_on_different_streams_follow_each_other", &[], || {
+        let mask = Mask::from_sliding_window(128, 128, (-1, 0), 0).unwrap();
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let job = Job::new(&mask, s, worlds(&[2]).next().unwrap_or(1), 1, 8);
+        let all: Vec<Operands> = (0..4).map(|seed| problem(&mask, &s, 3 * seed, 0)).collect();
+        let answers = on_ranks(job.world, |r| {
+            let key = key_of(&job, r);
+            let streams: Vec<_> = all.iter().map(|_| nccl_support::UserStream::new(r.rank)).collect();
+            streams
+                .into_iter()
+                .zip(&all)
+                .map(|(user, o)| {
+                    let place = OnStream { rank: r, user };
+                    rank_on(&place, &job, o, &key).unwrap()
+                })
+                .collect::<Vec<_>>()
+        });
+        for (i, o) in all.iter().enumerate() {
+            let want = attention(&mask, o, Arithmetic::Exact);
+            for of_rank in &answers {
+                assert_close("streams", &of_rank[i], &want, BOUND);
+            }
+        }
+    });
+}
+
+/// A rank with another stream.
+struct OnStream<'a> {
+    rank: &'a Rank,
+    user: nccl_support::UserStream,
+}
+
+impl Place for OnStream<'_> {
+    type Held = DeviceTensor;
+
+    fn values(&self, values: &[f64], shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
+        self.rank.values(values, shape, dtype, layout)
+    }
+
+    fn poisoned(&self, shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
+        self.rank.unwritten(shape, dtype, layout)
+    }
+
+    fn tensor(&self, held: &mut DeviceTensor) -> Tensor {
+        DeviceTensor::tensor(held)
+    }
+
+    fn read(&self, held: &mut DeviceTensor) -> Vec<f64> {
+        self.user.synchronize();
+        held.read()
+    }
+
+    fn stream(&self) -> Stream {
+        self.user.stream
+    }
+}
+
+#[test]
+fn what_a_device_cannot_take_is_refused() {
+    here("what_a_device_cannot_take_is_refused", &[], || {
+        let mask = Mask::from_sliding_window(64, 64, (-1, 0), 0).unwrap();
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let job = Job::new(&mask, s, 1, 1, 8);
+        on_ranks(1, |r| {
+            let key = key_of(&job, r);
+            let mut host = Buffer::poisoned(&[64, 2, 8], DType::F64, Layout::Dense);
+            let x = r.unwritten(&[64, 2, 8], DType::F64, Layout::Dense);
+            let side = magi_attn::types::Side::Q;
+            let refused = |from: Tensor, to: Tensor, stream: Stream| {
+                magi_attn::runtime::movement::dispatch(&key, side, from, to, stream)
+                    .unwrap_err()
+                    .to_string()
+            };
+            let text = refused(host.tensor(), x.tensor(), r.stream());
+            assert!(text.contains("x lies in host memory; this call works on CUDA device 0"), "{text}");
+            let mut config = Config::default();
+            config.compute.kernels = KernelChoice::Ffa;
+            let comm: Arc<dyn Communicator> = r.comm.clone();
+            let ffa = Key::create(&Context::new(comm), &job.mask, s, config).unwrap();
+            let text = ffa.prepare(r.stream()).unwrap_err().to_string();
+            assert!(text.contains("config.backend ffa: ") && text.contains("dtype f64"), "{text}");
+        });
+    });
+}
