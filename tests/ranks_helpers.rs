@@ -1,5 +1,5 @@
-//! Kernels of several devices at once, on streams, between exchanges: what the driver for ranks (tests/host_ranks) promises,
-//! and helpers and textbook attention on it against the CPU backend. The host waits for nothing between launches.
+//! Kernels of several devices at once, on streams, between exchanges: helpers and textbook attention of ranks on the driver for
+//! ranks (tests/host_ranks) against the CPU backend. The host waits for nothing between launches.
 
 mod common_backend;
 mod common_cuda;
@@ -7,23 +7,16 @@ mod common_reference;
 mod nccl_support;
 mod ranks_support;
 
-use std::time::Instant;
-
 use common_backend::*;
 use common_reference::{Answer, Operands};
-use magi_attn::backend::cuda::embedded;
-use magi_attn::backend::cuda::kernels;
 use magi_attn::backend::cuda::textbook::Textbook;
 use magi_attn::backend::cuda::textbook_params::tile_shape;
 use magi_attn::backend::cuda::tile_lists::DeviceTiles;
-use magi_attn::backend::cuda::walk::Walk;
 use magi_attn::backend::{Backend, BackwardArgs, CpuBackend, CudaBackend, ForwardArgs};
 use magi_attn::comm::Communicator;
-use magi_attn::device::cuda::{Arguments, DeviceMemory, Event, Launch, StreamMemory, pointer};
 use magi_attn::plan::tiles::{StageRows, key_tiles, query_tiles};
-use magi_attn::types::{AttnShape, DType, Device, Mask, Range, StageSlice, Status, Tensor};
-use nccl_support::UserStream;
-use ranks_support::{CAPABILITY_8, DeviceTensor, Gate, Rank, fails_inside, inside, on_ranks};
+use magi_attn::types::{AttnShape, DType, Mask, Range, StageSlice, Tensor};
+use ranks_support::{CAPABILITY_8, DeviceTensor, Gate, Rank, inside, on_ranks};
 
 const WORLD: usize = 3;
 
@@ -196,123 +189,191 @@ struct Gradients {
     v: Vec<f64>,
 }
 
-/// Everything of a rank, which hands the gradients of the keys that came back to where they came from.
-fn attend(r: &Rank, s: &AttnShape) -> (Answer, Gradients) {
-    let (mask, o) = problem(r.rank, s);
-    let (hq, hkv, d, dv, acc) = (
-        s.heads_q,
-        s.heads_kv,
-        s.head_dim,
-        s.head_dim_v,
-        s.dtype.accumulator(),
-    );
-    let own = |x: &[f64], heads: i64, width: i64| {
-        let n = (TOKENS * heads * width) as usize;
-        r.values(&x[..n], &[TOKENS, heads, width], s.dtype, Layout::Dense)
-    };
-    let unwritten = |shape: &[i64], dtype| r.unwritten(shape, dtype, Layout::Dense);
-    let (q, k, v) = (own(&o.q, hq, d), own(&o.k, hkv, d), own(&o.v, hkv, dv));
-    let dout = own(&o.dout, hq, dv);
-    let [k_in, v_in] = [d, dv].map(|w| unwritten(&[TOKENS, hkv, w], s.dtype));
-    let (out, lse) = (unwritten(&[TOKENS, hq, dv], acc), unwritten(&[TOKENS, hq], acc));
-    let (max, delta) = (unwritten(&[hq], DType::F32), unwritten(&[TOKENS, hq], acc));
-    let final_out = unwritten(&[TOKENS, hq, dv], s.dtype);
-    let dq = unwritten(&[TOKENS, hq, d], acc);
-    // Of own keys, of those that came, and from the rank that had these.
-    let [dk, dk_away, dk_back] = [0; 3].map(|_| unwritten(&[TOKENS, hkv, d], acc));
-    let [dv, dv_away, dv_back] = [0; 3].map(|_| unwritten(&[TOKENS, hkv, dv], acc));
-    let stages = stages(&mask);
-    let rows = StageRows {
-        q: TOKENS,
-        k: [TOKENS; 2],
-    };
-    let shape = tile_shape(s.dtype);
-    let lists = stages.each_ref().map(|slices| {
-        [
-            query_tiles(slices, &rows, &shape),
-            key_tiles(slices, &rows, &shape),
-        ]
-        .map(|list| DeviceTiles::upload(&r.gpu, &list.unwrap()).unwrap())
-    });
-    let (next, last) = ((r.rank + 1) % WORLD, (r.rank + WORLD - 1) % WORLD);
-    let backend = CudaBackend::new(&r.gpu, r.stream()).unwrap();
-    let textbook = Textbook::load(&r.gpu).unwrap();
-    let pair = |a: &DeviceTensor, b: &DeviceTensor| [Some(a.tensor()), Some(b.tensor())];
-    let begun = Instant::now();
-    let (sends, recvs) = ([k.send(last), v.send(last)], [k_in.recv(next), v_in.recv(next)]);
-    // SAFETY: everything lives until the results were downloaded.
-    let ticket = unsafe { r.comm.start(&sends, &recvs, r.stream()) }.unwrap();
-    let mut ticket = Some(ticket);
-    backend
-        .attn_init(out.tensor(), lse.tensor(), Some(max.tensor()), None)
-        .unwrap();
-    for (slices, [queries, _]) in stages.iter().zip(&lists) {
-        let args = ForwardArgs {
-            q: q.tensor(),
-            k: pair(&k, &k_in),
-            v: pair(&v, &v_in),
-            slices,
-            shape: *s,
-            softmax_scale: o.scale,
-            softcap: o.cap,
-            out: out.tensor(),
-            lse: lse.tensor(),
-            max_logits: Some(max.tensor()),
+/// The tensors of a rank; `*_in` come from the rank after it, `*_away` go there, `*_back` come from the rank before.
+struct Tensors {
+    q: DeviceTensor,
+    k: DeviceTensor,
+    v: DeviceTensor,
+    k_in: DeviceTensor,
+    v_in: DeviceTensor,
+    dout: DeviceTensor,
+    sums: DeviceTensor,
+    out: DeviceTensor,
+    lse: DeviceTensor,
+    max: DeviceTensor,
+    delta: DeviceTensor,
+    dq: DeviceTensor,
+    dk: DeviceTensor,
+    dv: DeviceTensor,
+    dk_away: DeviceTensor,
+    dv_away: DeviceTensor,
+    dk_back: DeviceTensor,
+    dv_back: DeviceTensor,
+}
+
+impl Tensors {
+    fn new(r: &Rank, s: &AttnShape, o: &Operands) -> Tensors {
+        let (dtype, acc) = (s.dtype, s.dtype.accumulator());
+        let queries = |width| [TOKENS, s.heads_q, width];
+        let keys = |width| [TOKENS, s.heads_kv, width];
+        let own = |x: &[f64], shape: [i64; 3]| {
+            let n = shape.iter().product::<i64>() as usize;
+            r.values(&x[..n], &shape, dtype, Layout::Dense)
         };
-        textbook.forward(r.stream(), queries, &args).unwrap();
-        if let Some(ticket) = ticket.take() {
-            r.comm.finish(ticket, r.stream()).unwrap();
+        let unwritten = |shape: &[i64], dtype| r.unwritten(shape, dtype, Layout::Dense);
+        let gradient = |width| unwritten(&keys(width), acc);
+        let (d, e) = (s.head_dim, s.head_dim_v);
+        Tensors {
+            q: own(&o.q, queries(d)),
+            k: own(&o.k, keys(d)),
+            v: own(&o.v, keys(e)),
+            k_in: unwritten(&keys(d), dtype),
+            v_in: unwritten(&keys(e), dtype),
+            dout: own(&o.dout, queries(e)),
+            sums: unwritten(&queries(e), acc),
+            out: unwritten(&queries(e), dtype),
+            lse: unwritten(&[TOKENS, s.heads_q], acc),
+            max: unwritten(&[s.heads_q], DType::F32),
+            delta: unwritten(&[TOKENS, s.heads_q], acc),
+            dq: unwritten(&queries(d), acc),
+            dk: gradient(d),
+            dv: gradient(e),
+            dk_away: gradient(d),
+            dv_away: gradient(e),
+            dk_back: gradient(d),
+            dv_back: gradient(e),
         }
     }
-    backend.cast(out.tensor(), final_out.tensor(), false).unwrap();
-    backend
-        .attn_delta(final_out.tensor(), dout.tensor(), delta.tensor())
-        .unwrap();
-    for sums in [&dq, &dk, &dv, &dk_away, &dv_away] {
-        backend.fill_zero(sums.tensor()).unwrap();
+}
+
+fn pair(a: &DeviceTensor, b: &DeviceTensor) -> [Option<Tensor>; 2] {
+    [Some(a.tensor()), Some(b.tensor())]
+}
+
+/// What a rank computes with.
+struct Attention<'a> {
+    rank: &'a Rank,
+    shape: &'a AttnShape,
+    operands: &'a Operands,
+    stages: [Vec<StageSlice>; 2],
+    lists: [[DeviceTiles; 2]; 2],
+    backend: CudaBackend,
+    textbook: Textbook,
+}
+
+impl Attention<'_> {
+    fn new<'a>(rank: &'a Rank, shape: &'a AttnShape, mask: &Mask, operands: &'a Operands) -> Attention<'a> {
+        let stages = stages(mask);
+        let (q, k) = (TOKENS, [TOKENS; 2]);
+        let (rows, tile) = (StageRows { q, k }, tile_shape(shape.dtype));
+        let lists = stages.each_ref().map(|slices| {
+            [query_tiles(slices, &rows, &tile), key_tiles(slices, &rows, &tile)]
+                .map(|list| DeviceTiles::upload(&rank.gpu, &list.unwrap()).unwrap())
+        });
+        Attention {
+            rank,
+            shape,
+            operands,
+            stages,
+            lists,
+            backend: CudaBackend::new(&rank.gpu, rank.stream()).unwrap(),
+            textbook: Textbook::load(&rank.gpu).unwrap(),
+        }
     }
-    for (slices, [queries, keys]) in stages.iter().zip(&lists) {
-        let args = BackwardArgs {
-            q: q.tensor(),
-            k: pair(&k, &k_in),
-            v: pair(&v, &v_in),
-            dout: dout.tensor(),
-            lse: lse.tensor(),
-            delta: delta.tensor(),
-            slices,
-            shape: *s,
-            softmax_scale: o.scale,
-            softcap: o.cap,
-            dq: dq.tensor(),
-            dk: pair(&dk, &dk_away),
-            dv: pair(&dv, &dv_away),
+
+    fn next(&self) -> usize {
+        (self.rank.rank + 1) % WORLD
+    }
+
+    fn last(&self) -> usize {
+        (self.rank.rank + WORLD - 1) % WORLD
+    }
+
+    /// Keys travel while the own ones are computed.
+    fn forward(&self, t: &Tensors) {
+        let (r, b) = (self.rank, &self.backend);
+        let sends = [t.k.send(self.last()), t.v.send(self.last())];
+        let recvs = [t.k_in.recv(self.next()), t.v_in.recv(self.next())];
+        // SAFETY: everything lives until the results were downloaded.
+        let ticket = unsafe { r.comm.start(&sends, &recvs, r.stream()) }.unwrap();
+        let max = Some(t.max.tensor());
+        b.attn_init(t.sums.tensor(), t.lse.tensor(), max, None).unwrap();
+        let stage = |i: usize| {
+            let args = ForwardArgs {
+                q: t.q.tensor(),
+                k: pair(&t.k, &t.k_in),
+                v: pair(&t.v, &t.v_in),
+                slices: &self.stages[i],
+                shape: *self.shape,
+                softmax_scale: self.operands.scale,
+                softcap: self.operands.cap,
+                out: t.sums.tensor(),
+                lse: t.lse.tensor(),
+                max_logits: max,
+            };
+            let [queries, _] = &self.lists[i];
+            self.textbook.forward(r.stream(), queries, &args).unwrap();
         };
-        textbook.backward(r.stream(), queries, keys, &args).unwrap();
+        stage(0);
+        r.comm.finish(ticket, r.stream()).unwrap();
+        stage(1);
+        b.cast(t.sums.tensor(), t.out.tensor(), false).unwrap();
     }
-    r.exchange(
-        &[dk_away.send(next), dv_away.send(next)],
-        &[dk_back.recv(last), dv_back.recv(last)],
-    );
-    let all = [Range::new(0, TOKENS)];
-    for (back, sums) in [(&dk_back, &dk), (&dv_back, &dv)] {
-        backend.range_reduce(back.tensor(), sums.tensor(), &all).unwrap();
+
+    /// Gradients of keys that came go back to where they came from.
+    fn backward(&self, t: &Tensors) {
+        let (r, b) = (self.rank, &self.backend);
+        b.attn_delta(t.out.tensor(), t.dout.tensor(), t.delta.tensor())
+            .unwrap();
+        for sums in [&t.dq, &t.dk, &t.dv, &t.dk_away, &t.dv_away] {
+            b.fill_zero(sums.tensor()).unwrap();
+        }
+        for (slices, [queries, keys]) in self.stages.iter().zip(&self.lists) {
+            let args = BackwardArgs {
+                q: t.q.tensor(),
+                k: pair(&t.k, &t.k_in),
+                v: pair(&t.v, &t.v_in),
+                dout: t.dout.tensor(),
+                lse: t.lse.tensor(),
+                delta: t.delta.tensor(),
+                slices,
+                shape: *self.shape,
+                softmax_scale: self.operands.scale,
+                softcap: self.operands.cap,
+                dq: t.dq.tensor(),
+                dk: pair(&t.dk, &t.dk_away),
+                dv: pair(&t.dv, &t.dv_away),
+            };
+            self.textbook.backward(r.stream(), queries, keys, &args).unwrap();
+        }
+        r.exchange(
+            &[t.dk_away.send(self.next()), t.dv_away.send(self.next())],
+            &[t.dk_back.recv(self.last()), t.dv_back.recv(self.last())],
+        );
+        let all = [Range::new(0, TOKENS)];
+        for (back, sums) in [(&t.dk_back, &t.dk), (&t.dv_back, &t.dv)] {
+            b.range_reduce(back.tensor(), sums.tensor(), &all).unwrap();
+        }
     }
-    let enqueued = begun.elapsed();
+}
+
+/// Everything of a rank; the host waits for the first time when all is enqueued.
+fn attend(r: &Rank, s: &AttnShape) -> (Answer, Gradients) {
+    let (mask, o) = problem(r.rank, s);
+    let tensors = Tensors::new(r, s, &o);
+    let attention = Attention::new(r, s, &mask, &o);
+    attention.forward(&tensors);
+    attention.backward(&tensors);
     let answer = Answer {
-        out: r.download(&final_out),
-        lse: r.download(&lse),
-        max_logits: r.download(&max),
+        out: r.download(&tensors.out),
+        lse: r.download(&tensors.lse),
+        max_logits: r.download(&tensors.max),
         ..Answer::default()
     };
-    println!(
-        "rank {}: enqueued in {enqueued:?}, done in {:?}",
-        r.rank,
-        begun.elapsed()
-    );
     let gradients = Gradients {
-        q: r.download(&dq),
-        k: r.download(&dk),
-        v: r.download(&dv),
+        q: r.download(&tensors.dq),
+        k: r.download(&tensors.dk),
+        v: r.download(&tensors.dv),
     };
     (answer, gradients)
 }
@@ -378,156 +439,4 @@ fn devices_of_another_capability_compute_too() {
             attention_over_ranks(&shape(2, 1, 16, 16, DType::Bf16), 3e-2);
         },
     );
-}
-
-// ---- what the driver promises
-
-#[test]
-fn launches_wait_for_events_and_for_nothing_else() {
-    inside("launches_wait_for_events_and_for_nothing_else", &[], || {
-        on_ranks(2, |r| {
-            let (reader, other) = (UserStream::new(r.rank), UserStream::new(r.rank));
-            let ones = |n: i64| r.values(&vec![1.0; n as usize], &[n], DType::F32, Layout::Dense);
-            let x = ones(8);
-            let [late, early] = [0; 2].map(|_| r.unwritten(&[8], DType::F32, Layout::Dense));
-            let at = x.tensor().data() as usize;
-            // SAFETY: device memory is the host's here, and nobody touches x while the gate opens.
-            let write = move || unsafe { std::slice::from_raw_parts_mut(at as *mut f32, 8).fill(2.0) };
-            let gate = Gate::then(&r.user, write);
-            let event = Event::new(&r.gpu).unwrap();
-            event.record(r.stream()).unwrap();
-            event.wait(reader.stream).unwrap();
-            let copy = |on: &UserStream, to: &DeviceTensor| {
-                let backend = CudaBackend::new(&r.gpu, on.stream).unwrap();
-                backend.cast(x.tensor(), to.tensor(), false).unwrap();
-            };
-            copy(&reader, &late);
-            copy(&other, &early);
-            other.synchronize();
-            assert_eq!(early.read(), [1.0; 8]);
-            assert!(!event.is_done().unwrap());
-            assert!(late.read().iter().all(|x| x.is_nan()));
-            gate.open();
-            reader.synchronize();
-            assert_eq!(late.read(), [2.0; 8]);
-            assert!(event.is_done().unwrap());
-        });
-    });
-}
-
-#[test]
-fn parameters_are_copied_when_a_kernel_is_launched() {
-    inside("parameters_are_copied_when_a_kernel_is_launched", &[], || {
-        on_ranks(2, |r| {
-            let [a, b] = [0; 2].map(|_| r.values(&[1.0; 8], &[8], DType::F32, Layout::Dense));
-            let variant = embedded::listed("elementwise").unwrap();
-            let fill = kernels::load(&r.gpu, variant)
-                .unwrap()
-                .function("fill_zero")
-                .unwrap();
-            let mut walk = Walk::moving(&[&a.tensor()], 0, &[0]);
-            let mut at = a.tensor().data();
-            let gate = Gate::on(&r.user);
-            let mut arguments = Arguments::new();
-            arguments.push(&walk).push(&at);
-            // SAFETY: the parameters of fill_zero, on memory that stays.
-            unsafe { Launch::linear(1, 256).run(&r.gpu, fill, r.stream(), &mut arguments) }.unwrap();
-            (walk.units, at) = (0, b.tensor().data());
-            gate.open();
-            assert_eq!(r.download(&a), [0.0; 8]);
-            assert_eq!(r.download(&b), [1.0; 8]);
-            assert_eq!((walk.units, at), (0, b.tensor().data()));
-        });
-    });
-}
-
-#[test]
-fn memory_lives_as_long_as_its_stream_uses_it() {
-    inside("memory_lives_as_long_as_its_stream_uses_it", &[], || {
-        on_ranks(4, |r| {
-            let x = r.values(&[3.0; 8], &[8], DType::F32, Layout::Dense);
-            let y = r.unwritten(&[8], DType::F32, Layout::Dense);
-            let backend = CudaBackend::new(&r.gpu, r.stream()).unwrap();
-            let gate = Gate::on(&r.user);
-            let memory = StreamMemory::new(&r.gpu, 32, r.stream()).unwrap();
-            let (at, device) = (memory.as_ptr(), Device::Cuda(r.rank as i32));
-            // SAFETY: 8 elements in 32 bytes, which the stream frees behind their uses.
-            let between = unsafe { Tensor::dense(at, DType::F32, device, &[8]) };
-            backend.cast(x.tensor(), between, false).unwrap();
-            backend.cast(between, y.tensor(), false).unwrap();
-            assert_eq!(pointer::device_of(at).unwrap(), Some(r.rank as i32));
-            drop(memory);
-            assert_eq!(pointer::device_of(at).unwrap(), None);
-            gate.open();
-            assert_eq!(r.download(&y), [3.0; 8]);
-            // SAFETY: the driver keeps what was freed for a while.
-            assert_eq!(unsafe { std::slice::from_raw_parts(at, 32) }, [0xa5; 32]);
-            let fresh = DeviceMemory::new(&r.gpu, 32).unwrap();
-            let mut bytes = [0; 32];
-            fresh.read(0, &mut bytes).unwrap();
-            assert_eq!(bytes, [0xff; 32]);
-        });
-    });
-}
-
-#[test]
-fn streams_and_kernels_of_another_device_are_refused() {
-    inside("streams_and_kernels_of_another_device_are_refused", &[], || {
-        on_ranks(2, |r| {
-            let theirs = UserStream::new(1 - r.rank);
-            let error = CudaBackend::new(&r.gpu, theirs.stream).unwrap_err();
-            assert_eq!(error.status, Status::DeviceMismatch);
-            let a = r.values(&[1.0; 8], &[8], DType::F32, Layout::Dense);
-            let variant = embedded::listed("elementwise").unwrap();
-            let fill = kernels::load(&r.gpu, variant)
-                .unwrap()
-                .function("fill_zero")
-                .unwrap();
-            let (walk, at) = (Walk::moving(&[&a.tensor()], 0, &[0]), a.tensor().data());
-            let mut arguments = Arguments::new();
-            arguments.push(&walk).push(&at);
-            // SAFETY: refused before anything runs.
-            let refused = unsafe { Launch::linear(1, 256).run(&r.gpu, fill, theirs.stream, &mut arguments) };
-            assert_eq!(refused.unwrap_err().status, Status::CudaFailed);
-            let event = Event::new(&r.gpu).unwrap();
-            assert_eq!(
-                event.record(theirs.stream).unwrap_err().status,
-                Status::CudaFailed
-            );
-            assert_eq!(r.download(&a), [1.0; 8]);
-        });
-    });
-}
-
-/// Zeros to `elements` floats where there is memory for 8.
-fn zeros(r: &Rank, memory: &DeviceMemory, elements: i64) -> Tensor {
-    let device = Device::Cuda(r.rank as i32);
-    // SAFETY: what is behind the memory, or was freed, is kept by the driver, which is what is tested.
-    unsafe { Tensor::dense(memory.as_ptr(), DType::F32, device, &[elements]) }
-}
-
-#[test]
-fn writing_behind_the_end_is_seen() {
-    fails_inside("writing_behind_the_end_is_seen", "behind its end", || {
-        on_ranks(1, |r| {
-            let memory = DeviceMemory::new(&r.gpu, 32).unwrap();
-            let backend = CudaBackend::new(&r.gpu, r.stream()).unwrap();
-            backend.fill_zero(zeros(r, &memory, 9)).unwrap();
-            r.user.synchronize();
-        });
-    });
-}
-
-#[test]
-fn writing_to_freed_memory_is_seen() {
-    fails_inside("writing_to_freed_memory_is_seen", "after it was freed", || {
-        on_ranks(1, |r| {
-            let memory = DeviceMemory::new(&r.gpu, 32).unwrap();
-            let tensor = zeros(r, &memory, 8);
-            let backend = CudaBackend::new(&r.gpu, r.stream()).unwrap();
-            drop(memory);
-            backend.fill_zero(tensor).unwrap();
-            r.user.synchronize();
-        });
-    });
 }
