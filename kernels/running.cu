@@ -149,8 +149,8 @@ extern "C" __global__ void __launch_bounds__(512)
 }
 
 // dst[h] = the largest of src[0..rows][h], -inf without rows. Steps are bytes.
-extern "C" __global__ void __launch_bounds__(256)
-    max_rows(const char *src, long long row, long long column, char *dst, long long dst_step, long long rows, int columns) {
+extern "C" __global__ void __launch_bounds__(256) max_rows(const char *src, long long row, long long column, char *dst,
+                                                           long long dst_step, long long rows, int columns) {
     for (i64 h = first_index(); h < columns; h += index_step()) {
         float most = (float)MINUS_INFINITY;
         for (i64 r = 0; r < rows; r++) {

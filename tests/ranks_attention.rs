@@ -139,7 +139,8 @@ fn random_masks_equal_dense_attention() {
         for seed in 0..12u64 {
             let (tq, tk) = (1 + r.below(150), 1 + r.below(150));
             let tk = if seed % 2 == 0 { tq } else { tk };
-            let mask = random_mask(&mut r, tq, tk, 1 + r.below(8) as usize);
+            let count = 1 + r.below(8) as usize;
+            let mask = random_mask(&mut r, tq, tk, count);
             let s = shape(2, 1 + r.below(2), 8, 8 + 8 * r.below(2), DType::F64);
             let o = problem(&mask, &s, seed, r.below(4) as usize);
             let want = attention(&mask, &o, Arithmetic::Exact);
@@ -234,7 +235,10 @@ fn low_precision_equals_the_processor() {
                 };
                 let name = format!("{} on {world} devices", dtype.name());
                 for ((name_of, have), (_, want)) in parts(&have).into_iter().zip(parts(&want)) {
-                    let largest = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+                    let largest = want
+                        .iter()
+                        .filter(|x| x.is_finite())
+                        .fold(0.0f64, |m, x| m.max(x.abs()));
                     for (h, w) in have.iter().zip(want) {
                         let near = (h - w).abs() <= bound * largest.max(1e-3);
                         assert!(near || h == w, "{name}: {name_of} has {h}, must be {w}");
@@ -255,7 +259,10 @@ fn calls_on_different_streams_follow_each_other() {
         let all: Vec<Operands> = (0..4).map(|seed| problem(&mask, &s, 3 * seed, 0)).collect();
         let answers = on_ranks(job.world, |r| {
             let key = key_of(&job, r);
-            let streams: Vec<_> = all.iter().map(|_| nccl_support::UserStream::new(r.rank)).collect();
+            let streams: Vec<_> = all
+                .iter()
+                .map(|_| nccl_support::UserStream::new(r.rank))
+                .collect();
             streams
                 .into_iter()
                 .zip(&all)
@@ -322,13 +329,19 @@ fn what_a_device_cannot_take_is_refused() {
                     .to_string()
             };
             let text = refused(host.tensor(), x.tensor(), r.stream());
-            assert!(text.contains("x lies in host memory; this call works on CUDA device 0"), "{text}");
+            assert!(
+                text.contains("x lies in host memory; this call works on CUDA device 0"),
+                "{text}"
+            );
             let mut config = Config::default();
             config.compute.kernels = KernelChoice::Ffa;
             let comm: Arc<dyn Communicator> = r.comm.clone();
             let ffa = Key::create(&Context::new(comm), &job.mask, s, config).unwrap();
             let text = ffa.prepare(r.stream()).unwrap_err().to_string();
-            assert!(text.contains("config.backend ffa: ") && text.contains("dtype f64"), "{text}");
+            assert!(
+                text.contains("config.backend ffa: ") && text.contains("dtype f64"),
+                "{text}"
+            );
         });
     });
 }

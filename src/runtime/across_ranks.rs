@@ -91,10 +91,7 @@ fn gathered(
     };
     let sends: Vec<Piece> = peers().map(|p| piece(p, own)).collect();
     let recvs: Vec<Piece> = peers().map(|p| piece(p, of(p))).collect();
-    let lane = |pieces| Lane {
-        tensor: all,
-        pieces,
-    };
+    let lane = |pieces| Lane { tensor: all, pieces };
     let ticket = start(session.comm(), &[lane(&sends)], &[lane(&recvs)], stream)?;
     session.comm().finish(ticket, stream)?;
     Ok(Gathered {

@@ -51,7 +51,9 @@ pub(super) fn by_peer(staged: &[Piece], pieces: &[Piece]) -> Vec<(Range, Vec<Ran
             None => all.push((to.peer, from.rows, vec![to.rows])),
         }
     }
-    all.into_iter().map(|(_, rows, targets)| (rows, targets)).collect()
+    all.into_iter()
+        .map(|(_, rows, targets)| (rows, targets))
+        .collect()
 }
 
 /// Starts one grouped exchange of several tensors at once, such as k and v.

@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::context::{Context, Session};
-use super::request::{Joint, Placer, Request};
 use super::packing::PassPacking;
+use super::request::{Joint, Placer, Request};
 use super::stage_tiles::PassTiles;
 use super::workspace::{self, Dims, KernelBytes};
 use super::{check, key_device, prepare};

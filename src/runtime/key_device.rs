@@ -37,10 +37,14 @@ pub(super) fn kernel_bytes(key: &Key, on: Stream) -> Result<KernelBytes> {
 /// Parts of stages that have slices, or where the result begins.
 fn parts(pass: &Pass, begins: bool) -> impl Iterator<Item = (usize, &Stage, Part)> {
     let both = |(i, stage)| [(i, stage, Part::Own), (i, stage, Part::Guests)];
-    pass.stages.iter().enumerate().flat_map(both).filter(move |(i, stage, part)| match part {
-        Part::Own => (begins && *i == 0) || !stage.slices.is_empty(),
-        Part::Guests => !stage.guests.slices.is_empty(),
-    })
+    pass.stages
+        .iter()
+        .enumerate()
+        .flat_map(both)
+        .filter(move |(i, stage, part)| match part {
+            Part::Own => (begins && *i == 0) || !stage.slices.is_empty(),
+            Part::Guests => !stage.guests.slices.is_empty(),
+        })
 }
 
 fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {

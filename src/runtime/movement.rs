@@ -192,7 +192,8 @@ fn dense(session: &Session<'_>, t: &Tensor, scratch: &mut Scratch) -> Result<Ten
         return Ok(*t);
     }
     let copy = scratch.tensor();
-    session.backend()
+    session
+        .backend()
         .range_gather(*t, &[Range::new(0, t.tokens())], copy)?;
     Ok(copy)
 }
@@ -219,7 +220,11 @@ pub(super) fn carry_out(
     stream: Stream,
 ) -> Result<()> {
     let backend = session.backend();
-    let mut packed = Scratch::rows_like(session.on(), if from.is_dense() { 0 } else { from.tokens() }, from)?;
+    let mut packed = Scratch::rows_like(
+        session.on(),
+        if from.is_dense() { 0 } else { from.tokens() },
+        from,
+    )?;
     let mut unpacked = Scratch::rows_like(session.on(), if to.is_dense() { 0 } else { to.tokens() }, to)?;
     let source = dense(session, from, &mut packed)?;
     let target = if to.is_dense() { *to } else { unpacked.tensor() };

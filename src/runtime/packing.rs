@@ -73,7 +73,10 @@ impl StagePacking {
         let packed = |peer: u32| sends.packed.iter().any(|p| p.peer == peer);
         let mut places: Vec<Piece> = Vec::with_capacity(runs.len());
         for run in runs {
-            match places.last_mut().filter(|last| last.peer == run.peer && packed(run.peer)) {
+            match places
+                .last_mut()
+                .filter(|last| last.peer == run.peer && packed(run.peer))
+            {
                 Some(last) => last.rows.end = run.rows.end,
                 None => places.push(run),
             }
@@ -119,7 +122,9 @@ mod tests {
     #[test]
     fn only_many_small_runs_of_a_peer_are_packed() {
         let few: Vec<_> = (0..MANY as i64).map(|i| (0, 10 * i, 10 * i + 3)).collect();
-        let many: Vec<_> = (0..MANY as i64 + 1).map(|i| (1, 10 * i + 4, 10 * i + 6)).collect();
+        let many: Vec<_> = (0..MANY as i64 + 1)
+            .map(|i| (1, 10 * i + 4, 10 * i + 6))
+            .collect();
         let large: Vec<_> = (0..20).map(|i| (2, 200 * i, 200 * i + LARGE)).collect();
         let packing = Packing::new(&pieces(&[few.clone(), many.clone(), large.clone()].concat()));
         assert_eq!(packing.single, pieces(&[few, large].concat()));

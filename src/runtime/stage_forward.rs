@@ -25,14 +25,20 @@ pub(super) fn key_reasons(key: &Key) -> Vec<String> {
         .iter()
         .filter(|(_, n)| n % 8 != 0)
         .map(|(name, n)| {
-            format!("{name} {n}; between ranks rows lie side by side, where the fast kernels take multiples of 8")
+            format!(
+                "{name} {n}; between ranks rows lie side by side, where the fast kernels take multiples of 8"
+            )
         })
         .collect()
 }
 
 /// Which kernels a key's call runs on: `chosen` of the fast ones, or `None` for textbook attention and on the CPU.
 /// `Status::NotSupported` with every reason when only the fast ones will do.
-pub(super) fn fast_or<C>(key: &Key, why: Vec<String>, chosen: impl FnOnce() -> Option<C>) -> Result<Option<C>> {
+pub(super) fn fast_or<C>(
+    key: &Key,
+    why: Vec<String>,
+    chosen: impl FnOnce() -> Option<C>,
+) -> Result<Option<C>> {
     match (key.config().compute.kernels, why.is_empty()) {
         (KernelChoice::Sdpa, _) | (KernelChoice::Default, false) => Ok(None),
         (KernelChoice::Ffa, false) => {

@@ -35,7 +35,8 @@ impl Keys<'_> {
             if t.is_dense() {
                 return Ok(*t);
             }
-            session.backend()
+            session
+                .backend()
                 .range_gather(*t, &[Range::new(0, t.tokens())], *packed)?;
             Ok(*packed)
         };
