@@ -60,12 +60,37 @@ class Mask:
                     found.append((first, last + 1))
         return sorted(found)
 
+    def of_queries(self, positions):
+        """What the queries at `positions`, ascending, see of all keys: a mask in which they stand one after the other."""
+        slices, row = [], 0
+        for a, b in runs(positions):
+            for q0, q1, k0, k1, kind in self.slices:
+                first, last = max(a, q0), min(b, q1)
+                # The corners that diagonals run through move with the rows that are cut off.
+                c0 = k0 + first - q0 if kind in (INV_CAUSAL, BI_CAUSAL) else k0
+                c1 = k1 + last - q1 if kind in (CAUSAL, BI_CAUSAL) else k1
+                if first < last and c0 < c1:
+                    slices.append((row + first - a, row + last - a, c0, c1, kind))
+            row += b - a
+        return Mask(self.name, row, self.total_k, slices)
+
     def describe(self):
         """What a result file says about the mask."""
         text = {"mask": self.name, "tokens": self.total_q, "tokens_k": self.total_k, "area": self.area()}
         if self.lengths is not None:
             text["lengths"] = self.lengths
         return text
+
+
+def runs(positions):
+    """Ascending integers as ranges [first, end)."""
+    found = []
+    for position in positions:
+        if found and found[-1][1] == position:
+            found[-1][1] += 1
+        else:
+            found.append([position, position + 1])
+    return found
 
 
 def _keys(slice_, row):
@@ -143,8 +168,10 @@ def grid_mask(name, tokens, seed):
         return _window(name, tokens, 1024) if tokens > 1024 else None
     if name == "window_1024":
         return _window(name, tokens, 1023) if tokens > 1024 else None
-    if name == "block_causal_4096":
-        return _blocks(name, [tokens], 4096, False) if tokens > 4096 else None
+    # block_causal_4096 is in the grid; any other size may be named.
+    if name.startswith("block_causal_") and name[13:].isdigit() and int(name[13:]) > 0:
+        block = int(name[13:])
+        return _blocks(name, [tokens], block, False) if tokens > block else None
     if name == "documents_8":
         ends = [tokens * i // 8 for i in range(9)]
         return _packed(name, [b - a for a, b in zip(ends, ends[1:])], True, False)
