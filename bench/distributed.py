@@ -42,7 +42,7 @@ def arguments(argv):
     add("--head-dim", type=int)
     add("--pass", dest="passes", choices=["forward", "backward", "both"], default="both")
     add("--dtype", choices=list(BOUNDS), help="bf16, or f16; where nothing is timed f32 and f64 too")
-    add("--device", choices=["cuda", "cpu", "gloo"], default="cuda", help="cpu: the library on local ranks; gloo: the peers on processes")
+    add("--device", choices=["cuda", "cpu", "gloo"], default="cuda", help="cpu: the library on local ranks, without torch; gloo: the peers on a host's processes")
     add("--world", type=int, help="ranks; the launcher's without it, 4 with --device cpu, 1 without a launcher")
     add("--check", action="store_true", help="compare with f64 at small sizes and stop there; always so with --device cpu")
     add("--peers", default=PEERS, help="comma list of those, or none")
@@ -59,7 +59,8 @@ def arguments(argv):
     add("--out", help="result file; bench/results/distributed-<commit>-<date>.json by default, none where nothing is timed")
     options = parser.parse_args(argv)
     options.config = dict((name, int(value)) for name, _, value in (pair.partition("=") for pair in options.config.split(",") if pair))
-    options.peers_only |= options.device == "gloo"
+    # Processes that are ranks of the library need CUDA devices; one process does not.
+    options.peers_only |= options.device == "gloo" and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if options.warmup < 1 or options.rounds < 3:
         parser.error("--warmup must be 1 or more, --rounds 3 or more")
     return options
@@ -160,6 +161,8 @@ class Bench:
     def _comm(self):
         import ranks
 
+        if not self.cuda:
+            return ranks.Comm.local(self.library, 1)[0]
         if self.options.comm == "env":
             return ranks.Comm.from_env(self.library, 120_000)
 
@@ -231,7 +234,7 @@ class Bench:
         torch, why, one = self.torch, None, None
         try:
             one = make()
-            one.load(*(inputs.rows(x, one.positions) for x in ("q",)), *(inputs.rows(x, one.positions_k) for x in ("k", "v")), inputs.rows("dout", one.positions))
+            inputs.load(one)
             one.forward()
             if self.options.passes != "forward":
                 one.backward()
@@ -248,7 +251,7 @@ class Bench:
                 one.close()
 
     def compare(self, row, made, notes):
-        """Leaves out those whose sampled rows differ from the first's. Collective."""
+        """Leaves out those whose sampled rows differ from the first's, and returns their names. Collective."""
         names = ["out"] + (["dq", "dk", "dv"] if row.backward else [])
         order = sorted(made, key=lambda name: name != "alone")
         first = None
@@ -264,8 +267,10 @@ class Bench:
                 whole = all(bool(self.torch.isfinite(getattr(made[name], what)).all()) for what in names)
                 if not self.spread.agree(whole, self.device):
                     notes[name]["left_out"] = "not all of its results are finite"
-        for name in [n for n in made if "left_out" in notes[n]]:
+        wrong = [n for n in made if "left_out" in notes[n]]
+        for name in wrong:
             self._close(made.pop(name))
+        return wrong
 
     def _rows(self, one, names, row):
         found = {}
@@ -299,27 +304,27 @@ class Bench:
         notes = {}
         made, inputs = self.contestants(row, notes)
         try:
-            if self.options.check or not self.cuda:
+            if self.options.check:
                 good = self.check(row, made, inputs, notes)
                 outcome = ("checked" if good else "wrong") if made else "nothing to check"
                 return [{**row.describe(), "world": self.world, "contestants": notes, "outcome": outcome}]
-            self.compare(row, made, notes)
-            return [self.timed(of_pass(row, backward), made, notes) for backward in passes_of(self.options)]
+            wrong = "magi" in self.compare(row, made, notes)
+            return [self.timed(of_pass(row, backward), made, notes, wrong) for backward in passes_of(self.options)]
         finally:
             for one in made.values():
                 self._close(one)
 
-    def timed(self, row, made, notes):
+    def timed(self, row, made, notes, wrong):
         """A row with times. Collective."""
         kind = "backward" if row.backward else "forward"
         found = {**row.describe(), "world": self.world, "contestants": notes}
-        wrong = notes.get("magi", {}).get("left_out", "")
         if not made:
-            return {**found, "outcome": "nothing to time"}
-        calls = {"matmul": self.matmul, **{name: getattr(one, kind) for name, one in made.items()}}
-        times, found["rounds"] = self.turns.run(calls)
-        found["clocks"] = results.clocks()
-        found["matmul_tflops"] = self.matmul_flops / times.pop("matmul").ms / 1e9
+            return {**found, "outcome": "wrong" if wrong else "nothing to time"}
+        calls = {"matmul": self.matmul} if self.matmul else {}
+        times, found["rounds"] = self.turns.run({**calls, **{name: getattr(one, kind) for name, one in made.items()}})
+        if self.matmul:
+            found["clocks"] = results.clocks() if self.rank == 0 else {}
+            found["matmul_tflops"] = self.matmul_flops / times.pop("matmul").ms / 1e9
         found["measured"] = {}
         for name, time_ in times.items():
             entry = {"ms": time_.ms, "ms_least": time_.ms_least, "ms_by_rank": time_.ms_by_rank}
@@ -330,7 +335,7 @@ class Bench:
             self._fractions(row, made["alone"], found["measured"])
         if "magi" in made:
             found["plan"] = {**made["magi"].host_ms, **made["magi"].key.describe(self.world, row.backward)}
-        return {**found, "outcome": "timed" if not wrong.endswith(("another", "finite")) else "wrong"}
+        return {**found, "outcome": "wrong" if wrong else "timed"}
 
     def _fractions(self, row, alone, measured):
         """Rates over that of one GPU: the mean of what each reaches on its own part."""

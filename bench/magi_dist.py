@@ -8,7 +8,9 @@ import time
 import magi
 import ranks
 import torch
-from device import DTYPES, describe
+from device import describe
+
+DTYPES = {"bf16": magi.BF16, "f16": magi.F16, "f32": magi.F32}
 
 
 class Keyed:
@@ -21,7 +23,7 @@ class Keyed:
         library = comm.library
         self.mask = magi.Mask(library, row.mask.slices, row.mask.total_q, row.mask.total_k)
         begin = time.perf_counter()
-        self.key = ranks.Key(comm, self.mask, ranks.shape_of(row, DTYPES[row.dtype][1]), ranks.config_of(library, settings))
+        self.key = ranks.Key(comm, self.mask, ranks.shape_of(row, DTYPES[row.dtype]), ranks.config_of(library, settings))
         planned = time.perf_counter()
         self.key.prepare(stream)
         self.host_ms = {"key_ms": (planned - begin) * 1e3, "prepare_ms": (time.perf_counter() - planned) * 1e3}

@@ -103,9 +103,14 @@ def _keys(slice_, row):
 
 def _area(slice_):
     q0, q1, k0, k1, kind = slice_
+    rows, width = max(0, q1 - q0), max(0, k1 - k0)
     if kind == FULL:
-        return max(0, q1 - q0) * max(0, k1 - k0)
-    return sum(max(0, end - first) for first, end in (_keys(slice_, row) for row in range(q0, q1)))
+        return rows * width
+    # Rows of a band see as many keys each; those of a triangle one more or one fewer than the row before, up to all.
+    least = max(0, width - rows + 1)
+    if kind == BI_CAUSAL:
+        return rows * least
+    return (width * (width + 1) - least * (least - 1)) // 2 if rows else 0
 
 
 def draw_lengths(tokens, seed):

@@ -121,8 +121,8 @@ class Varlen:
     """All documents in one call of FlashAttention-2, through the operators below torch.nn.attention.varlen. `kernel` is not used."""
 
     def __init__(self, _kernel, mask, scale, device):
-        if mask.documents is None or mask.window_left is not None or mask.block is not None:
-            raise Unable("only documents")
+        if mask.documents is None or len(mask.documents) == 2 or mask.window_left is not None or mask.block is not None:
+            raise Unable("only packed documents: cuDNN is faster on one")
         ends = torch.tensor(mask.documents, dtype=torch.int32, device=device)
         longest = max(b - a for a, b in zip(mask.documents, mask.documents[1:]))
         self.documents = (ends, ends, longest, longest, 0.0, mask.causal)
@@ -166,6 +166,11 @@ class Peer:
         self.row, self.tokens = row, row.mask.total_q // self.world
         begin = self.rank * self.tokens
         self.positions = torch.arange(begin, begin + self.tokens)
+
+    @property
+    def positions_k(self):
+        """Tokens whose keys this rank holds: those of its queries."""
+        return self.positions
 
     def load(self, q, k, v, dout):
         """This rank's inputs, dense."""

@@ -41,6 +41,11 @@ class Inputs:
             found[first:last] = block[(positions[first:last] - begin).to(self.device)]
         return found
 
+    def load(self, one):
+        """Gives a contestant what its rank holds."""
+        sides = {"q": one.positions, "k": one.positions_k, "v": one.positions_k, "dout": one.positions}
+        one.load(*(self.rows(name, positions) for name, positions in sides.items()))
+
 
 def rows_at(tensor, positions, wanted, device):
     """[wanted, heads, dim] in f64: the sum over ranks of rows of tokens `wanted`, each rank having those at `positions`."""
