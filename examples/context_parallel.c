@@ -2,8 +2,7 @@
  * Attention over the GPUs of several processes: a block-causal mask with a sink, 32,768 tokens, 48 query and 8 key
  * heads of dimension 128, bf16, forward and backward. Rank 0 then computes the same on its GPU alone, and compares.
  *
- *   cc -std=c11 -O2 -D_POSIX_C_SOURCE=200809L -Iinclude examples/context_parallel.c -o context_parallel \
- *       -lmagi_attn -lm -ldl
+ *   cc -std=c11 -O2 -Iinclude examples/context_parallel.c -o context_parallel -lmagi_attn -lm -ldl
  *   torchrun --no-python --nproc-per-node 4 ./context_parallel      (or: mpirun -n 4 ./context_parallel)
  *
  * Without a launcher, or without a GPU, four threads are the ranks: on the processor, with 512 tokens.
@@ -12,8 +11,6 @@
 #include "cuda_driver.h"
 #include <magi_attn.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
 
 /* Largest difference that is allowed, as a part of the largest value: rounding in another order, and bf16 has 8 bits.
@@ -27,61 +24,18 @@ struct job {
 static const struct job on_gpus = {32768, 4096, 4, {sizeof(magi_attn_shape), 48, 8, 128, 128, MAGI_DTYPE_BF16, 0}};
 static const struct job on_processor = {512, 64, 4, {sizeof(magi_attn_shape), 6, 1, 32, 32, MAGI_DTYPE_BF16, 0}};
 
-/* The driver's result or the library's status is success, or the process ends: the other ranks then get an error. */
-#define MUST_CUDA(call) must((call), #call, "CUDA's driver")
-#define MUST(call) must((call), #call, magi_last_error_message())
-static void must(int status, const char *call, const char *message) {
-    if (status != 0) {
-        fprintf(stderr, "context_parallel: %s gave %d: %s\n", call, status, message);
-        exit(1);
-    }
-}
+/* The call succeeds, or the process ends: the other ranks then get an error. */
+#define MUST(call)                                                                                                     \
+    do {                                                                                                               \
+        if ((call) != MAGI_STATUS_OK) {                                                                                \
+            stop(#call, magi_last_error_message());                                                                    \
+        }                                                                                                              \
+    } while (0)
 
 static double now_ms(void) {
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
-}
-
-/* ---- memory: of the rank's GPU, or of the host ---- */
-
-struct place {
-    const cuda_driver *cuda; /* NULL: host memory */
-    int32_t device;
-    magi_stream stream;
-    void *blocks[64]; /* what was taken, given back together */
-    size_t count;
-};
-
-static void *take(struct place *p, size_t bytes) {
-    const size_t rounded = (bytes + 255) / 256 * 256; /* workspace must be aligned to 256 */
-    void *block = NULL;
-    if (p->cuda != NULL) {
-        uint64_t at = 0;
-        MUST_CUDA(p->cuda->cuMemAlloc(&at, rounded ? rounded : 256));
-        block = (void *)(uintptr_t)at;
-    } else {
-        block = aligned_alloc(256, rounded ? rounded : 256);
-    }
-    must(block == NULL || p->count == 64, "memory", "out of it");
-    return p->blocks[p->count++] = block;
-}
-
-static void give_back(struct place *p) {
-    while (p->count > 0) {
-        void *const block = p->blocks[--p->count];
-        if (p->cuda != NULL) {
-            MUST_CUDA(p->cuda->cuMemFree((uint64_t)(uintptr_t)block));
-        } else {
-            free(block);
-        }
-    }
-}
-
-static void wait_for(const struct place *p) {
-    if (p->cuda != NULL) {
-        MUST_CUDA(p->cuda->cuStreamSynchronize((void *)p->stream));
-    }
 }
 
 /* ---- tensors ---- */
@@ -115,18 +69,6 @@ static size_t bytes_of(const magi_tensor *t) {
     return elements(t) * (t->dtype == MAGI_DTYPE_F32 ? 4 : 2);
 }
 
-/* The tensor's elements in host memory, to be freed. */
-static void *on_host(const struct place *p, const magi_tensor *t) {
-    void *const copy = malloc(bytes_of(t));
-    must(copy == NULL, "malloc", "out of memory");
-    if (p->cuda != NULL) {
-        MUST_CUDA(p->cuda->cuMemcpyDtoH(copy, (uint64_t)(uintptr_t)t->data, bytes_of(t)));
-    } else {
-        memcpy(copy, t->data, bytes_of(t));
-    }
-    return copy;
-}
-
 static double element(const magi_tensor *t, const void *data, size_t i) {
     if (t->dtype == MAGI_DTYPE_F32) {
         return (double)((const float *)data)[i];
@@ -139,8 +81,7 @@ static double element(const magi_tensor *t, const void *data, size_t i) {
 
 /* Nearly normal numbers, the same on every rank: four uniform ones added. */
 static void fill(const struct place *p, magi_tensor *t, uint64_t seed) {
-    void *const data = malloc(bytes_of(t));
-    must(data == NULL, "malloc", "out of memory");
+    void *const data = host_memory(bytes_of(t));
     for (size_t i = 0; i < elements(t); i++) {
         uint64_t x = (seed << 40) + i;
         x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93u;
@@ -156,11 +97,7 @@ static void fill(const struct place *p, magi_tensor *t, uint64_t seed) {
             ((uint16_t *)data)[i] = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
         }
     }
-    if (p->cuda != NULL) {
-        MUST_CUDA(p->cuda->cuMemcpyHtoD((uint64_t)(uintptr_t)t->data, data, bytes_of(t)));
-    } else {
-        memcpy(t->data, data, bytes_of(t));
-    }
+    write_to(p, t->data, data, bytes_of(t));
     free(data);
 }
 
@@ -228,7 +165,7 @@ static void attend_alone(struct place *p, const magi_mask *mask, const struct te
 
 /* Whether `have` is `want`, but for rounding; prints how far they are apart. */
 static int compare(const struct place *p, enum which w, const magi_tensor *have, const magi_tensor *want) {
-    void *const a = on_host(p, have), *const b = on_host(p, want);
+    void *const a = read_from(p, have->data, bytes_of(have)), *const b = read_from(p, want->data, bytes_of(want));
     double worst = 0, largest = 0;
     for (size_t i = 0; i < elements(want); i++) {
         const double difference = fabs(element(have, a, i) - element(want, b, i));
@@ -289,7 +226,7 @@ static int run_rank(const magi_comm *comm, const struct job *job, struct place *
 /* ---- ranks: processes with a GPU each, or threads ---- */
 
 static int32_t run_thread(magi_comm *comm, int32_t rank, void *differs) {
-    struct place host = {NULL, 0, NULL, {NULL}, 0};
+    struct place host = {0};
     const int found = run_rank(comm, &on_processor, &host);
     if (rank == 0) {
         *(int *)differs = found;
@@ -307,9 +244,8 @@ static int on_local_ranks(const char *why) {
 
 int main(void) {
     cuda_driver cuda;
-    struct place gpu = {&cuda, 0, NULL, {NULL}, 0};
+    struct place gpu = {0};
     int32_t type = 0;
-    void *stream = NULL;
     magi_comm *comm = NULL;
     if (getenv("RANK") == NULL && getenv("OMPI_COMM_WORLD_RANK") == NULL && getenv("PMI_RANK") == NULL &&
         getenv("SLURM_PROCID") == NULL) {
@@ -320,8 +256,7 @@ int main(void) {
     }
     MUST(magi_comm_create_from_env(NULL, &comm)); /* waits until all processes are there */
     MUST(magi_comm_device(comm, &type, &gpu.device));
-    MUST_CUDA(cuda_use(&cuda, gpu.device, &stream));
-    gpu.stream = (magi_stream)stream;
+    use_device(&gpu, &cuda);
     const int differs = run_rank(comm, &on_gpus, &gpu);
     magi_comm_destroy(comm);
     return differs;
