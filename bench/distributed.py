@@ -42,7 +42,7 @@ def arguments(argv):
     add("--head-dim", type=int)
     add("--pass", dest="passes", choices=["forward", "backward", "both"], default="both")
     add("--dtype", choices=list(BOUNDS), help="bf16, or f16; where nothing is timed f32 and f64 too")
-    add("--device", choices=["cuda", "cpu", "gloo"], default="cuda", help="cpu: the library on local ranks, without torch; gloo: the peers on a host's processes")
+    add("--device", choices=["cuda", "cpu", "gloo"], default="cuda", help="cpu: local ranks, without torch; gloo: peers on processes of a host")
     add("--world", type=int, help="ranks; the launcher's without it, 4 with --device cpu, 1 without a launcher")
     add("--check", action="store_true", help="compare with f64 at small sizes and stop there; always so with --device cpu")
     add("--peers", default=PEERS, help="comma list of those, or none")
@@ -251,7 +251,7 @@ class Bench:
                 one.close()
 
     def compare(self, row, made, notes):
-        """Leaves out those whose sampled rows differ from the first's, and returns their names. Collective."""
+        """Names of those whose sampled rows differ from the first's. Collective."""
         names = ["out"] + (["dq", "dk", "dv"] if row.backward else [])
         order = sorted(made, key=lambda name: name != "alone")
         first = None
@@ -264,13 +264,18 @@ class Bench:
                 if not found <= DIFFERENCE:
                     notes[name]["left_out"] = f"its {what} is another"
             if name == "magi":
-                whole = all(bool(self.torch.isfinite(getattr(made[name], what)).all()) for what in names)
-                if not self.spread.agree(whole, self.device):
-                    notes[name]["left_out"] = "not all of its results are finite"
-        wrong = [n for n in made if "left_out" in notes[n]]
-        for name in wrong:
-            self._close(made.pop(name))
-        return wrong
+                self._compare_whole(made, names, notes[name])
+        return [name for name in made if "left_out" in notes[name]]
+
+    def _compare_whole(self, made, names, note):
+        """The library's results are finite, and what its queries get is what they get alone, token for token."""
+        one, alone = made["magi"], made.get("alone")
+        good = all(bool(self.torch.isfinite(getattr(one, what)).all()) for what in names)
+        for what in [what for what in ("out", "dq") if what in names and alone]:
+            note[f"{what}_difference_whole"] = found = self.spread.relative(getattr(one, what), getattr(alone, what))
+            good &= found <= DIFFERENCE
+        if not self.spread.agree(good, self.device):
+            note["left_out"] = "its results are not finite, or others than alone"
 
     def _rows(self, one, names, row):
         found = {}
@@ -308,8 +313,10 @@ class Bench:
                 good = self.check(row, made, inputs, notes)
                 outcome = ("checked" if good else "wrong") if made else "nothing to check"
                 return [{**row.describe(), "world": self.world, "contestants": notes, "outcome": outcome}]
-            wrong = "magi" in self.compare(row, made, notes)
-            return [self.timed(of_pass(row, backward), made, notes, wrong) for backward in passes_of(self.options)]
+            wrong = self.compare(row, made, notes)
+            for name in wrong:
+                self._close(made.pop(name))
+            return [self.timed(of_pass(row, backward), made, notes, "magi" in wrong) for backward in passes_of(self.options)]
         finally:
             for one in made.values():
                 self._close(one)

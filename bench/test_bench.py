@@ -292,6 +292,31 @@ class Peers(unittest.TestCase):
             self.assertLess(row["contestants"]["ulysses_cudnn"]["dk_difference"], 1e-5)
             self.assertIn("predicted_stages", row["plan"])
 
+    def test_wrong_results_are_left_out(self):
+        with unittest.mock.patch.dict(os.environ):
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+                os.environ.pop(name, None)
+            options = distributed.arguments(["--device", "gloo", "--samples", "4"])
+            bench = distributed.Bench(options, library())
+            try:
+                row = Row(masks.grid_mask("causal", 128, 0), 4, 2, 16, 16, "f32", True)
+                for name, what, token in (("magi", "out", 77), ("magi", "dq", 77), ("magi", "dv", 0), ("allgather_cudnn", "dk", 0)):
+                    notes = {}
+                    made, inputs = bench.contestants(row, notes)
+                    self.assertTrue(bench.check(row, made, inputs, {}))
+                    for value in (0.5, math.nan):
+                        kept = getattr(made[name], what)
+                        setattr(made[name], what, kept.clone())
+                        getattr(made[name], what)[token] += value
+                        self.assertFalse(bench.check(row, made, inputs, {}))
+                        self.assertEqual(bench.compare(row, made, {}), [name], (what, value))
+                        setattr(made[name], what, kept)
+                    for one in made.values():
+                        bench._close(one)
+            finally:
+                bench.comm.close()
+                bench.dist.destroy_process_group()
+
     def test_operators_take_what_they_are_given(self):
         import peers_dist
         import torch
