@@ -22,15 +22,19 @@ class Cudnn:
         """(out, lse, what backward wants besides)"""
         heads_first = (x.transpose(1, 2) for x in (q, k, v))
         found = aten._scaled_dot_product_cudnn_attention(*heads_first, None, True, 0.0, causal, False, scale=scale)
-        return found[0].transpose(1, 2), found[1], found[6:8]
+        # Versions of PyTorch differ in whether lse has a last dimension of 1; backward gets it as it came.
+        lse = found[1]
+        return found[0].transpose(1, 2), lse.view(*lse.shape[:3], 1), (lse.shape, *found[6:8])
 
     @staticmethod
     def backward(dout, q, k, v, out, lse, kept, causal, scale):
         """(dq, dk, dv)"""
         heads_first = [x.transpose(1, 2) for x in (dout, q, k, v, out)]
         sizes = (q.shape[1], k.shape[1])
+        lse_shape, *seed = kept
+        # PyTorch keeps compiled backwards by the strides of q, k and v alone: out and dout must be dense always.
         found = aten._scaled_dot_product_cudnn_attention_backward(
-            *heads_first, lse, *kept, None, None, None, *sizes, 0.0, causal, scale=scale
+            *heads_first, lse.reshape(-1, *lse_shape[1:]), *seed, None, None, None, *sizes, 0.0, causal, scale=scale
         )
         return tuple(x.transpose(1, 2) for x in found)
 
