@@ -1,5 +1,5 @@
 """The library on the ranks of a communicator, and the reference beside it: one GPU that computes its rank's queries against all keys
-that they see, in one kernel. Both have the interface of peers_dist.Peer.
+that they see, which it has, in one kernel. Both have the interface of peers_dist.Peer.
 """
 import ctypes as C
 import math
@@ -56,16 +56,17 @@ class Keyed:
 
 
 class Alone(Keyed):
-    """magi_flex_flash_attn of a rank's queries and all keys, with all multiprocessors; dk and dv are this rank's part of their sums."""
+    """magi_flex_flash_attn of a rank's queries and the keys they see, with all multiprocessors; dk and dv are this rank's part of
+    their sums."""
 
     name = "alone"
 
     def __init__(self, library, row, positions, stream, device):
         self.row, self.stream, self.device, self.library = row, stream, device, library
-        part = row.mask.of_queries(positions.tolist())
+        part, keys = row.mask.of_queries(positions.tolist()).of_seen_keys()
         self.cells = part.area()
         self.mask = magi.Mask(library, part.slices, part.total_q, part.total_k)
-        self.positions, self.positions_k = positions, torch.arange(row.mask.total_k)
+        self.positions, self.positions_k = positions, torch.tensor(keys, dtype=torch.int64)
 
     def _enqueue(self, args):
         options = magi.FlexOptions()

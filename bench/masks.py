@@ -74,6 +74,24 @@ class Mask:
             row += b - a
         return Mask(self.name, row, self.total_k, slices)
 
+    def of_seen_keys(self):
+        """(mask, keys): the keys that lie in some slice, ascending, and the mask in which they stand one after the other."""
+        joined = []
+        for k0, k1 in sorted(s[2:4] for s in self.slices):
+            if joined and k0 <= joined[-1][1]:
+                joined[-1][1] = max(joined[-1][1], k1)
+            else:
+                joined.append([k0, k1])
+        ends = _boundaries(b - a for a, b in joined)
+
+        def moved(slice_):
+            q0, q1, k0, k1, kind = slice_
+            shift = next(end - a for end, (a, b) in zip(ends, joined) if a <= k0 and k1 <= b)
+            return (q0, q1, k0 + shift, k1 + shift, kind)
+
+        mask = Mask(self.name, self.total_q, ends[-1], [moved(s) for s in self.slices])
+        return mask, [key for a, b in joined for key in range(a, b)]
+
     def describe(self):
         """What a result file says about the mask."""
         text = {"mask": self.name, "tokens": self.total_q, "tokens_k": self.total_k, "area": self.area()}

@@ -134,6 +134,11 @@ class Masks(unittest.TestCase):
                 self.assertEqual((part.total_q, part.total_k), (len(positions), mask.total_k))
                 self.assertEqual([part.visible(i) for i in range(len(positions))], [mask.visible(q) for q in positions])
                 self.assertEqual(part.area(), magi.Mask(library(), part.slices, part.total_q, part.total_k).area())
+                packed, keys = part.of_seen_keys()
+                self.assertEqual(packed.total_k, len(keys))
+                for i in range(len(positions)):
+                    seen = [keys[k] for a, b in packed.visible(i) for k in range(a, b)]
+                    self.assertEqual(seen, [k for a, b in part.visible(i) for k in range(a, b)])
 
     def test_lengths_are_drawn_alike_and_fill_the_tokens(self):
         for tokens in (1024, 4096, 65536):
