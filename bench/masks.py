@@ -60,12 +60,55 @@ class Mask:
                     found.append((first, last + 1))
         return sorted(found)
 
+    def of_queries(self, positions):
+        """What the queries at `positions`, ascending, see of all keys: a mask in which they stand one after the other."""
+        slices, row = [], 0
+        for a, b in runs(positions):
+            for q0, q1, k0, k1, kind in self.slices:
+                first, last = max(a, q0), min(b, q1)
+                # The corners that diagonals run through move with the rows that are cut off.
+                c0 = k0 + first - q0 if kind in (INV_CAUSAL, BI_CAUSAL) else k0
+                c1 = k1 + last - q1 if kind in (CAUSAL, BI_CAUSAL) else k1
+                if first < last and c0 < c1:
+                    slices.append((row + first - a, row + last - a, c0, c1, kind))
+            row += b - a
+        return Mask(self.name, row, self.total_k, slices)
+
+    def of_seen_keys(self):
+        """(mask, keys): the keys that lie in some slice, ascending, and the mask in which they stand one after the other."""
+        joined = []
+        for k0, k1 in sorted(s[2:4] for s in self.slices):
+            if joined and k0 <= joined[-1][1]:
+                joined[-1][1] = max(joined[-1][1], k1)
+            else:
+                joined.append([k0, k1])
+        ends = _boundaries(b - a for a, b in joined)
+
+        def moved(slice_):
+            q0, q1, k0, k1, kind = slice_
+            shift = next(end - a for end, (a, b) in zip(ends, joined) if a <= k0 and k1 <= b)
+            return (q0, q1, k0 + shift, k1 + shift, kind)
+
+        mask = Mask(self.name, self.total_q, ends[-1], [moved(s) for s in self.slices])
+        return mask, [key for a, b in joined for key in range(a, b)]
+
     def describe(self):
         """What a result file says about the mask."""
         text = {"mask": self.name, "tokens": self.total_q, "tokens_k": self.total_k, "area": self.area()}
         if self.lengths is not None:
             text["lengths"] = self.lengths
         return text
+
+
+def runs(positions):
+    """Ascending integers as ranges [first, end)."""
+    found = []
+    for position in positions:
+        if found and found[-1][1] == position:
+            found[-1][1] += 1
+        else:
+            found.append([position, position + 1])
+    return found
 
 
 def _keys(slice_, row):
@@ -78,9 +121,14 @@ def _keys(slice_, row):
 
 def _area(slice_):
     q0, q1, k0, k1, kind = slice_
+    rows, width = max(0, q1 - q0), max(0, k1 - k0)
     if kind == FULL:
-        return max(0, q1 - q0) * max(0, k1 - k0)
-    return sum(max(0, end - first) for first, end in (_keys(slice_, row) for row in range(q0, q1)))
+        return rows * width
+    # Rows of a band see as many keys each; those of a triangle one more or one fewer than the row before, up to all.
+    least = max(0, width - rows + 1)
+    if kind == BI_CAUSAL:
+        return rows * least
+    return (width * (width + 1) - least * (least - 1)) // 2 if rows else 0
 
 
 def draw_lengths(tokens, seed):
@@ -143,8 +191,10 @@ def grid_mask(name, tokens, seed):
         return _window(name, tokens, 1024) if tokens > 1024 else None
     if name == "window_1024":
         return _window(name, tokens, 1023) if tokens > 1024 else None
-    if name == "block_causal_4096":
-        return _blocks(name, [tokens], 4096, False) if tokens > 4096 else None
+    # block_causal_4096 is in the grid; any other size may be named.
+    if name.startswith("block_causal_") and name[13:].isdigit() and int(name[13:]) > 0:
+        block = int(name[13:])
+        return _blocks(name, [tokens], block, False) if tokens > block else None
     if name == "documents_8":
         ends = [tokens * i // 8 for i in range(9)]
         return _packed(name, [b - a for a, b in zip(ends, ends[1:])], True, False)

@@ -16,13 +16,16 @@ import tempfile
 import unittest
 import unittest.mock
 import xml.etree.ElementTree as ET
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 
 import attention
+import distributed
 import host
+import host_dist
 import magi
 import masks
 import plot
+import ranks
 import results
 from row import Row
 
@@ -45,7 +48,7 @@ class Layout(unittest.TestCase):
     @unittest.skipUnless(shutil.which("cc"), "no C compiler")
     def test_structs_and_constants(self):
         lines = ["#include <magi_attn.h>"]
-        for name, struct in magi.STRUCTS.items():
+        for name, struct in {**magi.STRUCTS, **ranks.STRUCTS}.items():
             lines.append(f'_Static_assert(sizeof({name}) == {magi.C.sizeof(struct)}, "{name}");')
             for field, _ in struct._fields_:
                 offset = getattr(struct, field).offset
@@ -57,6 +60,8 @@ class Layout(unittest.TestCase):
         }.items():
             for name in names:
                 lines.append(f'_Static_assert({prefix}_{name} == {getattr(magi, name)}, "{name}");')
+        for name in ("MAGI_SIDE_Q", "MAGI_SIDE_K", "MAGI_PASS_FORWARD", "MAGI_PASS_BACKWARD"):
+            lines.append(f'_Static_assert({name} == {getattr(ranks, name[5:].replace("PASS_", ""))}, "{name}");')
         include = os.path.join(results.ROOT, "include")
         compile_ = ["cc", "-std=c11", f"-I{include}", "-fsyntax-only", "-x", "c", "-"]
         done = subprocess.run(compile_, input="\n".join(lines), text=True, capture_output=True, check=False)
@@ -112,6 +117,28 @@ class Masks(unittest.TestCase):
     def test_windows_have_their_published_widths(self):
         self.assertEqual(masks.grid_mask("sliding_window_causal", 4096, 0).visible(4000), [(2976, 4001)])
         self.assertEqual(masks.grid_mask("window_1024", 4096, 0).visible(4000), [(2977, 4001)])
+
+    def test_blocks_of_any_size(self):
+        self.assertEqual(masks.grid_mask("block_causal_64", 256, 0).visible(100), [(0, 128)])
+        self.assertIsNone(masks.grid_mask("block_causal_64", 64, 0))
+        with self.assertRaisesRegex(KeyError, "no mask"):
+            masks.grid_mask("block_causal_0", 256, 0)
+
+    def test_queries_alone_see_what_they_see_among_all(self):
+        for mask in self.every_mask():
+            if mask.total_q > 1600:
+                continue
+            positions = [q for q in range(mask.total_q) if q // 7 % 3 != 1]
+            part = mask.of_queries(positions)
+            with self.subTest(mask.name):
+                self.assertEqual((part.total_q, part.total_k), (len(positions), mask.total_k))
+                self.assertEqual([part.visible(i) for i in range(len(positions))], [mask.visible(q) for q in positions])
+                self.assertEqual(part.area(), magi.Mask(library(), part.slices, part.total_q, part.total_k).area())
+                packed, keys = part.of_seen_keys()
+                self.assertEqual(packed.total_k, len(keys))
+                for i in range(len(positions)):
+                    seen = [keys[k] for a, b in packed.visible(i) for k in range(a, b)]
+                    self.assertEqual(seen, [k for a, b in part.visible(i) for k in range(a, b)])
 
     def test_lengths_are_drawn_alike_and_fill_the_tokens(self):
         for tokens in (1024, 4096, 65536):
@@ -169,6 +196,148 @@ class Host(unittest.TestCase):
         self.assertEqual({r["outcome"] for r in found["rows"]}, {"checked"})
         lengths = next(r["lengths"] for r in found["rows"] if r["mask"] == "varlen_full")
         self.assertEqual(sum(lengths), 96)
+
+
+class LocalRanks(unittest.TestCase):
+    """The library on local ranks, and what distributed.py says of it."""
+
+    def local(self, world, mask="causal", **settings):
+        local = host_dist.LocalRow(library(), Row(masks.grid_mask(mask, 64, 0), 4, 2, 16, 16, "f32", True), 5, world, settings)
+        local.run()
+        return local
+
+    def test_any_number_of_ranks(self):
+        for world in (1, 3):
+            local = self.local(world)
+            check = local.data.check(8, 5)
+            self.assertTrue(check["good"], check)
+            self.assertEqual(local.plan["bytes_moved"] > 0, world > 1)
+
+    def test_tokens_of_another_mask_are_found(self):
+        local = self.local(2)
+        local.data.row.mask = masks.grid_mask("full", 64, 0)
+        self.assertFalse(local.data.check(8, 5)["good"])
+
+    def test_settings_reach_the_plan(self):
+        plan = self.local(2, mask="full", chunk_size=8, degree_backward=2).plan
+        self.assertEqual((plan["chunk_size"], len(plan["predicted_stages"])), (8, 3))
+        # What stages receive is what the rank receives; k and v of 2 heads and 16 f32 each, and their gradients back.
+        received = sum(stage["tokens_received"] for stage in plan["predicted_stages"])
+        self.assertEqual((received, plan["tokens_moved"]), (32, 64))
+        self.assertEqual(plan["bytes_moved"], 64 * 2 * 2 * 2 * 16 * 4)
+        for name in ("alloc", "nothing"):
+            with self.assertRaisesRegex(KeyError, name):
+                ranks.config_of(library(), {name: 1})
+
+    def test_a_rank_that_fails_ends_the_others(self):
+        with self.assertRaisesRegex(magi.Error, "chunk_size"):
+            self.local(3, chunk_size=-1)
+
+    def test_the_command(self):
+        words = ["--device", "cpu", "--world", "2", "--masks", "causal,block_causal_32,varlen_causal", "--tokens", "64"]
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as said:
+            path = os.path.join(folder, "check.json")
+            code = distributed.main([*words, "--library", library().path, "--out", path])
+            found = results.load(path)
+        self.assertEqual(code, 0, said.getvalue())
+        self.assertEqual([(r["mask"], r["pass"], r["outcome"]) for r in found["rows"]], [(n, "backward", "checked") for n in words[5].split(",")])
+        self.assertIn("64     2 backward", printed.getvalue().splitlines()[1])
+        self.assertIn("in 2 stages", printed.getvalue())
+
+    def test_rows(self):
+        options = distributed.arguments([])
+        rows = distributed.rows_of(options)
+        self.assertEqual([(r.mask.name, r.mask.total_q) for r in rows[:4]], [("full", 65536), ("full", 131072), ("full", 262144), ("causal", 65536)])
+        self.assertEqual({(r.heads, r.dims, r.dtype) for r in rows}, {("64:8", "128", "bf16")})
+        documents = next(r for r in rows if r.mask.name == "varlen_causal" and r.mask.total_q == 131072)
+        self.assertLessEqual(max(documents.mask.lengths), 131072 // 4)
+        self.assertEqual([r.mask.name for r in distributed.rows_of(distributed.arguments(["--check"]))][2], "block_causal_128")
+        self.assertEqual(distributed.arguments(["--config", "degree_forward=2,chunk_size=512"]).config, {"degree_forward": 2, "chunk_size": 512})
+
+    def test_the_table(self):
+        measured = {"tflops_per_gpu": 612.4, "fraction": 0.954, "bytes_moved": 1.5e9}
+        row = {"mask": "full", "tokens": 65536, "world": 4, "pass": "forward", "outcome": "timed"}
+        peer = {"tflops_per_gpu": 585.0, "bytes_moved": 2e9}
+        lines = distributed.table({"rows": [{**row, "measured": {"magi": measured, "peer": peer}}, {**row, "outcome": "wrong"}]})
+        self.assertIn("612 (0.954)   1.50", lines[1])
+        self.assertIn("585   2.00 | timed", lines[1])
+        self.assertTrue(lines[2].endswith("wrong"))
+        self.assertEqual({line.rindex("|") for line in lines}, {lines[0].rindex("|")})
+
+
+@unittest.skipUnless(importlib.util.find_spec("torch"), "no torch")
+class Peers(unittest.TestCase):
+    """Peers on several ranks: processes of this host that compute by matrix products, checked against f64."""
+
+    def run_ranks(self, world, *words):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "result.json")
+            program = [os.path.join(results.ROOT, "bench", "distributed.py"), "--device", "gloo", "--out", path, *words]
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+            kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+            environment = {**kept, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run([sys.executable, *launcher, *program], env=environment, text=True, capture_output=True, check=False, timeout=200)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return results.load(path)["rows"]
+
+    def test_peers_compute_the_same(self):
+        # Four ranks for two key heads: each goes to two ranks.
+        for row in self.run_ranks(4, "--check", "--dtype", "f64", "--heads", "8:2,8:4"):
+            self.assertEqual(row["outcome"], "checked")
+            checked = [name for name, note in row["contestants"].items() if "left_out" not in note]
+            want = ["ulysses_cudnn", "allgather_cudnn"] if row["mask"] in ("full", "causal") else ["ulysses_cudnn"]
+            self.assertEqual(checked, want)
+
+    def test_one_rank_beside_the_library(self):
+        rows = self.run_ranks(1, "--library", library().path, "--rounds", "3", "--masks", "causal,varlen_causal")
+        self.assertEqual([(r["pass"], r["outcome"]) for r in rows], [("forward", "timed"), ("backward", "timed")] * 2)
+        for row in rows:
+            self.assertEqual(list(row["measured"])[:3], ["magi", "alone", "ulysses_cudnn"])
+            self.assertEqual(row["measured"]["alone"]["fraction"], 1)
+            self.assertLess(row["contestants"]["ulysses_cudnn"]["dk_difference"], 1e-5)
+            self.assertIn("predicted_stages", row["plan"])
+
+    def test_wrong_results_are_left_out(self):
+        with unittest.mock.patch.dict(os.environ):
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+                os.environ.pop(name, None)
+            options = distributed.arguments(["--device", "gloo", "--samples", "4"])
+            bench = distributed.Bench(options, library())
+            try:
+                row = Row(masks.grid_mask("causal", 128, 0), 4, 2, 16, 16, "f32", True)
+                for name, what, token in (("magi", "out", 77), ("magi", "dq", 77), ("magi", "dv", 0), ("allgather_cudnn", "dk", 0)):
+                    notes = {}
+                    made, inputs = bench.contestants(row, notes)
+                    self.assertTrue(bench.check(row, made, inputs, {}))
+                    for value in (0.5, math.nan):
+                        kept = getattr(made[name], what)
+                        setattr(made[name], what, kept.clone())
+                        getattr(made[name], what)[token] += value
+                        self.assertFalse(bench.check(row, made, inputs, {}))
+                        self.assertEqual(bench.compare(row, made, {}), [name], (what, value))
+                        setattr(made[name], what, kept)
+                    for one in made.values():
+                        bench._close(one)
+            finally:
+                bench.comm.close()
+                bench.dist.destroy_process_group()
+
+    def test_operators_take_what_they_are_given(self):
+        import peers_dist
+        import torch
+
+        def tensor(*shape):
+            return torch.empty(*shape, device="meta", dtype=torch.bfloat16)
+
+        # Views of one buffer, as they are received; results are dense in tokens, so that they can be sent as they are.
+        q, k, v = tensor(1, 512, 20, 128).split((16, 2, 2), 2)
+        packed = peers_dist.Varlen(None, masks.grid_mask("documents_8", 512, 0), 0.1, "meta")
+        alone = peers_dist.Calls(peers_dist.Cudnn, masks.grid_mask("causal", 512, 0), 0.1, "meta")
+        for attend in (packed, alone):
+            out = attend.forward(q, k, v)
+            gradients = attend.backward(tensor(1, 512, 16, 128), q, k, v, out)
+            self.assertEqual([x.shape for x in (out, *gradients)], [x.shape for x in (q, q, k, v)])
+            self.assertTrue(all(x.is_contiguous() for x in (out, *gradients)))
 
 
 @unittest.skipUnless(importlib.util.find_spec("torch"), "no torch")

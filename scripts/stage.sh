@@ -45,12 +45,13 @@ copy_library() {
 copy_tests() {
     local program name source folder seconds
     mkdir -p "$stage/tests"
-    for program in "$BUILD"/ctests/{c,cpp,fault}_*; do
+    for program in "$BUILD"/ctests/{c,cpp,fault,example}_*; do
         [ -f "$program" ] && [ -x "$program" ] || continue
         name="${program##*/}"
         case "$name" in
         fault_*) source="ctests/${name#fault_}.c" folder=lib-fault ;;
         cpp_*) source="ctests/${name#cpp_}.cpp" folder=lib ;;
+        example_*) source="examples/${name#example_}.c" folder=lib ;;
         *) source="ctests/${name#c_}.c" folder=lib ;;
         esac
         # The build tree keeps programs whose source is gone.

@@ -22,6 +22,7 @@ bench_tools() {
     if have python3; then
         python3 bench/test_bench.py --library build/lib/libmagi_attn.so
         python3 bench/attention.py --device cpu --tokens 256 --check --library build/lib/libmagi_attn.so
+        python3 bench/distributed.py --device cpu --tokens 256 --check --library build/lib/libmagi_attn.so
     else
         say "no python3: the benchmark's tools are not tested"
     fi
