@@ -1713,6 +1713,21 @@ magi_status magi_comm_split_mesh(const struct magi_comm *comm,
 magi_status magi_comm_device(const struct magi_comm *comm, int32_t *device_type, int32_t *device_index);
 
 /**
+ * Bytes that this rank has sent to other ranks, and received from them, in exchanges since the communicator was made:
+ * what keys, movement and group collectives move, counted when it starts. A forward pass on a key adds bytes_sent and
+ * bytes_received of its magi_rank_stats, and 4 bytes a query head for every other rank if max_logits is asked for on a CUDA
+ * device.
+ *
+ * Errors: NULL_POINTER, POISONED. Any thread.
+ *
+ * # Safety
+ * `sent` and `received` must each point to an int64_t.
+ */
+magi_status magi_comm_traffic(const struct magi_comm *comm,
+                              int64_t *sent,
+                              int64_t *received);
+
+/**
  * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
  * Any thread at any time.
  */
