@@ -18,9 +18,9 @@ use common_reference::{Answer, Arithmetic, Operands, attention};
 use magi_attn::comm::{Communicator, local};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{Gpu, driver};
-use magi_attn::runtime::{Context, Key};
+use magi_attn::runtime::{Context, Key, attn_args, forward};
 use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Status, Tensor};
-use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Rank, inside, on_ranks};
+use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Gate, Rank, inside, on_ranks};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.
 const BOUND: f64 = 1e-10;
@@ -474,4 +474,58 @@ fn fast_kernels_stay_close_to_the_processor() {
             }
         }
     }
+}
+
+/// The device still works with a key's tiles when nobody holds the key any more: the host waits for nothing, and what is
+/// freed is not used afterwards (the devices of tests/host_ranks poison it).
+#[test]
+fn a_key_goes_while_its_call_is_under_way() {
+    here("a_key_goes_while_its_call_is_under_way", &[], || {
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let mask = |tokens: i64| Mask::from_sliding_window(tokens, tokens, (-1, 0), 0).unwrap();
+        let mut job = Job::new(&mask(64), s, 1, 1, 8);
+        job.config.cache_size = 0;
+        job.config.sanity_check = false;
+        let o = problem(&job.mask, &s, 0, 0);
+        let want = attention(&job.mask, &o, Arithmetic::Exact);
+        on_ranks(1, |r| {
+            let comm: Arc<dyn Communicator> = r.comm.clone();
+            let context = Context::new(comm);
+            let create = |tokens| Key::create(&context, &Arc::new(mask(tokens)), s, job.config).unwrap();
+            let key = create(64);
+            key.prepare(r.stream()).unwrap();
+            let values =
+                |x: &[f64], row: &[i64]| r.values(x, &[&[64], row].concat(), DType::F64, Layout::Dense);
+            let (q, k, v) = (
+                values(&o.q, &[2, 8]),
+                values(&o.k, &[1, 8]),
+                values(&o.v, &[1, 8]),
+            );
+            let (out, lse) = (
+                r.unwritten(&[64, 2, 8], DType::F64, Layout::Dense),
+                r.unwritten(&[64, 2], DType::F64, Layout::Dense),
+            );
+            let gate = Gate::on(&r.user);
+            let args = attn_args::Forward {
+                q: q.tensor(),
+                k: k.tensor(),
+                v: v.tensor(),
+                sink: None,
+                softmax_scale: o.scale,
+                softcap: o.cap,
+                out: out.tensor(),
+                lse: Some(lse.tensor()),
+                max_logits: None,
+            };
+            forward::run(&key, &args, r.stream()).unwrap();
+            drop(key);
+            // The key that was made last is this one now.
+            drop(create(72));
+            gate.open();
+            let got = r.download(&out);
+            for (got, want) in got.iter().zip(&want.out) {
+                assert!((got - want).abs() < 1e-10, "{got} for {want}");
+            }
+        });
+    });
 }
