@@ -839,7 +839,8 @@ typedef struct magi_config {
     int32_t deterministic;
     /**
      * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
-     * default. Ranks may differ in this and the next field.
+     * default: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Ranks may differ
+     * in this and the next field.
      */
     int32_t forward_sm_margin;
     /**

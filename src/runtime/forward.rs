@@ -76,8 +76,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
     stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
         let stage = at.stage;
-        // Of what is under way the first has its turn now; the others follow it.
-        let overlaps = homeward.hold()? || at.hold()?;
+        let exchanges = at.hold(&[homeward.hold()])?;
         let mine = ForwardArgs {
             q: a.q,
             k,
@@ -90,7 +89,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
             lse,
             max_logits: a.max_logits,
         };
-        compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
+        compute.run((at.number, stage), Part::Own, &mine, exchanges)?;
         if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
             // Their sinks count at home.
             session.backend().attn_init(*out, *lse, None, None)?;
@@ -101,7 +100,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
                 lse: *lse,
                 ..mine
             };
-            compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
+            compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
         }
         homeward.start(stage)
     })?;
