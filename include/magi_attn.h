@@ -2499,7 +2499,7 @@ magi_status magi_group_plan_prepare(const struct magi_group_plan *plan,
 
 /**
  * Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
- * tensors and no reduction.
+ * tensors and no reduction, unless many small pieces go between two ranks and travel packed.
  *
  * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
  *

@@ -96,6 +96,14 @@ impl Lists {
         }
     }
 
+    /// Whether more than eight pieces go between `rank` and another.
+    fn may_be_packed(&self, rank: usize) -> bool {
+        let many = |list: &[Piece]| {
+            (0..self.world).any(|peer| list.iter().filter(|p| p.peer as usize == peer).count() > 8)
+        };
+        many(&self.sends[rank]) || many(&self.receives[rank])
+    }
+
     /// (rank, its received row) of every copy of a local row, in the order in which a reduction adds them.
     fn copies(&self, owner: usize, row: i64) -> Vec<(usize, i64)> {
         let mut found = Vec::new();
@@ -170,7 +178,7 @@ fn check_cast(lists: &Lists, shape: Shape) {
         let strided = shape.layout != Layout::Dense;
         let request = lists.request(rank, &tensors_of(shape.dtypes), false, strided);
         let plan = GroupPlan::create(&Context::new(comm), request, None)?;
-        assert!(strided || plan.workspace_bytes()? == 0);
+        assert!(strided || lists.may_be_packed(rank) || plan.workspace_bytes()? == 0);
         for _ in 0..2 {
             let mut local =
                 [0, 1].map(|w| filled(1, rank, w, lists.local_rows[rank], shape.dtypes[w], shape.layout));
