@@ -108,7 +108,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
     if let Some(max_logits) = &a.max_logits {
         across_ranks::maximum(session, max_logits, space.maxima, stream)?;
     }
-    if !direct {
+    if !direct && !compute.finishes() {
         session.backend().cast(out, a.out, false)?;
     }
     Ok(())

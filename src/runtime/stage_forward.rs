@@ -108,6 +108,18 @@ pub(super) fn is_whole(key: &Key) -> bool {
     stages.len() == 1 && stages.iter().all(|s| s.guests.transfer.is_empty())
 }
 
+/// Whether the last of several stages can write the result in the caller's dtype: nothing comes home after it.
+fn may_finish(key: &Key) -> bool {
+    let stages = &key.plan().forward.stages;
+    stages.len() > 1 && stages.iter().all(|s| s.guests.transfer.is_empty())
+}
+
+/// Whether a part of stage `i` leaves rows alone that see nothing in it: not where the result begins or is finished.
+pub(super) fn skips_idle(key: &Key, i: usize, part: Part) -> bool {
+    let last = i + 1 == key.plan().forward.stages.len();
+    part == Part::Guests || !(i == 0 || last && may_finish(key))
+}
+
 /// Computes the stages of one call.
 pub(super) struct StageForward<'a> {
     pub key: &'a Key,
@@ -124,6 +136,12 @@ impl StageForward<'_> {
     /// Whether results are written where the caller wants them, in his dtype.
     pub fn is_direct(&self) -> bool {
         self.fast.is_some() && is_whole(self.key)
+    }
+
+    /// Whether the last stage writes the result in the caller's dtype.
+    pub fn finishes(&self) -> bool {
+        let rounds = self.args.out.dtype() != self.key.shape().dtype.accumulator();
+        self.fast.is_some() && rounds && may_finish(self.key)
     }
 
     /// What has to be there before the first stage.
@@ -148,13 +166,15 @@ impl StageForward<'_> {
             return self.session.backend().attn_forward(args);
         };
         let merged = i > 0 || part == Part::Guests;
-        if (merged || self.fast.is_none()) && args.slices.is_empty() {
+        let skip_idle = skips_idle(self.key, i, part);
+        if (skip_idle || self.fast.is_none()) && args.slices.is_empty() {
             return Ok(());
         }
+        let finishes = merged && !skip_idle && self.finishes();
         let (dims, gpu, shape) = (self.key.dims(), cuda.gpu(), self.key.shape());
         let kept = self.key.forward_tiles().of(i, part);
         let budget = self.workspace.tokens() as usize;
-        let cells = || cells(dims, stage, part, merged, budget);
+        let cells = || cells(dims, stage, part, skip_idle, budget);
         let Some(choice) = self.fast else {
             let tiles = kept.textbook(cells, gpu, shape.dtype, self.stream)?;
             return cuda.clone().with_attention(tiles).attn_forward(args);
@@ -170,10 +190,11 @@ impl StageForward<'_> {
             sink: if merged { None } else { self.args.sink },
             softmax_scale: args.softmax_scale,
             softcap: args.softcap,
-            out: args.out,
+            out: if finishes { self.args.out } else { args.out },
             lse: Some(args.lse),
             max_logits: args.max_logits,
             accumulate: merged,
+            earlier: finishes.then_some(args.out),
             sm_margin: margin(self.key.config().compute.forward_sm_margin, exchanges),
             workspace: self.workspace.data(),
         };
