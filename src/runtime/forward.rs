@@ -74,7 +74,8 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
         buffers: &space.guests.buffers,
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
-    stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
+    let begun = || Ok(());
+    stages::run(session, stages, &keys, &queries, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
         // Of what is under way the first has its turn now; the others follow it.
         let overlaps = homeward.hold()? || at.hold()?;
