@@ -830,7 +830,25 @@ typedef struct magi_config {
      */
     int32_t sanity_check;
     /**
-     * Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
+     * A magi_backend: which kernels compute on a CUDA device.
+     */
+    int32_t backend;
+    /**
+     * 0 or 1: the same bits on every run (0).
+     */
+    int32_t deterministic;
+    /**
+     * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
+     * default. Ranks may differ in this and the next field.
+     */
+    int32_t forward_sm_margin;
+    /**
+     * The same for the backward kernels.
+     */
+    int32_t backward_sm_margin;
+    /**
+     * Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
+     * takes it from the system, or from the CUDA device. Both
      * functions may be called from any thread with the communicator's lock held: they must not call back.
      */
     magi_alloc_fn alloc;

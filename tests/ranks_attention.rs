@@ -19,7 +19,7 @@ use magi_attn::comm::Communicator;
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::driver;
 use magi_attn::runtime::{Context, Key};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, HostStage, KernelChoice, Mask, Tensor};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, HostStage, KernelChoice, Mask, Status, Tensor};
 use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Rank, inside, on_ranks};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.
@@ -372,6 +372,41 @@ fn what_a_device_cannot_take_is_refused() {
                 text.contains("config.backend ffa: ") && text.contains("dtype f64"),
                 "{text}"
             );
+        });
+    });
+}
+
+#[test]
+fn different_plans_are_told_apart() {
+    here("different_plans_are_told_apart", &[], || {
+        let Some(world) = worlds(&[2]).next() else { return };
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let mask = |keys: i64| Mask::from_sliding_window(64, keys, (-1, -1), 0).unwrap();
+        on_ranks(world, |r| {
+            let comm: Arc<dyn Communicator> = r.comm.clone();
+            let context = Context::new(comm);
+            let create = |keys: i64| {
+                let mask = Arc::new(mask(keys));
+                Key::create(&context, &mask, s, Config::default()).unwrap()
+            };
+            let error = create(60 + r.rank as i64).prepare(r.stream()).unwrap_err();
+            assert_eq!(error.status, Status::PlanMismatch);
+            let text = error.to_string();
+            assert!(text.contains("rank 0") && text.contains("rank 1"), "{text}");
+            assert_eq!(r.comm.async_error(), None, "it stays good");
+            let key = create(64);
+            key.prepare(r.stream()).unwrap();
+            let job = Job::new(&mask(64), s, world, 1, 8);
+            let o = problem(&mask(64), &s, 0, 0);
+            let want = attention(&job.mask, &o, Arithmetic::Exact);
+            assert_close(
+                "after a mismatch",
+                &rank_on(r, &job, &o, &key).unwrap(),
+                &want,
+                BOUND,
+            );
+            context.close();
+            assert_eq!(key.prepare(r.stream()).unwrap_err().status, Status::CommDestroyed);
         });
     });
 }

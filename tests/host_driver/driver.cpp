@@ -38,7 +38,7 @@ int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) {
 int cuMemFreeAsync(uint64_t address, void *) {
     return cuMemFree_v2(address);
 }
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
     return memcpy((void *)to, from, bytes), SUCCESS;
 }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {

@@ -65,6 +65,7 @@ fn config(b: &mut Bytes) -> Config {
         ][usize::from(flags) % 5],
         degree_forward: (b.number().wrapping_sub(1)) as i32 & 15,
         degree_backward: b.small_number(),
+        bwd_hide_tail_reduce: HostStage::numbered(i64::from(flags & 3) - 1).unwrap_or_default(),
         backward_high_precision_reduce: flags & 2 != 0,
         dsink_reduce: [DsinkReduce::None, DsinkReduce::Sum, DsinkReduce::Avg][usize::from(flags >> 2) % 3],
         sanity_check: flags & 32 != 0,

@@ -39,7 +39,7 @@ const NEEDED: &[&CStr] = &[
     c"cuMemFree_v2",
     c"cuMemHostAlloc",
     c"cuMemcpyDtoH_v2",
-    c"cuMemcpyHtoD_v2",
+    c"cuMemcpyHtoDAsync_v2",
     c"cuMemsetD32Async",
     c"cuModuleGetFunction",
     c"cuModuleGetGlobal_v2",

@@ -1,10 +1,13 @@
 //! Device memory that the library owns: taken and filled while a call prepares, never while it enqueues.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
+use parking_lot::Mutex;
 
 use super::driver::check;
+use super::stream::OwnStream;
 use super::{Gpu, stream};
 use crate::device::Stream;
 use crate::types::{Error, Result};
@@ -18,6 +21,18 @@ pub unsafe fn fill_words(gpu: &Gpu, at: *mut u8, value: u32, count: usize, on: S
     // SAFETY: the caller's promise.
     let code = unsafe { sys::cuMemsetD32Async(at as u64, value, count, stream::handle(on)) };
     check(code, "cuMemsetD32Async")
+}
+
+/// The stream of a device's uploads, made at the first one and kept.
+fn uploads(gpu: &Arc<Gpu>) -> Result<Arc<OwnStream>> {
+    static STREAMS: Mutex<BTreeMap<i32, Arc<OwnStream>>> = Mutex::new(BTreeMap::new());
+    let mut streams = STREAMS.lock();
+    if let Some(stream) = streams.get(&gpu.ordinal()) {
+        return Ok(stream.clone());
+    }
+    let made = Arc::new(OwnStream::urgent(gpu)?);
+    streams.insert(gpu.ordinal(), made.clone());
+    Ok(made)
 }
 
 /// Memory taken at once and freed when it is dropped, which may wait for the device.
@@ -73,20 +88,21 @@ impl DeviceMemory {
         )))
     }
 
-    /// Copies `from` to `offset`. Waits until the bytes are there.
+    /// Copies `from` to `offset`. Waits until the bytes are there, but for nothing that is under way on other streams, the
+    /// default one among them.
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<()> {
         self.expect_inside(offset, from.len())?;
         if from.is_empty() {
             return Ok(());
         }
+        let own = uploads(&self.gpu)?;
         let _current = self.gpu.enter()?;
-        // SAFETY: both sides are as long as the copy; the call returns when `from` has been read.
-        let code =
-            unsafe { sys::cuMemcpyHtoD_v2(self.address + offset as u64, from.as_ptr().cast(), from.len()) };
-        check(code, "cuMemcpyHtoD")?;
-        // The call may return when the bytes are on their way only, in the order of the default stream, for which streams
-        // that were made non-blocking do not wait.
-        stream::synchronize(&self.gpu, Stream::NULL)
+        let to = self.address + offset as u64;
+        let on = stream::handle(own.as_stream());
+        // SAFETY: both sides are as long as the copy, and stay until the stream has been waited for.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), on) };
+        check(code, "cuMemcpyHtoDAsync")?;
+        stream::synchronize(&self.gpu, own.as_stream())
     }
 
     /// Copies from `offset` to `to`. Waits for the copy, but not for other streams.
