@@ -2,7 +2,7 @@
 
 mod plan_common;
 
-use magi_attn::plan::{Pass, Placement, Plan, Stats, verify};
+use magi_attn::plan::{Pass, Placement, Plan, Stage, Stats, verify};
 use magi_attn::types::*;
 use plan_common::*;
 use std::collections::BTreeSet;
@@ -52,11 +52,12 @@ fn host_stages(passes: &[&Pass], degree: usize) -> Vec<usize> {
     if stages == degree + 2 {
         return vec![0, stages - 1];
     }
-    let is_remote = |p: &&Pass| {
-        let stage = &p.stages[0];
-        stage.transfer != Transfer::default() || stage.slices.iter().any(|s| s.source == 1)
+    let has = |stage: &Stage, source| stage.slices.iter().any(|s| s.source == source);
+    let is_last = |p: &&Pass| {
+        let (first, last) = (&p.stages[0], &p.stages[stages - 1]);
+        first.transfer != Transfer::default() || has(first, 1) || has(last, 0)
     };
-    if passes.iter().any(is_remote) {
+    if passes.iter().any(is_last) {
         vec![stages - 1]
     } else {
         vec![0]
@@ -75,7 +76,14 @@ fn check_pass(mask: &Mask, placement: &Placement, passes: &[&Pass], degree: i32)
     } else {
         host_stages(passes, degree as usize)
     };
-    assert_eq!(stages, if degree == 0 { 1 } else { hosts.len() + degree as usize });
+    assert_eq!(
+        stages,
+        if degree == 0 {
+            1
+        } else {
+            hosts.len() + degree as usize
+        }
+    );
     let mut computed: Cells = vec![vec![0; mask.total_k() as usize]; mask.total_q() as usize];
     let mut received: Vec<Vec<i64>> = vec![Vec::new(); world];
     let mut area = 0;
@@ -220,11 +228,7 @@ fn random_masks_on_the_planners_own_placement() {
             chunk_size: random.within(0, 7),
             ..settings(round)
         };
-        check(
-            &mask,
-            Placement::new(&mask, world, &settings).unwrap(),
-            &settings,
-        );
+        check(&mask, Placement::new(&mask, world, &settings).unwrap(), &settings);
     }
 }
 
@@ -326,11 +330,7 @@ fn regular_masks() {
                     chunk_size: 3,
                     ..settings(round)
                 };
-                check(
-                    &mask,
-                    Placement::new(&mask, world, &settings).unwrap(),
-                    &settings,
-                );
+                check(&mask, Placement::new(&mask, world, &settings).unwrap(), &settings);
             }
         }
     }
@@ -342,11 +342,7 @@ fn nothing_to_compute() {
         let mask = Mask::from_slices(vec![], total, total).unwrap();
         for world in [1, 2, 8, 40] {
             let settings = config(2, 0);
-            check(
-                &mask,
-                Placement::new(&mask, world, &settings).unwrap(),
-                &settings,
-            );
+            check(&mask, Placement::new(&mask, world, &settings).unwrap(), &settings);
         }
     }
 }

@@ -162,7 +162,11 @@ fn the_host_stage_is_last_where_the_reduction_is_longer_than_the_fetch() {
     let (order, hash) = chosen(&settings);
     assert_eq!(order, [true, false]);
     settings.bwd_hide_tail_reduce = HostStage::Last;
-    assert_eq!(chosen(&settings), (order, hash), "the same, however it came about");
+    assert_eq!(
+        chosen(&settings),
+        (order, hash),
+        "the same, however it came about"
+    );
     settings.bwd_hide_tail_reduce = HostStage::First;
     assert_ne!(chosen(&settings).1, hash);
     settings.bwd_hide_tail_reduce = HostStage::Auto;

@@ -19,7 +19,9 @@ use magi_attn::comm::Communicator;
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::driver;
 use magi_attn::runtime::{Context, Key};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, HostStage, KernelChoice, Mask, Status, Tensor};
+use magi_attn::types::{
+    AttnShape, Config, DType, DsinkReduce, HostStage, KernelChoice, Mask, Status, Tensor,
+};
 use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Rank, inside, on_ranks};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.

@@ -195,7 +195,8 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
     };
     let hide = i64::from(c.bwd_hide_tail_reduce);
     let host_stage = HostStage::numbered(hide);
-    let bwd_hide_tail_reduce = host_stage.ok_or_else(|| bad("bwd_hide_tail_reduce", hide, "-1, 0, 1 or 2"))?;
+    let bwd_hide_tail_reduce =
+        host_stage.ok_or_else(|| bad("bwd_hide_tail_reduce", hide, "-1, 0, 1 or 2"))?;
     let cache_size = usize::try_from(c.cache_size).map_err(|_| {
         Error::argument(format!(
             "{param}.cache_size is {}; it must be 0 or more",

@@ -199,10 +199,7 @@ mod tests {
             cost(direction).pass(&sequence.loads([host / 4, host - host / 4], remote))
         };
         // max(fetch 4005, host 1003), max(compute 7003, fetch 8005), compute 103.
-        assert_eq!(
-            pass(Direction::Forward, Sequence::First, 1000),
-            4005 + 8005 + 103
-        );
+        assert_eq!(pass(Direction::Forward, Sequence::First, 1000), 4005 + 8005 + 103);
         // The first reduce, 8005, hides the last compute; the last reduce, 16005, hides behind nothing.
         let backward = |sequence, host| pass(Direction::Backward, sequence, host);
         assert_eq!(backward(Sequence::First, 1000), 4005 + 8005 + 8005 + 16005);

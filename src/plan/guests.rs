@@ -70,7 +70,11 @@ impl Schedule {
 
     /// Stages before the first that fetches.
     pub fn before(&self) -> usize {
-        if self.degree == 0 { 0 } else { self.sequence.before() }
+        if self.degree == 0 {
+            0
+        } else {
+            self.sequence.before()
+        }
     }
 
     /// Predicted time of the pass on each rank, in nanoseconds.

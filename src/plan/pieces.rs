@@ -32,13 +32,7 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Cuts what ranks fetch into pieces of equal tokens, a multiple of `degree` of them, so that stages are equal to a
     /// token. O(pairs of slices, runs and pieces that meet) over all ranks; with `halves` those of runs and own keys too.
-    pub fn new(
-        mask: &Mask,
-        placement: &Placement,
-        remote: &[Ranges],
-        degree: i32,
-        halves: bool,
-    ) -> Pieces {
+    pub fn new(mask: &Mask, placement: &Placement, remote: &[Ranges], degree: i32, halves: bool) -> Pieces {
         let degree = i64::from(degree.max(1));
         let mut ranks: Vec<Vec<Piece>> = Vec::with_capacity(remote.len());
         for keys in remote {

@@ -48,11 +48,7 @@ impl Staging {
             if settled && (asked == 0 || asked == 1) {
                 return Staging {
                     degree: asked,
-                    sequence: if asked == 0 {
-                        Sequence::First
-                    } else {
-                        sequences[0]
-                    },
+                    sequence: if asked == 0 { Sequence::First } else { sequences[0] },
                     groups: remote.iter().map(|keys| vec![keys.clone()]).collect(),
                     cost,
                     pieces: None,
@@ -98,7 +94,11 @@ impl Staging {
 
     /// Stages before the first that fetches.
     pub fn before(&self) -> usize {
-        if self.degree == 0 { 0 } else { self.sequence.before() }
+        if self.degree == 0 {
+            0
+        } else {
+            self.sequence.before()
+        }
     }
 
     fn timeline(&self, pieces: &Pieces, world: usize) -> Timeline {

@@ -317,12 +317,14 @@ pub const TABLE: &[Variable] = &[
     acting(
         "MAGI_ATTENTION_RATES",
         Kind::Form(
-            "name=value parts joined by \";\": forward_gflops=A,B,C, backward_gflops=A,B,C, link_mb_per_s=N, link_latency_ns=N, kernel_latency_ns=N, each at most once; rates 1 to 10^12, latencies 0 to 10^12",
+            "name=value parts joined by \";\": forward_gflops=A,B,C, backward_gflops=A,B,C, link_mb_per_s=N, link_latency_ns=N, kernel_latency_ns=N, each at most once; or nothing. Rates are 1 to 10^12, latencies 0 to 10^12",
         ),
         "",
         "What predictions take kernels and links for, as bench/calibrate.py measures and prints them; what is not named keeps its default. Fields forward_gflops, backward_gflops, link_mb_per_s, link_latency_ns and kernel_latency_ns of magi_config.",
         |config, text| {
-            config.rates = config.rates.with(text)?;
+            if !text.is_empty() {
+                config.rates = config.rates.with(text)?;
+            }
             Some(())
         },
     ),

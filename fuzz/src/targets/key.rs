@@ -3,7 +3,7 @@
 use crate::bytes::Bytes;
 use crate::masks::request;
 use magi_attn::plan::{Plan, Stage, Stats, verify};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, Mask, PlacementKind, Status};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, HostStage, Mask, PlacementKind, Status};
 
 /// Most chunks that are planned: what verifying them takes grows with their square.
 const MAX_CHUNKS: i128 = 160;
