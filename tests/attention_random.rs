@@ -136,6 +136,7 @@ fn check_on_all_worlds(slices: &[TypedSlice], total_q: i64, total_k: i64) {
             let setting = Setting {
                 world,
                 degrees: [degree, 3 - degree],
+                order: -1,
                 chunk_size: 0,
                 sequential: world % 2 == 0,
                 heads: [1, 2],
