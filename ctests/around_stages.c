@@ -44,8 +44,8 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// One pass of one rank: stages add up to the rank's figures, follow each other, and end when the rank is said to. `host` is the
-// host stage, -1 for none.
+// One pass of one rank: stages add up to the rank's figures, follow each other, and end when the rank is said to.
+// `host` is the host stage, -1 for none.
 static void check_pass(const magi_key *key, int32_t pass, int32_t rank, int64_t stages, int32_t host) {
     const magi_rank_stats of_rank = rank_stats_of(key, rank);
     int64_t area = 0, sent = 0, received = 0, end = 0, free_at = 0, waits = 0;
@@ -90,7 +90,10 @@ static void stages(magi_comm *comm, int32_t rank, int32_t size, void *data) {
         int64_t slowest[2] = {0, 0};
         for (int32_t r = 0; r < size; r++) {
             check_pass(key, MAGI_PASS_FORWARD, r, s.stages_forward, forward > 0 ? 0 : -1);
-            check_pass(key, MAGI_PASS_BACKWARD, r, s.stages_backward, backward == 0 ? -1 : hide == 0 ? 0 : backward + hide - 1);
+            check_pass(key, MAGI_PASS_BACKWARD, r, s.stages_backward,
+                       backward == 0 ? -1
+                       : hide == 0   ? 0
+                                     : backward + hide - 1);
             slowest[0] = larger(slowest[0], rank_stats_of(key, r).forward_ns);
             slowest[1] = larger(slowest[1], rank_stats_of(key, r).backward_ns);
         }

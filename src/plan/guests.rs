@@ -38,7 +38,7 @@ pub(super) struct Schedule {
 impl Schedule {
     /// Equal shares of what each rank fetches, keys and queries alike. What belongs to blocks of which the rank owns
     /// neither side comes all at once in the first stage, so that both sides are there together.
-    fn new(work: &Work, degree: i32, sequence: Sequence) -> Schedule {
+    fn new(work: &Work, degree: i32) -> Schedule {
         let stages = i64::from(degree.max(1));
         let split = |all: &[Ranges], first: &[Ranges]| -> Vec<Vec<Ranges>> {
             let each = all.iter().zip(first);
@@ -46,7 +46,7 @@ impl Schedule {
         };
         Schedule {
             degree,
-            sequence: if degree == 0 { Sequence::First } else { sequence },
+            sequence: Sequence::First,
             keys: split(&work.keys, &work.foreign_keys),
             queries: split(&work.queries, &work.foreign_queries),
         }
@@ -59,13 +59,24 @@ impl Schedule {
             Config::AUTO_DEGREE => 1..=Config::MAX_DEGREE,
             degree => degree..=degree,
         };
-        let sequences = if asked == 0 { &sequences[..1] } else { sequences };
-        let each = |degree| sequences.iter().map(move |&s| Schedule::new(work, degree, s));
-        let all = degrees.flat_map(each);
-        let slowest = |s: &Schedule| s.times(work, cost).into_iter().max().unwrap_or(0);
-        // One schedule is tried at least.
-        all.min_by_key(slowest)
-            .unwrap_or_else(|| Schedule::new(work, 1, Sequence::First))
+        let in_best_order = |degree| {
+            let mut schedule = Schedule::new(work, degree);
+            if degree == 0 {
+                return (0, schedule);
+            }
+            let end_in = |&sequence: &Sequence| {
+                schedule.sequence = sequence;
+                (schedule.end(work, cost), sequence)
+            };
+            // One order is tried at least.
+            let ends = sequences.iter().map(end_in);
+            let (end, sequence) = ends.min_by_key(|e| e.0).unwrap_or_default();
+            schedule.sequence = sequence;
+            (end, schedule)
+        };
+        // And one schedule.
+        let best = degrees.map(in_best_order).min_by_key(|b| b.0);
+        best.map_or_else(|| Schedule::new(work, 1), |b| b.1)
     }
 
     /// Stages before the first that fetches.
@@ -77,13 +88,13 @@ impl Schedule {
         }
     }
 
-    /// Predicted time of the pass on each rank, in nanoseconds.
-    fn times(&self, work: &Work, cost: &Cost) -> Vec<i64> {
-        let time = |rank: usize| {
+    /// When the slowest rank is predicted to be done with the pass, in nanoseconds.
+    fn end(&self, work: &Work, cost: &Cost) -> i64 {
+        let end = |rank: usize| {
             let (host, loads) = self.loads(work, rank);
             cost.pass(&self.sequence.loads([host / 2, host - host / 2], loads))
         };
-        (0..work.area.len()).map(time).collect()
+        (0..work.area.len()).map(end).max().unwrap_or(0)
     }
 
     /// Every stage of every rank, with the cells that it really has, but for what is sent.
