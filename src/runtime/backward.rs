@@ -90,51 +90,43 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Sum, &[dq.running], stream);
     let begun = || if is_early { Ok(()) } else { begin() };
-    stages::run(
-        session,
-        stages,
-        &keys,
-        &queries,
-        stream,
-        begun,
-        |at, [k, v], guests| {
-            let stage = at.stage;
-            // As in forward.
-            let overlaps = homeward.hold()? || reduction.hold()? || at.hold()?;
-            let partial = reduction.partial(stage)?;
-            let mine = BackwardArgs {
-                q: a.q,
-                k,
-                v,
-                dout: a.dout,
-                lse: a.lse,
-                delta: space.delta,
-                slices: &stage.slices,
-                shape: *key.shape(),
-                softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
-                softcap: a.softcap,
-                dq: dq.running,
-                dk: [Some(local.k), partial.map(|p| p.k)],
-                dv: [Some(local.v), partial.map(|p| p.v)],
+    let held = (&keys, &queries);
+    stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
+        let stage = at.stage;
+        let exchanges = at.hold(&[homeward.hold(), reduction.hold()])?;
+        let partial = reduction.partial(stage)?;
+        let mine = BackwardArgs {
+            q: a.q,
+            k,
+            v,
+            dout: a.dout,
+            lse: a.lse,
+            delta: space.delta,
+            slices: &stage.slices,
+            shape: *key.shape(),
+            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+            softcap: a.softcap,
+            dq: dq.running,
+            dk: [Some(local.k), partial.map(|p| p.k)],
+            dv: [Some(local.v), partial.map(|p| p.v)],
+        };
+        compute.run((at.number, stage), Part::Own, &mine, exchanges)?;
+        if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
+            backend.fill_zero(*dq)?;
+            let theirs = BackwardArgs {
+                q: *q,
+                dout: *dout,
+                lse: *lse,
+                delta: *delta,
+                slices: &stage.guests.slices,
+                dq: *dq,
+                ..mine
             };
-            compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
-            if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
-                backend.fill_zero(*dq)?;
-                let theirs = BackwardArgs {
-                    q: *q,
-                    dout: *dout,
-                    lse: *lse,
-                    delta: *delta,
-                    slices: &stage.guests.slices,
-                    dq: *dq,
-                    ..mine
-                };
-                compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
-            }
-            homeward.start(stage)?;
-            reduction.start(stage, &packing.0[at.number])
-        },
-    )?;
+            compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
+        }
+        homeward.start(stage)?;
+        reduction.start(stage, &packing.0[at.number])
+    })?;
     homeward.finish()?;
     // While the last gradients of keys are on their way.
     dq.store(session)?;

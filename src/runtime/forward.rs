@@ -75,45 +75,37 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
     let begun = || Ok(());
-    stages::run(
-        session,
-        stages,
-        &keys,
-        &queries,
-        stream,
-        begun,
-        |at, [k, v], guests| {
-            let stage = at.stage;
-            // Of what is under way the first has its turn now; the others follow it.
-            let overlaps = homeward.hold()? || at.hold()?;
-            let mine = ForwardArgs {
-                q: a.q,
-                k,
-                v,
-                slices: &stage.slices,
-                shape: *key.shape(),
-                softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
-                softcap: a.softcap,
-                out,
-                lse,
-                max_logits: a.max_logits,
+    let held = (&keys, &queries);
+    stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
+        let stage = at.stage;
+        let exchanges = at.hold(&[homeward.hold()])?;
+        let mine = ForwardArgs {
+            q: a.q,
+            k,
+            v,
+            slices: &stage.slices,
+            shape: *key.shape(),
+            softmax_scale: scale(a.softmax_scale, key.shape().head_dim),
+            softcap: a.softcap,
+            out,
+            lse,
+            max_logits: a.max_logits,
+        };
+        compute.run((at.number, stage), Part::Own, &mine, exchanges)?;
+        if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
+            // Their sinks count at home.
+            session.backend().attn_init(*out, *lse, None, None)?;
+            let theirs = ForwardArgs {
+                q: *q,
+                slices: &stage.guests.slices,
+                out: *out,
+                lse: *lse,
+                ..mine
             };
-            compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
-            if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
-                // Their sinks count at home.
-                session.backend().attn_init(*out, *lse, None, None)?;
-                let theirs = ForwardArgs {
-                    q: *q,
-                    slices: &stage.guests.slices,
-                    out: *out,
-                    lse: *lse,
-                    ..mine
-                };
-                compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
-            }
-            homeward.start(stage)
-        },
-    )?;
+            compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
+        }
+        homeward.start(stage)
+    })?;
     homeward.finish()?;
     if let Some(max_logits) = &a.max_logits {
         across_ranks::maximum(session, max_logits, space.maxima, stream)?;

@@ -14,9 +14,20 @@ use crate::device::cuda::Gpu;
 use crate::plan::Stage;
 use crate::types::{Device, Error, KernelChoice, Result, Status, Tensor};
 
-/// Multiprocessors left to an exchange that runs beside the forward kernel, unless configured. None: the exchange has its
-/// multiprocessors before the kernel begins (`Communicator::hold`), and the kernel takes those over when it ends.
-const SM_MARGIN: i32 = 0;
+/// Multiprocessors left to exchanges that follow each other beside a kernel, unless configured. One alone needs none left:
+/// it has its multiprocessors before the kernel begins (`Communicator::hold`), and the kernel takes those over when it ends.
+/// One behind it finds only what the kernel leaves.
+const SM_MARGIN: i32 = 8;
+
+/// What a kernel leaves to so many exchanges.
+pub(super) fn margin(configured: Option<i32>, exchanges: usize) -> i32 {
+    match (configured, exchanges) {
+        (_, 0) => 0,
+        (Some(margin), _) => margin,
+        (None, 1) => 0,
+        (None, _) => SM_MARGIN,
+    }
+}
 
 /// Why the fast kernels cannot compute the stages of a key, beyond what `on_gpu::reasons` finds.
 pub(super) fn key_reasons(key: &Key) -> Vec<String> {
@@ -125,13 +136,13 @@ impl StageForward<'_> {
     }
 
     /// Attention of a part of stage `i`, merged into what is there, except that the fast kernel begins with stage 0.
-    /// `overlaps`: an exchange runs meanwhile.
+    /// `exchanges` run meanwhile.
     pub fn run(
         &self,
         (i, stage): (usize, &Stage),
         part: Part,
         args: &ForwardArgs<'_>,
-        overlaps: bool,
+        exchanges: usize,
     ) -> Result<()> {
         let Some(cuda) = self.session.on().cuda() else {
             return self.session.backend().attn_forward(args);
@@ -152,7 +163,6 @@ impl StageForward<'_> {
             forward_maps::check(name, &t)?;
         }
         let tiles = kept.forward(cells, (gpu, shape), choice, self.stream)?;
-        let margin = self.key.config().compute.forward_sm_margin.unwrap_or(SM_MARGIN);
         let call = ForwardCall {
             q: args.q,
             k: args.k,
@@ -164,7 +174,7 @@ impl StageForward<'_> {
             lse: Some(args.lse),
             max_logits: args.max_logits,
             accumulate: merged,
-            sm_margin: if overlaps { margin } else { 0 },
+            sm_margin: margin(self.key.config().compute.forward_sm_margin, exchanges),
             workspace: self.workspace.data(),
         };
         // SAFETY: the tensors were checked, those of the workspace lie where the plan has room for them, and the tiles are

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common_backend::{Buffer, Layout};
+use crate::common_backend::{Buffer, Layout, Random, operands, random_sink};
 use crate::common_reference::{Answer, Operands, Sink};
 use magi_attn::comm::local;
 use magi_attn::device::Stream;
@@ -159,8 +159,27 @@ fn sinks<P: Place>(place: &P, key: &Key, sink: &Sink, heads: i64, acc: DType) ->
     Ok([made, place.poisoned(&row, acc, dense)])
 }
 
+/// What of a rank's pass is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    Dispatch,
+    Forward,
+    Backward,
+}
+
 /// One rank's whole pass; the answer is global, and the same on every rank.
 pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Result<Answer> {
+    rank_watched(place, job, o, key, |_| ())
+}
+
+/// As `rank_on`; `watch` is called on the way.
+pub fn rank_watched<P: Place>(
+    place: &P,
+    job: &Job,
+    o: &Operands,
+    key: &Key,
+    mut watch: impl FnMut(Done),
+) -> Result<Answer> {
     let (s, acc) = (job.shape, job.shape.dtype.accumulator());
     let result = if job.round_outputs { s.dtype } else { acc };
     let (q_row, k_row) = ([s.heads_q, s.head_dim], [s.heads_kv, s.head_dim]);
@@ -186,6 +205,7 @@ pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Resul
     };
     let mut tensor = |held: &mut P::Held| place.tensor(held);
     let [q, k, v, dout] = [&mut q, &mut k, &mut v, &mut dout].map(&mut tensor);
+    watch(Done::Dispatch);
     forward::run(
         key,
         &attn_args::Forward {
@@ -201,6 +221,7 @@ pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Resul
         },
         place.stream(),
     )?;
+    watch(Done::Forward);
     backward::run(
         key,
         &attn_args::Backward {
@@ -224,6 +245,7 @@ pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Resul
         },
         place.stream(),
     )?;
+    watch(Done::Backward);
     let dsink = match (&o.sink, &mut sink) {
         (Some(z), Some([_, dz])) if z.per_token => gather_on(place, key, Side::Q, dz)?,
         (Some(_), Some([_, dz])) => place.read(dz),
@@ -273,6 +295,24 @@ pub fn over_ranks(job: &Job, o: &Operands) -> Answer {
     })
     .unwrap();
     agreed(answers.into_inner().unwrap())
+}
+
+/// Operands for a mask: with a number of sinks, each query's own for odd seeds, and with a softcap for every third seed.
+pub fn problem(mask: &Mask, s: &AttnShape, seed: u64, sinks: usize) -> Operands {
+    let mut random = Random(seed);
+    let mut o = operands(&mut random, mask, s);
+    if sinks > 0 {
+        let per_token = seed % 2 == 1;
+        o.sink = Some(random_sink(
+            &mut random,
+            mask.total_q(),
+            s.heads_q,
+            sinks,
+            per_token,
+        ));
+    }
+    o.cap = if seed % 3 == 2 { 2.0 } else { 0.0 };
+    o
 }
 
 /// The results by name.

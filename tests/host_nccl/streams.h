@@ -131,6 +131,11 @@ extern "C" {
 // Set by tests: streams say that they are being captured.
 int fake_capturing;
 
+int cuCtxSynchronize(void) {
+    NEEDS_CONTEXT;
+    streams.drain(current.back());
+    return SUCCESS;
+}
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     NEEDS_CONTEXT;
     *least = 0;

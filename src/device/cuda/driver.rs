@@ -15,6 +15,7 @@ const NEEDED: &[&CStr] = &[
     c"cuCtxGetStreamPriorityRange",
     c"cuCtxPopCurrent_v2",
     c"cuCtxPushCurrent_v2",
+    c"cuCtxSynchronize",
     c"cuDeviceGet",
     c"cuDeviceGetAttribute",
     c"cuDeviceGetCount",

@@ -104,6 +104,13 @@ impl Gpu {
         self.context
     }
 
+    /// Waits until everything that was enqueued on the device is done, on whatever stream.
+    pub fn synchronize(&self) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: a context is current.
+        check(unsafe { sys::cuCtxSynchronize() }, "cuCtxSynchronize")
+    }
+
     /// Makes its context the thread's current one until the result is dropped.
     pub fn enter(&self) -> Result<Current<'_>> {
         // SAFETY: the context is retained for good.

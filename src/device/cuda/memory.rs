@@ -1,14 +1,15 @@
 //! Device memory that the library owns: taken and filled while a call prepares, never while it enqueues.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUresult};
 use parking_lot::Mutex;
 
 use super::driver::check;
 use super::stream::OwnStream;
-use super::{Gpu, stream};
+use super::{Event, Gpu, stream};
 use crate::device::Stream;
 use crate::types::{Error, Result};
 
@@ -35,12 +36,27 @@ fn uploads(gpu: &Arc<Gpu>) -> Result<Arc<OwnStream>> {
     Ok(made)
 }
 
-/// Memory taken at once and freed when it is dropped, which may wait for the device.
+thread_local! {
+    /// Behind the last use of what this thread drops now.
+    static FENCE: RefCell<Option<Arc<Event>>> = const { RefCell::new(None) };
+}
+
+/// Calls `f`. What it drops of uploads is freed when the device has come to `last_use`, and the host waits for nothing.
+/// Everything that uses it was enqueued, on streams that `last_use` is behind.
+pub fn free_behind(last_use: Arc<Event>, f: impl FnOnce()) {
+    let before = FENCE.with(|fence| fence.replace(Some(last_use)));
+    f();
+    FENCE.with(|fence| fence.replace(before));
+}
+
+/// Memory taken at once and freed when it is dropped, which waits for the device, except for uploads in `free_behind`.
 #[derive(Debug)]
 pub struct DeviceMemory {
     gpu: Arc<Gpu>,
     address: u64,
     bytes: usize,
+    /// Of the driver's pool, in the order of the stream of uploads.
+    pooled: bool,
 }
 
 impl DeviceMemory {
@@ -58,12 +74,37 @@ impl DeviceMemory {
             gpu: gpu.clone(),
             address,
             bytes,
+            pooled: false,
+        })
+    }
+
+    /// The same for what is uploaded and freed while the device works: from the driver's pool, where it has one.
+    pub fn pooled(gpu: &Arc<Gpu>, bytes: usize) -> Result<DeviceMemory> {
+        if bytes == 0 {
+            return DeviceMemory::new(gpu, 0);
+        }
+        let own = uploads(gpu)?;
+        let _current = gpu.enter()?;
+        let mut address = 0;
+        // SAFETY: the pointer is good for an address; the stream lives to the end of the process.
+        let code = unsafe { sys::cuMemAllocAsync(&mut address, bytes, stream::handle(own.as_stream())) };
+        if code == CUresult::CUDA_ERROR_NOT_SUPPORTED {
+            return DeviceMemory::new(gpu, bytes);
+        }
+        check(code, &format!("{bytes} bytes on CUDA device {}", gpu.ordinal()))?;
+        // Any stream may use it now.
+        stream::synchronize(gpu, own.as_stream())?;
+        Ok(DeviceMemory {
+            gpu: gpu.clone(),
+            address,
+            bytes,
+            pooled: true,
         })
     }
 
     /// Memory that holds `from`. Waits until the bytes are there.
     pub fn upload(gpu: &Arc<Gpu>, from: &[u8]) -> Result<DeviceMemory> {
-        let memory = DeviceMemory::new(gpu, from.len())?;
+        let memory = DeviceMemory::pooled(gpu, from.len())?;
         memory.write(0, from)?;
         Ok(memory)
     }
@@ -119,8 +160,29 @@ impl DeviceMemory {
     }
 }
 
+impl DeviceMemory {
+    /// Gives pooled memory back in the order of the stream of uploads, behind its last use.
+    fn give_back(&self) -> Result<()> {
+        let own = uploads(&self.gpu)?;
+        let fence = FENCE.try_with(|fence| fence.borrow().clone()).ok().flatten();
+        match fence {
+            Some(last_use) => last_use.wait(own.as_stream())?,
+            None => self.gpu.synchronize()?,
+        }
+        let _current = self.gpu.enter()?;
+        // SAFETY: taken by `pooled` and freed once.
+        let code = unsafe { sys::cuMemFreeAsync(self.address, stream::handle(own.as_stream())) };
+        check(code, "cuMemFreeAsync")
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
+        if self.pooled {
+            // A device that has failed takes nothing back.
+            let _ = self.give_back();
+            return;
+        }
         if self.address != 0
             && let Ok(_current) = self.gpu.enter()
         {
