@@ -804,6 +804,12 @@ typedef struct magi_config {
      */
     int32_t degree_backward;
     /**
+     * When the backward pass computes the host stage (-1). 0: before the remote stages, where it hides the first fetch; 1:
+     * behind them, where it hides the last reduction; 2: half of it at either end, in two kernels; -1: as the slowest rank
+     * is predicted to be ready first, by the rates above. Of no effect with a degree_backward of 0.
+     */
+    int32_t bwd_hide_tail_reduce;
+    /**
      * A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
      */
     int32_t dsink_reduce;
@@ -2099,9 +2105,9 @@ magi_status magi_key_hash(const struct magi_key *key, uint64_t *hash);
 void magi_key_destroy(struct magi_key *key);
 
 /**
- * Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Stage 0
- * is the host stage, which fetches nothing, unless the degree is 0: then it is the only one. magi_key_get_stats tells how many
- * stages there are.
+ * Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Forward,
+ * stage 0 is the host stage, which fetches nothing; backward, bwd_hide_tail_reduce says where it is. With a degree of 0 there is
+ * one stage, which is both. magi_key_get_stats tells how many stages there are.
  *
  * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
  *

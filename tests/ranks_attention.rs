@@ -21,7 +21,7 @@ use magi_attn::comm::{Communicator, local};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{Gpu, driver};
 use magi_attn::runtime::{Context, Key, attn_args, forward};
-use magi_attn::types::{Config, DType, DsinkReduce, KernelChoice, Mask, Status, Tensor};
+use magi_attn::types::{Config, DType, DsinkReduce, HostStage, KernelChoice, Mask, Status, Tensor};
 use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Gate, Rank, inside, on_ranks};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.
@@ -177,6 +177,36 @@ fn queries_travel_too() {
                 job.config.qo_comm = true;
                 job.config.balance_slack = 1000;
                 assert_close(&case.name, &over_devices(&job, &o, 1), &want, BOUND);
+            }
+        }
+    });
+}
+
+/// The host stage behind the remote ones, and half of it at either end: keys alone, queries that travel, and a mesh.
+#[test]
+fn backward_computes_the_host_stage_where_it_is_told() {
+    here("backward_computes_the_host_stage_where_it_is_told", &[], || {
+        let s = shape(2, 1, 8, 8, DType::F64);
+        for (i, case) in small_cases(320).iter().enumerate().filter(|(i, _)| i % 6 == 1) {
+            let o = problem(&case.mask, &s, i as u64, case.sink_tokens as usize);
+            let want = attention(&case.mask, &o, Arithmetic::Exact);
+            for (w, world) in worlds(&[1, 2, 4]).enumerate() {
+                for (d, degree) in [1, 3].into_iter().enumerate() {
+                    for order in [HostStage::Last, HostStage::Split] {
+                        let mut job = Job::new(&case.mask, s, world, degree, case.chunk_size);
+                        job.config.bwd_hide_tail_reduce = order;
+                        match (i / 6 + w + d) % 3 {
+                            0 => job.config.qo_comm = true,
+                            1 if world == 4 => {
+                                job.mesh = Some((2, 2));
+                                job.config.hierarchical_comm = true;
+                            }
+                            _ => {}
+                        }
+                        let name = format!("{} on {world} devices, degree {degree}, {order:?}", case.name);
+                        assert_close(&name, &over_devices(&job, &o, 1), &want, BOUND);
+                    }
+                }
             }
         }
     });

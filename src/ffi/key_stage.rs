@@ -60,9 +60,9 @@ fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
     }
 }
 
-/// Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Stage 0
-/// is the host stage, which fetches nothing, unless the degree is 0: then it is the only one. magi_key_get_stats tells how many
-/// stages there are.
+/// Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Forward,
+/// stage 0 is the host stage, which fetches nothing; backward, bwd_hide_tail_reduce says where it is. With a degree of 0 there is
+/// one stage, which is both. magi_key_get_stats tells how many stages there are.
 ///
 /// Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
 ///

@@ -74,7 +74,9 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
         buffers: &space.guests.buffers,
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
-    stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
+    let begun = || Ok(());
+    let held = (&keys, &queries);
+    stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
         let exchanges = at.hold(&[homeward.hold()])?;
         let mine = ForwardArgs {
