@@ -166,6 +166,11 @@ int cuStreamGetId(void *stream, unsigned long long *id) {
 int cuStreamIsCapturing(void *, int *status) {
     return *status = fake_capturing, SUCCESS;
 }
+int cuCtxSynchronize(void) {
+    NEEDS_CONTEXT;
+    streams.drain(current.back());
+    return SUCCESS;
+}
 int cuStreamSynchronize(void *stream) {
     NEEDS_CONTEXT;
     stream_of(stream)->drain();

@@ -129,6 +129,7 @@ impl StreamMemory {
     pub fn new(gpu: &Arc<Gpu>, bytes: usize, stream: Stream) -> Result<StreamMemory> {
         let mut address = 0;
         if bytes != 0 {
+            gpu.share_stream_memory();
             let _current = gpu.enter()?;
             // SAFETY: the pointer is good for an address; the stream is the caller's.
             let code = unsafe { sys::cuMemAllocAsync(&mut address, bytes, stream::handle(stream)) };
