@@ -139,6 +139,8 @@ def declare(library):
         "calc_attn_backward": [pointer, C.POINTER(magi.BackwardArgs), pointer],
     }.items():
         library._declare(f"magi_{name}", arguments)
+    library._declare("magi_comm_async_error", [pointer])
+    library._declare("magi_comm_set_timeout", [pointer, i64])
     library._declare("magi_comm_abort", [pointer, C.c_char_p])
     library._declare("magi_comm_destroy", [pointer], None)
     library._declare("magi_key_destroy", [pointer], None)
@@ -198,6 +200,14 @@ class Comm:
     def abort(self, reason):
         """Wakes every rank that waits for this one."""
         self.library.c.magi_comm_abort(self.handle, reason.encode())
+
+    def set_timeout(self, milliseconds):
+        """How long waits for other ranks last."""
+        self.library.check(self.library.c.magi_comm_set_timeout(self.handle, milliseconds))
+
+    def check(self):
+        """Raises what ended the communicator, if something did."""
+        self.library.check(self.library.c.magi_comm_async_error(self.handle))
 
     def close(self):
         """Frees the handle."""
