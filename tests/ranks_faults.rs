@@ -294,24 +294,30 @@ fn captured_collective_calls_are_refused_before_anything_begins() {
             let mut held = Held::new(&case, r, &key);
             r.user.synchronize();
             barrier.wait();
+            let mut refused = Vec::new();
             if r.rank == 0 {
                 capturing(|| {
-                    let refused = forward::run(&key, &held.forward(&case), r.stream()).unwrap_err();
-                    assert_eq!(refused.status, Status::NotSupported, "{refused}");
-                    assert!(refused.message.contains("being captured"), "{refused}");
-                    assert_eq!(
-                        fresh.prepare(r.stream()).unwrap_err().status,
-                        Status::NotSupported
-                    );
+                    refused.push(forward::run(&key, &held.forward(&case), r.stream()));
+                    refused.push(fresh.prepare(r.stream()));
                     let whole = r.unwritten(&[64, 2, 8], DType::F64, Layout::Dense);
                     let (part, names) = (r.tensor(&mut held.out), ["local_x", "x"]);
-                    let undispatched =
-                        movement::undispatch(&key, Side::Q, part, whole.tensor(), names, r.stream());
-                    assert_eq!(undispatched.unwrap_err().status, Status::NotSupported);
-                    assert!(context.async_error().is_none());
+                    refused.push(movement::undispatch(
+                        &key,
+                        Side::Q,
+                        part,
+                        whole.tensor(),
+                        names,
+                        r.stream(),
+                    ));
                 });
             }
+            // Only now: a rank that panicked before would leave the other one waiting.
             barrier.wait();
+            for error in refused.into_iter().map(Result::unwrap_err) {
+                assert_eq!(error.status, Status::NotSupported, "{error}");
+                assert!(error.message.contains("being captured"), "{error}");
+            }
+            assert!(context.async_error().is_none());
             case.works(r, &key);
             fresh.prepare(r.stream()).unwrap();
         });

@@ -8,7 +8,7 @@ import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-for folder in (HERE, os.path.join(HERE, "..", "..", "bench")):
+for folder in (HERE, os.path.join(HERE, "..", "..", "..", "bench")):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 import magi  # noqa: E402

@@ -2,7 +2,7 @@
 """Ranks that die, fall silent or make a mistake in the middle of attention: every other rank must get an error in time, make a new
 communicator with those that are left, and compute right. On CUDA devices a rank is a process, over NCCL; with --device cpu a thread.
 
-  python3 tests/gpu/killed_rank.py [--world 4] [--rounds 20] [--timeout 5] [--out killed_rank.json]
+  python3 tests/gpu/ranks/killed_rank.py [--world 4] [--rounds 20] [--timeout 5] [--out killed_rank.json]
 """
 import argparse
 import json

@@ -3,7 +3,7 @@
 bits, and the stream must not wait while the next mask is planned. One rank a process, as torchrun starts them; with --device cpu
 threads of this process.
 
-  torchrun --nproc-per-node 4 tests/gpu/soak.py [--calls 2000] [--masks 50] [--cache 10] [--out soak.json]
+  torchrun --nproc-per-node 4 tests/gpu/ranks/soak.py [--calls 2000] [--masks 50] [--cache 10] [--out soak.json]
 """
 import argparse
 import json
