@@ -52,6 +52,7 @@ class Config(magi.Sized):
         *((name, C.c_int32) for name in ("placement", "effort", "degree_forward", "degree_backward", "dsink_reduce")),
         *((name, C.c_int32) for name in ("backward_high_precision_reduce", "hierarchical_comm", "qo_comm")),
         *((name, C.c_int32) for name in ("forward_high_precision_reduce", "sanity_check")),
+        *((name, C.c_int32) for name in ("backend", "deterministic", "forward_sm_margin", "backward_sm_margin")),
         *((name, C.c_void_p) for name in ("alloc", "free", "userdata")),
     ]
 

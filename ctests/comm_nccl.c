@@ -155,6 +155,13 @@ static void of_local_rank(magi_comm *c, int32_t rank, int32_t size, void *data) 
     CHECK_REFUSED(magi_comm_device(c, NULL, &index), MAGI_STATUS_NULL_POINTER, "device_type is NULL");
     CHECK_REFUSED(magi_comm_device(c, &type, NULL), MAGI_STATUS_NULL_POINTER, "device_index is NULL");
 
+    int64_t sent = -1, received = -1;
+    CHECK_OK(magi_comm_traffic(c, &sent, &received));
+    CHECK(sent == 0 && received == 0);
+    CHECK_REFUSED(magi_comm_traffic(NULL, &sent, &received), MAGI_STATUS_NULL_POINTER, "comm is NULL");
+    CHECK_REFUSED(magi_comm_traffic(c, NULL, &received), MAGI_STATUS_NULL_POINTER, "sent is NULL");
+    CHECK_REFUSED(magi_comm_traffic(c, &sent, NULL), MAGI_STATUS_NULL_POINTER, "received is NULL");
+
     magi_comm *inter = NULL, *intra = NULL;
     const magi_status null = MAGI_STATUS_NULL_POINTER, argument = MAGI_STATUS_INVALID_ARGUMENT;
     CHECK_REFUSED(magi_comm_split_mesh(NULL, 2, 3, &inter, &intra), null, "comm is NULL");

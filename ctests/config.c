@@ -22,6 +22,10 @@ static void defaults(void) {
     CHECK_INT(c.hierarchical_comm, 0);
     CHECK_INT(c.qo_comm, 0);
     CHECK_INT(c.forward_high_precision_reduce, 0);
+    CHECK_INT(c.backend, MAGI_BACKEND_DEFAULT);
+    CHECK_INT(c.deterministic, 0);
+    CHECK_INT(c.forward_sm_margin, -1);
+    CHECK_INT(c.backward_sm_margin, -1);
     CHECK(c.alloc == NULL && c.free == NULL && c.userdata == NULL);
 }
 
@@ -54,8 +58,18 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     SET(hierarchical_comm, 1, "nothing says which ranks share a host");
     SET(qo_comm, 2, "config.qo_comm is 2; it must be 0 or 1");
     SET(forward_high_precision_reduce, -1, "config.forward_high_precision_reduce is -1; it must be 0 or 1");
+    SET(deterministic, 2, "config.deterministic is 2; it must be 0 or 1");
+    SET(forward_sm_margin, -2, "config.forward_sm_margin is -2; it must be -1 (the default) or 0 to 1024");
+    SET(backward_sm_margin, 1025, "config.backward_sm_margin is 1025");
     SET(alloc, no_alloc, "config.alloc and config.free must both be set");
 #undef SET
+    c = default_config();
+    c.backend = 3;
+    CHECK_REFUSED(magi_key_create(comm, mask, &shape, &c, &key), MAGI_STATUS_INVALID_ENUM,
+                  "config.backend is 3; it must be");
+    c.backend = MAGI_BACKEND_FFA;
+    CHECK_REFUSED(magi_key_create(comm, mask, &shape, &c, &key), MAGI_STATUS_NOT_SUPPORTED,
+                  "config.backend ffa: the fast kernels need a CUDA device");
     CHECK(key == NULL);
     c = default_config();
     c.chunk_size = 3;
@@ -63,6 +77,9 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     c.min_chunks_per_rank = 4096;
     c.cache_size = 1000000;
     c.sanity_check = c.backward_high_precision_reduce = 1;
+    c.backend = MAGI_BACKEND_SDPA;
+    c.deterministic = 1;
+    c.forward_sm_margin = c.backward_sm_margin = 1024;
     c.placement = MAGI_PLACEMENT_SEQUENTIAL;
     CHECK_OK(magi_key_create(comm, mask, &shape, &c, &key));
     magi_key_stats stats;

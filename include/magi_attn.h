@@ -830,7 +830,25 @@ typedef struct magi_config {
      */
     int32_t sanity_check;
     /**
-     * Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
+     * A magi_backend: which kernels compute on a CUDA device.
+     */
+    int32_t backend;
+    /**
+     * 0 or 1: the same bits on every run (0).
+     */
+    int32_t deterministic;
+    /**
+     * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
+     * default. Ranks may differ in this and the next field.
+     */
+    int32_t forward_sm_margin;
+    /**
+     * The same for the backward kernels.
+     */
+    int32_t backward_sm_margin;
+    /**
+     * Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
+     * takes it from the system, or from the CUDA device. Both
      * functions may be called from any thread with the communicator's lock held: they must not call back.
      */
     magi_alloc_fn alloc;
@@ -1695,6 +1713,21 @@ magi_status magi_comm_split_mesh(const struct magi_comm *comm,
 magi_status magi_comm_device(const struct magi_comm *comm, int32_t *device_type, int32_t *device_index);
 
 /**
+ * Bytes that this rank has sent to other ranks, and received from them, in exchanges since the communicator was made:
+ * what keys, movement and group collectives move, counted when it starts. A forward pass on a key adds bytes_sent and
+ * bytes_received of its magi_rank_stats, and 4 bytes a query head for every other rank if max_logits is asked for on a CUDA
+ * device.
+ *
+ * Errors: NULL_POINTER, POISONED. Any thread.
+ *
+ * # Safety
+ * `sent` and `received` must each point to an int64_t.
+ */
+magi_status magi_comm_traffic(const struct magi_comm *comm,
+                              int64_t *sent,
+                              int64_t *received);
+
+/**
  * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
  * Any thread at any time.
  */
@@ -1978,10 +2011,14 @@ magi_status magi_key_create(const struct magi_comm *comm,
 
 /**
  * Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first
- * collective call on a key does it when this was not called.
+ * collective call on a key does it when this was not called. On a CUDA device it also loads kernels, which it compiles where
+ * that was not done ahead of time, and uploads tile lists for calls without softcap and max_logits; the first call with
+ * one of them adds its own. Not while `stream` is captured.
  *
  * Errors: NULL_POINTER, PLAN_MISMATCH (on every rank, naming ranks and hashes), OUT_OF_MEMORY (on every rank), HANDLE_BUSY,
- * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+ * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device also DEVICE_MISMATCH (a stream of another one),
+ * NOT_SUPPORTED (config.backend is FFA and cannot, or a captured stream), CUDA_FAILED, COMPILE_FAILED (the other ranks get
+ * OUT_OF_MEMORY, which names this one). Collective.
  */
 magi_status magi_key_prepare(const struct magi_key *key,
                              magi_stream stream);
@@ -2032,9 +2069,12 @@ magi_status magi_key_get_stats(const struct magi_key *key, struct magi_key_stats
 magi_status magi_key_get_rank_stats(const struct magi_key *key, int32_t rank, struct magi_rank_stats *stats);
 
 /**
- * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys.
+ * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys. On a CUDA
+ * device what kernels work in is part of it, so the first call loads kernels and uploads the key's tile lists, as
+ * magi_key_prepare does.
  *
- * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+ * Errors: NULL_POINTER, COMM_DESTROYED, POISONED; on a CUDA device also OUT_OF_MEMORY, NOT_SUPPORTED, CUDA_FAILED,
+ * COMPILE_FAILED. Any thread.
  *
  * # Safety
  * `bytes` must point to a size_t.
@@ -2314,7 +2354,9 @@ magi_status magi_compute_pad_size(int64_t total,
  *
  * Errors: NULL_POINTER, STRUCT_SIZE, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
  * INVALID_ARGUMENT, HANDLE_BUSY, COMM_DESTROYED, POISONED; PLAN_MISMATCH, OUT_OF_MEMORY when the key was not prepared;
- * COMM_FAILED, TIMEOUT, ABORTED. Collective: every rank of the key calls it, also one without tokens.
+ * COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device NOT_SUPPORTED (config.backend is FFA and cannot compute this call, or a
+ * captured stream with more than one rank), CUDA_FAILED. Collective: every rank of the key calls it, also one without
+ * tokens.
  *
  * # Safety
  * `args` must be NULL or as its type says, its tensors as magi_tensor says.

@@ -244,6 +244,12 @@ class comm_ref {
         check(magi_comm_device(comm_, &place.first, &place.second));
         return place;
     }
+    // Bytes that this rank has sent to other ranks, and received from them.
+    std::pair<std::int64_t, std::int64_t> traffic() const {
+        std::pair<std::int64_t, std::int64_t> bytes{};
+        check(magi_comm_traffic(comm_, &bytes.first, &bytes.second));
+        return bytes;
+    }
     // MAGI_STATUS_OK while the communicator is good.
     magi_status async_error() const noexcept { return magi_comm_async_error(comm_); }
     void abort(const char *reason = nullptr) const { check(magi_comm_abort(comm_, reason)); }

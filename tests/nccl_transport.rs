@@ -13,10 +13,8 @@ use magi_attn::comm::nccl::Nccl;
 use magi_attn::comm::{Communicator, RecvOp, SendOp};
 use magi_attn::device::Stream;
 use magi_attn::device::places::Place;
-use magi_attn::runtime::{Context, Key, movement};
-use magi_attn::types::{
-    AttnShape, Config, DType, Device, Mask, MaskType, Range, Side, Status, Tensor, TypedSlice,
-};
+use magi_attn::runtime::Context;
+use magi_attn::types::{Device, Status};
 use nccl_support::{Bytes, LONG, UserStream, driver, greet_all, inside, on_ranks, record};
 
 #[test]
@@ -203,65 +201,6 @@ fn what_cannot_be_is_refused_before_anything_travels() {
             comm.finish(ticket, user.stream).unwrap();
         });
     });
-}
-
-fn mask(cells: i64) -> Arc<Mask> {
-    let typed = TypedSlice {
-        q: Range::new(0, cells),
-        k: Range::new(0, 64),
-        mask_type: MaskType::Full,
-    };
-    Arc::new(Mask::new(&[typed], 64, 64).unwrap())
-}
-
-#[test]
-fn keys_are_prepared_and_different_plans_are_told_apart() {
-    inside(
-        "keys_are_prepared_and_different_plans_are_told_apart",
-        &[],
-        || {
-            on_ranks(2, LONG, |rank, comm| {
-                let comm: Arc<dyn Communicator> = comm.unwrap();
-                let context = Context::new(comm.clone());
-                let shape = AttnShape {
-                    heads_q: 2,
-                    heads_kv: 1,
-                    head_dim: 8,
-                    head_dim_v: 8,
-                    dtype: DType::F32,
-                };
-                let config = Config::default();
-                let user = UserStream::new(rank);
-                let other = Key::create(&context, &mask(60 + rank as i64), shape, config).unwrap();
-                let error = other.prepare(user.stream).unwrap_err();
-                assert_eq!(error.status, Status::PlanMismatch);
-                assert!(
-                    error.message.contains("rank 0") && error.message.contains("rank 1"),
-                    "{error}"
-                );
-                assert_eq!(comm.async_error(), None, "it stays good");
-                let key = Key::create(&context, &mask(64), shape, config).unwrap();
-                key.prepare(user.stream).unwrap();
-                greet_all(&*comm, rank);
-
-                // What is not there yet says so, and touches nothing.
-                let x = Bytes::new(&[0; 64]);
-                // SAFETY: 64 bytes that stay.
-                let of = |n: i64| unsafe {
-                    Tensor::dense(x.get().as_ptr().cast_mut(), DType::U8, Device::Cuda(0), &[n])
-                };
-                let local = key.local_tokens(Side::Q).unwrap();
-                let error = movement::dispatch(&key, Side::Q, of(64), of(local), user.stream).unwrap_err();
-                assert_eq!(error.status, Status::NotSupported);
-                assert!(error.message.contains("host memory only"), "{error}");
-                context.close();
-                assert_eq!(
-                    key.prepare(Stream::NULL).unwrap_err().status,
-                    Status::CommDestroyed
-                );
-            });
-        },
-    );
 }
 
 #[test]

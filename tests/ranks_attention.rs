@@ -9,17 +9,18 @@ mod common_reference;
 mod nccl_support;
 mod ranks_support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use common::{Case, load_cases};
 use common_backend::{Buffer, Layout, Random, operands, random_mask, random_sink, shape};
-use common_ranks::{Job, Place, agreed, assert_close, over_ranks, parts, rank_on};
+use common_ranks::{Host, Job, Place, agreed, assert_close, over_ranks, parts, rank_on, rank_watched};
 use common_reference::{Answer, Arithmetic, Operands, attention};
-use magi_attn::comm::Communicator;
+use magi_attn::comm::{Communicator, local};
 use magi_attn::device::Stream;
-use magi_attn::runtime::{Context, Key};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Tensor};
-use ranks_support::{CAPABILITY_8, DeviceTensor, Rank, here, on_ranks, worlds};
+use magi_attn::device::cuda::Gpu;
+use magi_attn::runtime::{Context, Key, attn_args, forward};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Status, Tensor};
+use ranks_support::{CAPABILITY_8, DeviceTensor, Gate, Rank, devices, here, on_ranks, worlds};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.
 const BOUND: f64 = 1e-10;
@@ -297,6 +298,190 @@ fn what_a_device_cannot_take_is_refused() {
                 text.contains("config.backend ffa: ") && text.contains("dtype f64"),
                 "{text}"
             );
+        });
+    });
+}
+
+#[test]
+fn different_plans_are_told_apart() {
+    here("different_plans_are_told_apart", &[], || {
+        let Some(world) = worlds(&[2]).next() else { return };
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let mask = |keys: i64| Mask::from_sliding_window(64, keys, (-1, -1), 0).unwrap();
+        on_ranks(world, |r| {
+            let comm: Arc<dyn Communicator> = r.comm.clone();
+            let context = Context::new(comm);
+            let create = |keys: i64| {
+                let mask = Arc::new(mask(keys));
+                Key::create(&context, &mask, s, Config::default()).unwrap()
+            };
+            let error = create(60 + r.rank as i64).prepare(r.stream()).unwrap_err();
+            assert_eq!(error.status, Status::PlanMismatch);
+            let text = error.to_string();
+            assert!(text.contains("rank 0") && text.contains("rank 1"), "{text}");
+            assert_eq!(r.comm.async_error(), None, "it stays good");
+            let key = create(64);
+            key.prepare(r.stream()).unwrap();
+            let job = Job::new(&mask(64), s, world, 1, 8);
+            let o = problem(&mask(64), &s, 0, 0);
+            let want = attention(&job.mask, &o, Arithmetic::Exact);
+            assert_close(
+                "after a mismatch",
+                &rank_on(r, &job, &o, &key).unwrap(),
+                &want,
+                BOUND,
+            );
+            context.close();
+            assert_eq!(key.prepare(r.stream()).unwrap_err().status, Status::CommDestroyed);
+        });
+    });
+}
+
+/// What a rank's passes moved by the communicator's count, and by the plan: sent and received, forward then backward.
+fn moved<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> [[(u64, u64); 2]; 2] {
+    let comm = key.context().comm();
+    let mut counts = Vec::new();
+    rank_watched(place, job, o, key, |_| counts.push(comm.traffic())).unwrap();
+    let between = |i: usize| {
+        let (before, after) = (&counts[i], &counts[i + 1]);
+        (after.sent - before.sent, after.received - before.received)
+    };
+    let planned = |pass: usize| {
+        let volume = &key.stats().unwrap().volume[pass];
+        (
+            volume.sent[comm.rank()] as u64,
+            volume.received[comm.rank()] as u64,
+        )
+    };
+    [[between(0), planned(0)], [between(1), planned(1)]]
+}
+
+#[test]
+fn bytes_moved_are_those_of_the_plan() {
+    here("bytes_moved_are_those_of_the_plan", &[CAPABILITY_8], || {
+        let cases = small_cases(320);
+        for (i, case) in cases.iter().enumerate() {
+            let s = shape(2, 1, 8, 16, [DType::F64, DType::Bf16][i % 2]);
+            let o = problem(&case.mask, &s, 1 + i as u64, 0);
+            for world in worlds(&[2, 4]) {
+                let mut job = Job::new(&case.mask, s, world, i as i32 % 4, case.chunk_size);
+                job.max_logits = false;
+                job.config.qo_comm = i % 3 == 0;
+                job.config.backward_high_precision_reduce = i % 5 == 0;
+                job.config.compute.kernels = KernelChoice::Sdpa;
+                let on_devices = on_ranks(world, |r| moved(r, &job, &o, &key_of(&job, r)));
+                let here = Mutex::new(Vec::new());
+                local::run(world, |_, comm| {
+                    let key = Key::create(&Context::new(comm), &job.mask, job.shape, job.config)?;
+                    here.lock().unwrap().push(moved(&Host, &job, &o, &key));
+                    Ok(())
+                })
+                .unwrap();
+                for [forward, backward] in on_devices.into_iter().chain(here.into_inner().unwrap()) {
+                    assert_eq!(forward[0], forward[1], "forward of {} on {world}", case.name);
+                    assert_eq!(backward[0], backward[1], "backward of {} on {world}", case.name);
+                }
+            }
+        }
+    });
+}
+
+/// bf16 and f16 by the fast kernels of compute capability 9.0, where there are such devices: near the processor.
+#[test]
+fn fast_kernels_stay_close_to_the_processor() {
+    if devices() == 0 || Gpu::open(0).unwrap().properties().major != 9 {
+        println!("skipped: no device of compute capability 9.0");
+        return;
+    }
+    let ends = [0, 70, 390, 401, 700];
+    let docs = Mask::from_cu_seqlens(&ends, &ends, true, (-1, -1), 0).unwrap();
+    let causal = Mask::from_sliding_window(700, 700, (-1, 0), 0).unwrap();
+    let window = Mask::from_sliding_window(700, 700, (99, 0), 3).unwrap();
+    let mut r = Random(5);
+    let random = random_mask(&mut r, 517, 640, 9);
+    let dims = [(64, 64), (128, 128), (192, 128), (256, 256), (72, 40)];
+    for (m, mask) in [docs, causal, window, random].iter().enumerate() {
+        for (d, (qk, v)) in dims.into_iter().enumerate() {
+            let dtype = [DType::Bf16, DType::F16][(m + d) % 2];
+            let s = shape(4, [1, 2, 4][d % 3], qk, v, dtype);
+            let o = problem(mask, &s, (m + d) as u64, (m + d) % 3);
+            for world in worlds(&[1, 2, 4]) {
+                let mut job = Job::new(mask, s, world, (m + d) as i32 % 4, 64);
+                job.round_outputs = d % 2 == 0;
+                job.max_logits = m % 2 == 0;
+                job.config.qo_comm = d == 1;
+                job.config.sanity_check = false;
+                job.config.compute.kernels = KernelChoice::Ffa;
+                job.config.compute.deterministic = m == 3;
+                let times = if m == 3 { 3 } else { 1 };
+                let have = over_devices(&job, &o, times);
+                let want = over_ranks(&job, &o);
+                let bound = if dtype == DType::F16 { 4e-3 } else { 3e-2 };
+                for ((name, have), (_, want)) in parts(&have).into_iter().zip(parts(&want)) {
+                    let largest = want
+                        .iter()
+                        .filter(|x| x.is_finite())
+                        .fold(0.0f64, |m, x| m.max(x.abs()));
+                    for (i, (h, w)) in have.iter().zip(want).enumerate() {
+                        let near = (h - w).abs() <= bound * largest.max(0.1);
+                        assert!(near || h == w, "{name}[{i}] is {h}, not {w}, in {job:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The device still works with a key's tiles when nobody holds the key any more: the host waits for nothing, and what is
+/// freed is not used afterwards (the devices of tests/host_ranks poison it).
+#[test]
+fn a_key_goes_while_its_call_is_under_way() {
+    here("a_key_goes_while_its_call_is_under_way", &[], || {
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let mask = |tokens: i64| Mask::from_sliding_window(tokens, tokens, (-1, 0), 0).unwrap();
+        let mut job = Job::new(&mask(64), s, 1, 1, 8);
+        job.config.cache_size = 0;
+        job.config.sanity_check = false;
+        let o = problem(&job.mask, &s, 0, 0);
+        let want = attention(&job.mask, &o, Arithmetic::Exact);
+        on_ranks(1, |r| {
+            let comm: Arc<dyn Communicator> = r.comm.clone();
+            let context = Context::new(comm);
+            let create = |tokens| Key::create(&context, &Arc::new(mask(tokens)), s, job.config).unwrap();
+            let key = create(64);
+            key.prepare(r.stream()).unwrap();
+            let values =
+                |x: &[f64], row: &[i64]| r.values(x, &[&[64], row].concat(), DType::F64, Layout::Dense);
+            let (q, k, v) = (
+                values(&o.q, &[2, 8]),
+                values(&o.k, &[1, 8]),
+                values(&o.v, &[1, 8]),
+            );
+            let (out, lse) = (
+                r.unwritten(&[64, 2, 8], DType::F64, Layout::Dense),
+                r.unwritten(&[64, 2], DType::F64, Layout::Dense),
+            );
+            let gate = Gate::on(&r.user);
+            let args = attn_args::Forward {
+                q: q.tensor(),
+                k: k.tensor(),
+                v: v.tensor(),
+                sink: None,
+                softmax_scale: o.scale,
+                softcap: o.cap,
+                out: out.tensor(),
+                lse: Some(lse.tensor()),
+                max_logits: None,
+            };
+            forward::run(&key, &args, r.stream()).unwrap();
+            drop(key);
+            // The key that was made last is this one now.
+            drop(create(72));
+            gate.open();
+            let got = r.download(&out);
+            for (got, want) in got.iter().zip(&want.out) {
+                assert!((got - want).abs() < 1e-10, "{got} for {want}");
+            }
         });
     });
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{RecvOp, SendOp, Ticket};
+use super::{RecvOp, SendOp, Ticket, Traffic};
 use crate::device::Stream;
 use crate::types::{Device, Error, Result};
 
@@ -83,6 +83,9 @@ pub trait Communicator: Send + Sync {
 
     /// How long this rank's calls wait for peers.
     fn timeout(&self) -> Duration;
+
+    /// Bytes that this rank sent to and received from others in exchanges, counted when they start.
+    fn traffic(&self) -> Traffic;
 
     /// Why the communicator ended, as this rank sees it; `None` while it is good.
     fn async_error(&self) -> Option<Error>;

@@ -152,7 +152,9 @@ pub(super) unsafe fn backward_of(a: &magi_backward_args) -> Result<attn_args::Ba
 ///
 /// Errors: NULL_POINTER, STRUCT_SIZE, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
 /// INVALID_ARGUMENT, HANDLE_BUSY, COMM_DESTROYED, POISONED; PLAN_MISMATCH, OUT_OF_MEMORY when the key was not prepared;
-/// COMM_FAILED, TIMEOUT, ABORTED. Collective: every rank of the key calls it, also one without tokens.
+/// COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device NOT_SUPPORTED (config.backend is FFA and cannot compute this call, or a
+/// captured stream with more than one rank), CUDA_FAILED. Collective: every rank of the key calls it, also one without
+/// tokens.
 ///
 /// # Safety
 /// `args` must be NULL or as its type says, its tensors as magi_tensor says.

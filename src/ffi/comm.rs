@@ -245,6 +245,33 @@ pub unsafe extern "C" fn magi_comm_device(
     })
 }
 
+/// Bytes that this rank has sent to other ranks, and received from them, in exchanges since the communicator was made:
+/// what keys, movement and group collectives move, counted when it starts. A forward pass on a key adds bytes_sent and
+/// bytes_received of its magi_rank_stats, and 4 bytes a query head for every other rank if max_logits is asked for on a CUDA
+/// device.
+///
+/// Errors: NULL_POINTER, POISONED. Any thread.
+///
+/// # Safety
+/// `sent` and `received` must each point to an int64_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn magi_comm_traffic(
+    comm: Option<&magi_comm>,
+    sent: *mut i64,
+    received: *mut i64,
+) -> Status {
+    guard_handle("magi_comm_traffic", "comm", comm, |c| {
+        input::check_out("sent", sent)?;
+        input::check_out("received", received)?;
+        let traffic = c.context.comm().traffic();
+        // SAFETY: the caller's promise.
+        unsafe {
+            input::write_out("sent", sent, traffic.sent as i64)?;
+            input::write_out("received", received, traffic.received as i64)
+        }
+    })
+}
+
 /// MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
 /// Any thread at any time.
 #[unsafe(no_mangle)]

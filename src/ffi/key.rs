@@ -180,10 +180,14 @@ pub(super) unsafe fn hand_out(key: *mut *mut magi_key, made: Arc<Key>) -> Result
 }
 
 /// Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first
-/// collective call on a key does it when this was not called.
+/// collective call on a key does it when this was not called. On a CUDA device it also loads kernels, which it compiles where
+/// that was not done ahead of time, and uploads tile lists for calls without softcap and max_logits; the first call with
+/// one of them adds its own. Not while `stream` is captured.
 ///
 /// Errors: NULL_POINTER, PLAN_MISMATCH (on every rank, naming ranks and hashes), OUT_OF_MEMORY (on every rank), HANDLE_BUSY,
-/// COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+/// COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device also DEVICE_MISMATCH (a stream of another one),
+/// NOT_SUPPORTED (config.backend is FFA and cannot, or a captured stream), CUDA_FAILED, COMPILE_FAILED (the other ranks get
+/// OUT_OF_MEMORY, which names this one). Collective.
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_key_prepare(key: Option<&magi_key>, stream: magi_stream) -> Status {
     guard_handle("magi_key_prepare", "key", key, |k| {
@@ -319,9 +323,12 @@ pub unsafe extern "C" fn magi_key_get_rank_stats(
     })
 }
 
-/// Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys.
+/// Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys. On a CUDA
+/// device what kernels work in is part of it, so the first call loads kernels and uploads the key's tile lists, as
+/// magi_key_prepare does.
 ///
-/// Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+/// Errors: NULL_POINTER, COMM_DESTROYED, POISONED; on a CUDA device also OUT_OF_MEMORY, NOT_SUPPORTED, CUDA_FAILED,
+/// COMPILE_FAILED. Any thread.
 ///
 /// # Safety
 /// `bytes` must point to a size_t.

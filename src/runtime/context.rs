@@ -19,6 +19,8 @@ use crate::types::{Device, Error, Mesh, Result, Status};
 pub struct Context {
     comm: Arc<dyn Communicator>,
     cpu: CpuBackend,
+    /// On a CUDA device: calls on different streams follow each other.
+    order: Arc<Order>,
     closed: AtomicBool,
     mesh: Mutex<Option<Mesh>>,
     state: Mutex<State>,
@@ -34,8 +36,6 @@ pub(super) struct State {
     pub last: Option<Arc<KeyData>>,
     /// Number of comparisons of plans so far; equal on ranks that make the same calls.
     pub comparisons: u64,
-    /// On a CUDA device: calls on different streams follow each other.
-    order: Order,
 }
 
 /// The right to run one call on a communicator. Others are refused while it lives.
@@ -65,11 +65,11 @@ impl Context {
             cache: Cache::new(),
             last: None,
             comparisons: 0,
-            order: Order::default(),
         };
         Arc::new(Context {
             comm,
             cpu: CpuBackend::with_threads(threads),
+            order: Arc::default(),
             closed: AtomicBool::new(false),
             mesh: Mutex::new(None),
             state: Mutex::new(state),
@@ -94,6 +94,11 @@ impl Context {
     /// Moves this rank's bytes.
     pub fn comm(&self) -> &dyn Communicator {
         self.comm.as_ref()
+    }
+
+    /// In which calls follow each other.
+    pub(super) fn order(&self) -> &Arc<Order> {
+        &self.order
     }
 
     /// Computes on this rank's device, in the order of `stream`. Errors as `OnStream::new`.
@@ -199,10 +204,10 @@ impl Context {
 
     /// Starts a call on `stream`. Errors as `enter`, and as `OnStream::new`.
     pub fn enter_on(&self, stream: Stream) -> Result<Session<'_>> {
-        let Turn { context, mut state } = self.enter()?;
+        let Turn { context, state } = self.enter()?;
         let on = self.on(stream)?;
         let number = match on.cuda() {
-            Some(cuda) => state.order.begin(cuda.gpu(), stream)?,
+            Some(cuda) => self.order.begin(cuda.gpu(), stream)?,
             None => None,
         };
         Ok(Session {
@@ -218,7 +223,7 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         if let (Some(number), Some(cuda)) = (self.number, self.on.cuda()) {
             // A stream that fails here fails whatever comes next on it.
-            let _ = self.state.order.end(cuda.stream(), number);
+            let _ = self.context.order.end(cuda.stream(), number);
         }
     }
 }

@@ -6,11 +6,13 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::context::{Context, Session};
+use super::order::Order;
 use super::packing::PassPacking;
 use super::request::{Joint, Placer, Request};
 use super::stage_tiles::PassTiles;
 use super::workspace::{self, Dims, KernelBytes};
 use super::{check, key_device, prepare};
+use crate::device::cuda::free_behind;
 use crate::device::{Stream, fault};
 use crate::plan::{
     Explanation, HostVolume, Origin, Placement, Plan, SidePlacement, Stats, draw_key, explain,
@@ -29,6 +31,8 @@ pub(super) struct KeyData {
     /// On a CUDA device: tiles of the stages.
     pub forward_tiles: PassTiles,
     pub backward_tiles: PassTiles,
+    /// In which the calls that use them follow each other.
+    order: Arc<Order>,
     /// What kernels work in; `None` while tiles for plain calls have not been made.
     pub kernel_bytes: Mutex<Option<KernelBytes>>,
     stats: OnceLock<Stats>,
@@ -371,6 +375,18 @@ fn resolve_mesh(context: &Context, config: Config) -> Result<Config> {
     Ok(Config { mesh, ..config })
 }
 
+impl Drop for KeyData {
+    fn drop(&mut self) {
+        // Calls with these tiles may be under way still; the host does not wait for them.
+        if let Some(last) = self.order.last() {
+            free_behind(last, || {
+                self.forward_tiles.clear();
+                self.backward_tiles.clear();
+            });
+        }
+    }
+}
+
 impl KeyData {
     fn new(context: &Context, request: Request, placement: Arc<Placement>) -> Result<KeyData> {
         let Request {
@@ -397,6 +413,7 @@ impl KeyData {
             plan,
             dims,
             prepared: AtomicBool::new(false),
+            order: Arc::clone(context.order()),
             kernel_bytes: Mutex::new(kernel_bytes),
             stats: OnceLock::new(),
             hosts: Mutex::new(None),

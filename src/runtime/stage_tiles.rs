@@ -31,6 +31,11 @@ impl PassTiles {
         PassTiles(pass.stages.iter().map(|_| StageTiles::default()).collect())
     }
 
+    /// Drops them.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Those of a part of stage `i`, which the pass has.
     pub fn of(&self, i: usize, part: Part) -> &MadeTiles {
         match part {

@@ -89,6 +89,14 @@ fn dsink_reduce(text: &str) -> Option<DsinkReduce> {
     }
 }
 
+/// Multiprocessors, or nothing for the default.
+fn margin(text: &str) -> Option<Option<i32>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    whole(text, 0, Compute::MAX_SM_MARGIN.into()).map(|n| Some(n as i32))
+}
+
 /// Most keys in a cache and most chunks a rank, as `Config::validate` has them.
 const _: () = assert!(Config::MAX_CACHE_SIZE == 1_000_000 && Config::MAX_MIN_CHUNKS_PER_RANK == 4096);
 
@@ -244,7 +252,7 @@ pub const TABLE: &[Variable] = &[
         "",
         "Multiprocessors that the forward kernel leaves to communication in stages that overlap it; never in calls on one device. Field forward_sm_margin of magi_config.",
         |config, text| {
-            config.compute.forward_sm_margin = Some(whole(text, 0, Compute::MAX_SM_MARGIN.into())? as i32);
+            config.compute.forward_sm_margin = margin(text)?;
             Some(())
         },
     ),
@@ -254,7 +262,7 @@ pub const TABLE: &[Variable] = &[
         "",
         "Multiprocessors that the backward kernel leaves to communication in stages that overlap it; never in calls on one device. Field backward_sm_margin of magi_config.",
         |config, text| {
-            config.compute.backward_sm_margin = Some(whole(text, 0, Compute::MAX_SM_MARGIN.into())? as i32);
+            config.compute.backward_sm_margin = margin(text)?;
             Some(())
         },
     ),
@@ -442,7 +450,7 @@ pub const TABLE: &[Variable] = &[
         "8",
         Acts::Run,
         "Hardware queues of a device; with 1, stages are fetched one at a time, in launch order.",
-        "this build computes on the CPU",
+        "read by the CUDA driver itself; the library fetches stages one at a time, in launch order, whatever it is",
     ),
     idle(
         "MAGI_ATTENTION_NATIVE_GRPCOLL",
@@ -490,7 +498,7 @@ pub const TABLE: &[Variable] = &[
         "0",
         Acts::Run,
         "Pack the query heads of a key head into one tile.",
-        "this build computes on the CPU",
+        "the forward kernel packs them wherever that saves a quarter of the tiles",
     ),
     idle(
         "MAGI_ATTENTION_FLATTEN_HEAD_GROUPS",

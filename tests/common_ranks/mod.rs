@@ -159,8 +159,27 @@ fn sinks<P: Place>(place: &P, key: &Key, sink: &Sink, heads: i64, acc: DType) ->
     Ok([made, place.poisoned(&row, acc, dense)])
 }
 
+/// What of a rank's pass is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    Dispatch,
+    Forward,
+    Backward,
+}
+
 /// One rank's whole pass; the answer is global, and the same on every rank.
 pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Result<Answer> {
+    rank_watched(place, job, o, key, |_| ())
+}
+
+/// As `rank_on`; `watch` is called on the way.
+pub fn rank_watched<P: Place>(
+    place: &P,
+    job: &Job,
+    o: &Operands,
+    key: &Key,
+    mut watch: impl FnMut(Done),
+) -> Result<Answer> {
     let (s, acc) = (job.shape, job.shape.dtype.accumulator());
     let result = if job.round_outputs { s.dtype } else { acc };
     let (q_row, k_row) = ([s.heads_q, s.head_dim], [s.heads_kv, s.head_dim]);
@@ -186,6 +205,7 @@ pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Resul
     };
     let mut tensor = |held: &mut P::Held| place.tensor(held);
     let [q, k, v, dout] = [&mut q, &mut k, &mut v, &mut dout].map(&mut tensor);
+    watch(Done::Dispatch);
     forward::run(
         key,
         &attn_args::Forward {
@@ -201,6 +221,7 @@ pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Resul
         },
         place.stream(),
     )?;
+    watch(Done::Forward);
     backward::run(
         key,
         &attn_args::Backward {
@@ -224,6 +245,7 @@ pub fn rank_on<P: Place>(place: &P, job: &Job, o: &Operands, key: &Key) -> Resul
         },
         place.stream(),
     )?;
+    watch(Done::Backward);
     let dsink = match (&o.sink, &mut sink) {
         (Some(z), Some([_, dz])) if z.per_token => gather_on(place, key, Side::Q, dz)?,
         (Some(_), Some([_, dz])) => place.read(dz),

@@ -33,7 +33,7 @@ int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     return *at == nullptr ? OUT_OF_MEMORY : SUCCESS;
 }
 int cuCtxSynchronize(void) {
-    return SUCCESS;
+    return current.empty() ? INVALID_CONTEXT : SUCCESS;
 }
 int cuMemPoolSetAccess(void *, const void *, size_t) {
     return SUCCESS;
@@ -44,7 +44,7 @@ int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) {
 int cuMemFreeAsync(uint64_t address, void *) {
     return cuMemFree_v2(address);
 }
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
     return memcpy((void *)to, from, bytes), SUCCESS;
 }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {

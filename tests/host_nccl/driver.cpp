@@ -29,7 +29,7 @@ int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     return SUCCESS;
 }
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
     NEEDS_CONTEXT;
     memcpy((void *)to, from, bytes);
     return SUCCESS;

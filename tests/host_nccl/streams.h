@@ -131,6 +131,11 @@ extern "C" {
 // Set by tests: streams say that they are being captured.
 int fake_capturing;
 
+int cuCtxSynchronize(void) {
+    NEEDS_CONTEXT;
+    streams.drain(current.back());
+    return SUCCESS;
+}
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     NEEDS_CONTEXT;
     *least = 0;
@@ -165,11 +170,6 @@ int cuStreamGetId(void *stream, unsigned long long *id) {
 }
 int cuStreamIsCapturing(void *, int *status) {
     return *status = fake_capturing, SUCCESS;
-}
-int cuCtxSynchronize(void) {
-    NEEDS_CONTEXT;
-    streams.drain(current.back());
-    return SUCCESS;
 }
 int cuStreamSynchronize(void *stream) {
     NEEDS_CONTEXT;

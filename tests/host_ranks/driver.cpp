@@ -79,11 +79,10 @@ int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     return *at == nullptr ? OUT_OF_MEMORY : SUCCESS;
 }
-// Returns when the bytes are on their way, in the order of the default stream.
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+// The bytes are read when the stream comes to it.
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     NEEDS_CONTEXT;
-    const std::vector<char> copy((const char *)from, (const char *)from + bytes);
-    stream_of(nullptr)->put([to, copy] { memcpy((char *)to, copy.data(), copy.size()); });
+    stream_of(stream)->put([to, from, bytes] { memcpy((char *)to, from, bytes); });
     return SUCCESS;
 }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {

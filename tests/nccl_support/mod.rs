@@ -108,11 +108,19 @@ pub fn inside_with(
     );
 }
 
-/// A function of a library that is loaded.
-fn symbol(library: &str, name: &str) -> *mut c_void {
-    let (library, name) = (CString::new(library).unwrap(), CString::new(name).unwrap());
-    // SAFETY: the strings end with zero bytes; both libraries may be loaded twice.
-    let at = unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
+/// A function of a library that is loaded, under the first of its names that there is.
+fn symbol(libraries: &[&str], name: &str) -> *mut c_void {
+    let open = |library: &&str| {
+        let library = CString::new(*library).unwrap();
+        // SAFETY: the string ends with a zero byte; a library may be loaded twice.
+        let handle = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
+        (!handle.is_null()).then_some(handle)
+    };
+    let handle = libraries.iter().find_map(open);
+    let handle = handle.unwrap_or_else(|| panic!("none of {libraries:?}"));
+    let name = CString::new(name).unwrap();
+    // SAFETY: a library's handle, and a string that ends with a zero byte.
+    let at = unsafe { libc::dlsym(handle, name.as_ptr()) };
     assert!(!at.is_null(), "{name:?}");
     at
 }
@@ -121,14 +129,14 @@ fn symbol(library: &str, name: &str) -> *mut c_void {
 /// `F` is the type of the function called `name`.
 pub unsafe fn driver<F: Copy>(name: &str) -> F {
     // SAFETY: the caller's promise.
-    unsafe { std::mem::transmute_copy(&symbol("libcuda.so", name)) }
+    unsafe { std::mem::transmute_copy(&symbol(&["libcuda.so", "libcuda.so.1"], name)) }
 }
 
 /// # Safety
 /// As `driver`.
 pub unsafe fn nccl<F: Copy>(name: &str) -> F {
     // SAFETY: the caller's promise.
-    unsafe { std::mem::transmute_copy(&symbol("libnccl.so.2", name)) }
+    unsafe { std::mem::transmute_copy(&symbol(&["libnccl.so.2"], name)) }
 }
 
 /// Lets something happen to a rank.

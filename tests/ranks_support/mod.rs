@@ -101,7 +101,7 @@ pub fn fails_inside(name: &str, says: &str, body: impl FnOnce()) {
 }
 
 /// Devices of the machine.
-fn devices() -> usize {
+pub fn devices() -> usize {
     driver::device_count().map_or(0, |n| n as usize)
 }
 

@@ -69,7 +69,7 @@ impl DeviceTiles {
             .map_err(|_| Error::internal(format!("{} tiles are more than a launch counts", tiles.len())))?;
         let items = size_of_val(tiles).next_multiple_of(ALIGN);
         let limits = (items + size_of_val(&list.items[..])).next_multiple_of(ALIGN);
-        let memory = DeviceMemory::new(gpu, limits + size_of_val(&list.limits[..]))?;
+        let memory = DeviceMemory::pooled(gpu, limits + size_of_val(&list.limits[..]))?;
         memory.write(0, bytes_of(tiles))?;
         memory.write(items, bytes_of(&list.items))?;
         memory.write(limits, bytes_of(&list.limits))?;

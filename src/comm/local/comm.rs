@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::lane::{Kind, Message};
 use super::verdict::Verdict;
 use super::world::{Deadline, Receive, World, destroyed};
+use crate::comm::counter::Counter;
 use crate::comm::transport::check_ops;
-use crate::comm::{Communicator, DEFAULT_TIMEOUT, MAX_TIMEOUT, RecvOp, SendOp, Ticket};
+use crate::comm::{Communicator, DEFAULT_TIMEOUT, MAX_TIMEOUT, RecvOp, SendOp, Ticket, Traffic};
 use crate::device::{Stream, fault, process};
 use crate::types::{Device, Error, Result, Status};
 
@@ -22,6 +23,7 @@ pub struct LocalComm {
     rank: usize,
     timeout_ns: AtomicU64,
     left: AtomicBool,
+    counter: Counter,
 }
 
 /// Makes a communicator of `world_size` ranks (1 to 64, else `Status::InvalidArgument`), by rank.
@@ -39,6 +41,7 @@ pub fn create(world_size: usize) -> Result<Vec<Arc<LocalComm>>> {
             rank,
             timeout_ns: AtomicU64::new(DEFAULT_TIMEOUT.as_nanos() as u64),
             left: AtomicBool::new(false),
+            counter: Counter::default(),
         })
     };
     Ok((0..world_size).map(comm).collect())
@@ -123,6 +126,7 @@ impl Communicator for LocalComm {
         for (op, message) in sends.iter().zip(messages) {
             self.world.send(self.rank, op.peer, message)?;
         }
+        self.counter.count(self.rank, sends, recvs);
         Ok(Ticket::new(pending))
     }
 
@@ -192,6 +196,7 @@ impl Communicator for LocalComm {
             rank: place,
             timeout_ns: AtomicU64::new(self.timeout_ns.load(Ordering::Relaxed)),
             left: AtomicBool::new(false),
+            counter: Counter::default(),
         }))
     }
 
@@ -202,6 +207,10 @@ impl Communicator for LocalComm {
 
     fn timeout(&self) -> Duration {
         Duration::from_nanos(self.timeout_ns.load(Ordering::Relaxed))
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.counter.traffic()
     }
 
     fn async_error(&self) -> Option<Error> {

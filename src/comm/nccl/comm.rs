@@ -13,8 +13,9 @@ use super::create;
 use super::engine::Engine;
 use super::exchange::{Events, Exchange};
 use super::link::destroyed;
+use crate::comm::counter::Counter;
 use crate::comm::transport::check_ops;
-use crate::comm::{Communicator, RecvOp, SendOp, Ticket};
+use crate::comm::{Communicator, RecvOp, SendOp, Ticket, Traffic};
 use crate::device::cuda::{DeviceMemory, Event, stream};
 use crate::device::{Stream, fault, process};
 use crate::types::{Device, Error, Result, Status};
@@ -31,6 +32,7 @@ pub struct NcclComm {
     /// Ranks to which the way is open.
     connected: Mutex<BTreeSet<usize>>,
     left: AtomicBool,
+    counter: Counter,
 }
 
 impl NcclComm {
@@ -50,6 +52,7 @@ impl NcclComm {
             watchdog: Mutex::new(Some(thread)),
             connected: Mutex::new(BTreeSet::new()),
             left: AtomicBool::new(false),
+            counter: Counter::default(),
         }))
     }
 
@@ -256,6 +259,7 @@ impl Communicator for NcclComm {
             peers,
             begun: Mutex::new(None),
         });
+        self.counter.count(self.rank(), sends, recvs);
         e.watch(exchange.clone());
         Ok(Ticket::new(Pending {
             engine: e.clone(),
@@ -321,6 +325,10 @@ impl Communicator for NcclComm {
 
     fn timeout(&self) -> Duration {
         self.engine.timeout()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.counter.traffic()
     }
 
     fn async_error(&self) -> Option<Error> {

@@ -16,6 +16,9 @@ use crate::types::{Error, Result, Status};
 /// Between two questions whether a call has come to its end.
 const PAUSE: Duration = Duration::from_micros(50);
 
+/// An exchange is put on its stream in less than this, so until then nobody sleeps.
+const SOON: Duration = Duration::from_micros(300);
+
 /// How long an abort waits for a call that another thread makes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -152,7 +155,11 @@ impl Handle {
                 let message = format!("{what} did not end within {:?}", begun.elapsed());
                 return Err(Error::new(Status::Timeout, message));
             }
-            thread::sleep(PAUSE);
+            if begun.elapsed() < SOON {
+                thread::yield_now();
+            } else {
+                thread::sleep(PAUSE);
+            }
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ const NEEDED: &[&CStr] = &[
     c"cuMemHostAlloc",
     c"cuMemPoolSetAccess",
     c"cuMemcpyDtoH_v2",
-    c"cuMemcpyHtoD_v2",
+    c"cuMemcpyHtoDAsync_v2",
     c"cuMemsetD32Async",
     c"cuModuleGetFunction",
     c"cuModuleGetGlobal_v2",

@@ -106,10 +106,10 @@ impl Gpu {
         self.context
     }
 
-    /// Waits until everything on the device is done. Never in a call that only enqueues.
+    /// Waits until everything that was enqueued on the device is done, on whatever stream.
     pub fn synchronize(&self) -> Result<()> {
         let _current = self.enter()?;
-        // SAFETY: the context is current.
+        // SAFETY: a context is current.
         check(unsafe { sys::cuCtxSynchronize() }, "cuCtxSynchronize")
     }
 

@@ -1,11 +1,15 @@
 //! Device memory that the library owns: taken and filled while a call prepares, never while it enqueues.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUresult};
+use parking_lot::Mutex;
 
 use super::driver::check;
-use super::{Gpu, stream};
+use super::stream::OwnStream;
+use super::{Event, Gpu, stream};
 use crate::device::Stream;
 use crate::types::{Error, Result};
 
@@ -20,12 +24,39 @@ pub unsafe fn fill_words(gpu: &Gpu, at: *mut u8, value: u32, count: usize, on: S
     check(code, "cuMemsetD32Async")
 }
 
-/// Memory taken at once and freed when it is dropped, which may wait for the device.
+/// The stream of a device's uploads, made at the first one and kept.
+fn uploads(gpu: &Arc<Gpu>) -> Result<Arc<OwnStream>> {
+    static STREAMS: Mutex<BTreeMap<i32, Arc<OwnStream>>> = Mutex::new(BTreeMap::new());
+    let mut streams = STREAMS.lock();
+    if let Some(stream) = streams.get(&gpu.ordinal()) {
+        return Ok(stream.clone());
+    }
+    let made = Arc::new(OwnStream::urgent(gpu)?);
+    streams.insert(gpu.ordinal(), made.clone());
+    Ok(made)
+}
+
+thread_local! {
+    /// Behind the last use of what this thread drops now.
+    static FENCE: RefCell<Option<Arc<Event>>> = const { RefCell::new(None) };
+}
+
+/// Calls `f`. What it drops of uploads is freed when the device has come to `last_use`, and the host waits for nothing.
+/// Everything that uses it was enqueued, on streams that `last_use` is behind.
+pub fn free_behind(last_use: Arc<Event>, f: impl FnOnce()) {
+    let before = FENCE.with(|fence| fence.replace(Some(last_use)));
+    f();
+    FENCE.with(|fence| fence.replace(before));
+}
+
+/// Memory taken at once and freed when it is dropped, which waits for the device, except for uploads in `free_behind`.
 #[derive(Debug)]
 pub struct DeviceMemory {
     gpu: Arc<Gpu>,
     address: u64,
     bytes: usize,
+    /// Of the driver's pool, in the order of the stream of uploads.
+    pooled: bool,
 }
 
 impl DeviceMemory {
@@ -43,12 +74,37 @@ impl DeviceMemory {
             gpu: gpu.clone(),
             address,
             bytes,
+            pooled: false,
+        })
+    }
+
+    /// The same for what is uploaded and freed while the device works: from the driver's pool, where it has one.
+    pub fn pooled(gpu: &Arc<Gpu>, bytes: usize) -> Result<DeviceMemory> {
+        if bytes == 0 {
+            return DeviceMemory::new(gpu, 0);
+        }
+        let own = uploads(gpu)?;
+        let _current = gpu.enter()?;
+        let mut address = 0;
+        // SAFETY: the pointer is good for an address; the stream lives to the end of the process.
+        let code = unsafe { sys::cuMemAllocAsync(&mut address, bytes, stream::handle(own.as_stream())) };
+        if code == CUresult::CUDA_ERROR_NOT_SUPPORTED {
+            return DeviceMemory::new(gpu, bytes);
+        }
+        check(code, &format!("{bytes} bytes on CUDA device {}", gpu.ordinal()))?;
+        // Any stream may use it now.
+        stream::synchronize(gpu, own.as_stream())?;
+        Ok(DeviceMemory {
+            gpu: gpu.clone(),
+            address,
+            bytes,
+            pooled: true,
         })
     }
 
     /// Memory that holds `from`. Waits until the bytes are there.
     pub fn upload(gpu: &Arc<Gpu>, from: &[u8]) -> Result<DeviceMemory> {
-        let memory = DeviceMemory::new(gpu, from.len())?;
+        let memory = DeviceMemory::pooled(gpu, from.len())?;
         memory.write(0, from)?;
         Ok(memory)
     }
@@ -73,20 +129,21 @@ impl DeviceMemory {
         )))
     }
 
-    /// Copies `from` to `offset`. Waits until the bytes are there.
+    /// Copies `from` to `offset`. Waits until the bytes are there, but for nothing that is under way on other streams, the
+    /// default one among them.
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<()> {
         self.expect_inside(offset, from.len())?;
         if from.is_empty() {
             return Ok(());
         }
+        let own = uploads(&self.gpu)?;
         let _current = self.gpu.enter()?;
-        // SAFETY: both sides are as long as the copy; the call returns when `from` has been read.
-        let code =
-            unsafe { sys::cuMemcpyHtoD_v2(self.address + offset as u64, from.as_ptr().cast(), from.len()) };
-        check(code, "cuMemcpyHtoD")?;
-        // The call may return when the bytes are on their way only, in the order of the default stream, for which streams
-        // that were made non-blocking do not wait.
-        stream::synchronize(&self.gpu, Stream::NULL)
+        let to = self.address + offset as u64;
+        let on = stream::handle(own.as_stream());
+        // SAFETY: both sides are as long as the copy, and stay until the stream has been waited for.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), on) };
+        check(code, "cuMemcpyHtoDAsync")?;
+        stream::synchronize(&self.gpu, own.as_stream())
     }
 
     /// Copies from `offset` to `to`. Waits for the copy, but not for other streams.
@@ -103,8 +160,29 @@ impl DeviceMemory {
     }
 }
 
+impl DeviceMemory {
+    /// Gives pooled memory back in the order of the stream of uploads, behind its last use.
+    fn give_back(&self) -> Result<()> {
+        let own = uploads(&self.gpu)?;
+        let fence = FENCE.try_with(|fence| fence.borrow().clone()).ok().flatten();
+        match fence {
+            Some(last_use) => last_use.wait(own.as_stream())?,
+            None => self.gpu.synchronize()?,
+        }
+        let _current = self.gpu.enter()?;
+        // SAFETY: taken by `pooled` and freed once.
+        let code = unsafe { sys::cuMemFreeAsync(self.address, stream::handle(own.as_stream())) };
+        check(code, "cuMemFreeAsync")
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
+        if self.pooled {
+            // A device that has failed takes nothing back.
+            let _ = self.give_back();
+            return;
+        }
         if self.address != 0
             && let Ok(_current) = self.gpu.enter()
         {

@@ -16,7 +16,7 @@ pub use event::Event;
 pub use gpu::{Current, Gpu, Properties};
 pub use host_word::HostWord;
 pub use launch::{Arguments, Launch};
-pub use memory::{DeviceMemory, StreamMemory, fill_words};
+pub use memory::{DeviceMemory, StreamMemory, fill_words, free_behind};
 pub use module::{Function, Module};
 pub use stream::OwnStream;
 pub use tensor_map::{Promotion, Swizzle, TensorMap, Tiled};

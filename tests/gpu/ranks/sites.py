@@ -24,6 +24,7 @@ class HostSite:
     """Host memory, for tests of the programs' logic on local ranks."""
 
     dtype, bound, stream = "f32", 1e-4, None
+    settings = {}
 
     def __init__(self, library):
         self.library = library
@@ -82,6 +83,8 @@ class CudaSite:
     """A CUDA device, with a stream that waits for no other."""
 
     dtype, bound = "bf16", 0.02
+    # The fast kernels, also backward, and the same bits on every run.
+    settings = {"backend": magi.FFA, "deterministic": 1}
 
     def __init__(self, library, index):
         import torch
@@ -160,7 +163,7 @@ class Part:
     def __init__(self, site, comm, mask, row, settings, whole):
         self.site, self.row, self.whole = site, row, whole
         shape = ranks.shape_of(row, {"bf16": magi.BF16, "f32": magi.F32}[row.dtype])
-        self.key = ranks.Key(comm, mask, shape, ranks.config_of(site.library, settings))
+        self.key = ranks.Key(comm, mask, shape, ranks.config_of(site.library, {**site.settings, **settings}))
 
     def load(self):
         """Dispatches inputs, makes outputs and calls. The key is prepared, or this is the first collective call."""

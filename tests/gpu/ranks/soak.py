@@ -192,7 +192,6 @@ def on_device(options, library):
 def main(argv=None):
     """Exit code: 0 when all went well."""
     options = arguments(sys.argv[1:] if argv is None else argv)
-    os.environ["MAGI_ATTENTION_DETERMINISTIC_MODE"] = "1"
     library, rank = magi.Library(options.library), int(os.environ.get("RANK", "0"))
     found = on_threads(options, library) if options.device == "cpu" else on_device(options, library)
     names = ("world", "calls", "masks", "cache", "compare", "tokens", "heads", "dim", "seed")
