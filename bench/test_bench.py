@@ -302,7 +302,8 @@ class Faults(unittest.TestCase):
 
     def test_a_process_takes_orders_and_dies(self):
         words = ["--device", "cpu", "--library", library().path, "--world", "1"]
-        process = killed_rank.Process(killed_rank.arguments(words), 0)
+        process = killed_rank.Process(killed_rank.arguments(words))
+        process.begin(0)
         self.assertTrue(process.answer(60).get("ready"))
         process.ask(do="invite")
         answer = process.answer(60)

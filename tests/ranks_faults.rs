@@ -594,3 +594,62 @@ fn a_rank_that_left_after_few_exchanges_is_no_loss() {
         });
     });
 }
+
+/// A timeout counts from when an exchange could begin; so does the patience of a rank that leaves.
+#[test]
+fn a_rank_may_leave_while_its_stream_still_computes() {
+    here("a_rank_may_leave_while_its_stream_still_computes", &[], || {
+        for world in worlds(&[2]) {
+            on_ranks(world, |r| {
+                r.comm.set_timeout(SHORT);
+                let mine = r.values(&[r.rank as f64 + 1.0; 8], &[8], DType::F32, Layout::Dense);
+                let theirs = r.unwritten(&[8], DType::F32, Layout::Dense);
+                let (gate, other) = (Gate::on(&r.user), 1 - r.rank);
+                r.exchange(&[mine.send(other)], &[theirs.recv(other)]);
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        thread::sleep(3 * SHORT);
+                        gate.open();
+                    });
+                    r.comm.leave();
+                });
+                assert_eq!(r.download(&theirs), [other as f64 + 1.0; 8]);
+            });
+        }
+    });
+}
+
+#[cfg(feature = "fault")]
+#[test]
+fn a_failure_in_the_middle_ends_in_an_error_everywhere() {
+    use magi_attn::device::fault::{Action, clear, set};
+
+    here("a_failure_in_the_middle_ends_in_an_error_everywhere", &[], || {
+        let Some(world) = worlds(&[2, 3]).last() else { return };
+        let (case, barrier) = (Case::new(96, world, 2), Barrier::new(world));
+        let hits = [0, 1, 2, 3, 5, 8].map(|after| [("comm.start", after), ("comm.finish", after)]);
+        let calls = [("calc_attn_forward", 0), ("calc_attn_backward", 0)];
+        for (point, after) in hits.into_iter().flatten().chain(calls) {
+            let seen = on_ranks(world, |r| {
+                let context = context_of(r);
+                let key = case.key(&context);
+                case.works(r, &key);
+                context.set_timeout(SHORT).unwrap();
+                barrier.wait();
+                if r.rank == 0 {
+                    set(point, 1, Action::Error(Status::OutOfMemory), after);
+                }
+                barrier.wait();
+                let begun = Instant::now();
+                let outcome = case.answer(r, &key);
+                assert!(outcome.is_err() || r.rank != 1, "{point} {after} was not met");
+                let status = everybody_fails(&context, begun);
+                r.user.synchronize();
+                status
+            });
+            clear();
+            let known = |s: &Status| matches!(s, Status::Timeout | Status::CommFailed);
+            assert!(seen.iter().all(known), "{point} {after}: {seen:?}");
+        }
+    });
+}

@@ -20,7 +20,7 @@ use crate::device::cuda::{DeviceMemory, Event, stream};
 use crate::device::{Stream, fault, process};
 use crate::types::{Device, Error, Result, Status};
 
-/// How long a rank that leaves waits for what it sent to arrive.
+/// How long a rank that leaves waits for what it sent to arrive, once the device has come to it.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// One rank with its CUDA device. Exchanges are grouped sends and receives straight from and into tensors, on a stream of
@@ -354,8 +354,8 @@ impl Communicator for NcclComm {
             return;
         }
         let e = &self.engine;
-        let until = Instant::now() + e.timeout().min(GRACE);
-        let quiet = e.drain(until);
+        let patience = e.timeout().min(GRACE);
+        let quiet = e.drain(patience);
         e.stop();
         if let Some(watchdog) = self.watchdog.lock().take() {
             // It ends at once; a panic of its own was told to the log.
@@ -366,7 +366,7 @@ impl Communicator for NcclComm {
         if e.link.verdict().is_some() || !quiet {
             e.handle.abort();
         } else {
-            e.handle.finish(until, &|| e.link.verdict());
+            e.handle.finish(Instant::now() + patience, &|| e.link.verdict());
         }
         e.link.close();
     }

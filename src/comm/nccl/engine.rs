@@ -128,10 +128,19 @@ impl Engine {
         self.link.wake();
     }
 
-    /// Waits until nothing is under way or the communicator has ended; false when `until` came first.
-    pub fn drain(&self, until: Instant) -> bool {
-        while !self.pending.lock().is_empty() && self.link.verdict().is_none() {
-            if Instant::now() >= until {
+    /// Waits until nothing is under way or the communicator has ended; false when an exchange that could begin does not end
+    /// for so long. What the device computes before it takes the time that it takes.
+    pub fn drain(&self, patience: Duration) -> bool {
+        let mut until = Instant::now() + patience;
+        while self.link.verdict().is_none() {
+            let Some(first) = self.pending.lock().front().cloned() else {
+                return true;
+            };
+            let now = Instant::now();
+            if first.begun.lock().is_none() {
+                until = now + patience;
+            }
+            if now >= until {
                 return false;
             }
             std::thread::sleep(BUSY);

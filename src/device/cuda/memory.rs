@@ -83,6 +83,7 @@ impl DeviceMemory {
         if bytes == 0 {
             return DeviceMemory::new(gpu, 0);
         }
+        gpu.share_stream_memory();
         let own = uploads(gpu)?;
         let _current = gpu.enter()?;
         let mut address = 0;

@@ -137,8 +137,8 @@ class Rank:
 class Hand:
     """What the parent knows of a rank: orders go in, answers come out."""
 
-    def __init__(self, options, index):
-        self.index, self.answers = index, queue.Queue()
+    def __init__(self, options):
+        self.answers = queue.Queue()
         self.start(options)
 
     def ask(self, **order):
@@ -154,10 +154,10 @@ class Hand:
 
 
 class Process(Hand):
-    """A process on a device of its own."""
+    """A process. It has a device once it is told which."""
 
     def start(self, options):
-        words = [sys.executable, os.path.abspath(__file__), *options.words, "--worker", str(self.index)]
+        words = [sys.executable, os.path.abspath(__file__), *options.words, "--worker"]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -166,9 +166,16 @@ class Process(Hand):
             self.answers.put(json.loads(line))
         self.answers.put({"status": -1, "message": "the process ended", "at": time.monotonic()})
 
+    def begin(self, device):
+        """`ready` is the first answer."""
+        self.put(device)
+
     def put(self, order):
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended, which is the answer.
 
     def hurt(self, how):
         self.process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
@@ -183,6 +190,9 @@ class Thread(Hand):
 
     def start(self, options):
         self.orders, self.rank = queue.Queue(), Rank(HostSite(options.loaded), options)
+
+    def begin(self, device):
+        """As of Process."""
         threading.Thread(target=self.rank.serve, args=(self.orders.get, self.answers.put), daemon=True).start()
 
     def put(self, order):
@@ -197,11 +207,14 @@ class Thread(Hand):
 
 
 class Crew:
-    """All ranks. `spare` becomes the next of those that die."""
+    """All ranks, and one that takes the place of the next that dies: a process takes long to start."""
 
     def __init__(self, options):
         self.options, self.kind = options, Thread if options.device == "cpu" else Process
-        self.hands = [self.kind(options, i) for i in range(options.world)]
+        self.hands = [self.kind(options) for _ in range(options.world)]
+        for i, hand in enumerate(self.hands):
+            hand.begin(i)
+        self.spare = self.kind(options)
         for hand in self.hands:
             assert hand.answer(240).get("ready"), "a rank did not start"
 
@@ -248,7 +261,8 @@ class Crew:
         found["seconds"] = max(a["at"] for a in answers) - at
         in_time = found["seconds"] <= limit and all(s in (COMM_FAILED, TIMEOUT) for s in found["statuses"])
         hurt.end()
-        replacement = self.kind(self.options, victim)
+        replacement, self.spare = self.spare, self.kind(self.options)
+        replacement.begin(victim)
         begun = time.monotonic()
         found["recovered"] = False
         good, found["trouble"] = self.ready(left)
@@ -299,7 +313,7 @@ class Crew:
 
     def end(self):
         """All go."""
-        for hand in self.hands:
+        for hand in [*self.hands, self.spare]:
             hand.end()
 
 
@@ -333,7 +347,7 @@ def arguments(argv):
     add("--seconds", type=float, help="begin no round later than this")
     add("--library", help="path of libmagi_attn.so")
     add("--out", help="result file")
-    add("--worker", type=int, help=argparse.SUPPRESS)
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     small = options.device == "cpu"
     for name, on_host, on_device in (("tokens", 64, 8192), ("heads", "2:1", "16:4"), ("dim", 16, 128), ("chunk", 8, 256)):
@@ -356,15 +370,19 @@ def work(options):
         line = sys.stdin.readline()
         return json.loads(line) if line else None
 
-    library = magi.Library(options.library)
-    site = HostSite(library) if options.device == "cpu" else CudaSite(library, options.worker)
-    Rank(site, options).serve(receive, send)
+    library, on_host = magi.Library(options.library), options.device == "cpu"
+    if not on_host:
+        # What takes longest, before a device is known.
+        import torch  # noqa: F401
+    device = receive()
+    if device is not None:
+        Rank(HostSite(library) if on_host else CudaSite(library, device), options).serve(receive, send)
 
 
 def main(argv=None):
     """Exit code: 0 when all went well."""
     options = arguments(sys.argv[1:] if argv is None else argv)
-    if options.worker is not None:
+    if options.worker:
         return work(options)
     options.loaded = magi.Library(options.library)
     draw, begun, rows = random.Random(options.seed), time.monotonic(), []
