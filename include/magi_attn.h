@@ -839,7 +839,8 @@ typedef struct magi_config {
     int32_t deterministic;
     /**
      * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
-     * default. Ranks may differ in this and the next field.
+     * default: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Ranks may differ
+     * in this and the next field.
      */
     int32_t forward_sm_margin;
     /**
@@ -2498,7 +2499,7 @@ magi_status magi_group_plan_prepare(const struct magi_group_plan *plan,
 
 /**
  * Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
- * tensors and no reduction.
+ * tensors and no reduction, unless many small pieces go between two ranks and travel packed.
  *
  * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
  *

@@ -67,7 +67,8 @@ typedef struct magi_attn_forward_params {
     float *piece_out;  /* [slots, units, rows of a tile, head_dim_v] in the order of registers */
     float *piece_lse;  /* [slots, units, rows of a tile] */
     int *piece_done;   /* [slots, units, warps of a tile]; 0 before a launch, and after it */
-    long long out_token, out_head, lse_token, lse_head, sink_token, sink_row, sink_head;
+    const float *earlier; /* MAGI_FORWARD_ACCUMULATE: the output to merge into, which may be out itself */
+    long long out_token, out_head, lse_token, lse_head, sink_token, sink_row, sink_head, earlier_token, earlier_head;
     int tile_count, units, group, section; /* group: units of a key head; section: units walked together */
     int pack, pack_inverse;                /* pack_inverse: 65536 / pack + 1 */
     int tokens_k[2];                       /* of the local tensor and of the receive buffer */
@@ -79,7 +80,7 @@ typedef struct magi_attn_forward_params {
 
 /* Flags of forward. */
 #define MAGI_FORWARD_OUT_F32 1    /* out is f32, else the input dtype */
-#define MAGI_FORWARD_ACCUMULATE 2 /* merge into (out, lse), both f32 */
+#define MAGI_FORWARD_ACCUMULATE 2 /* merge into (earlier, lse), both f32 */
 
 /* ---------------------------------------------------------- attention backward: src/backend/cuda/backward_params.rs */
 

@@ -10,9 +10,9 @@ mod common_ranks;
 mod common_reference;
 
 use common::{any_mask, load_cases};
-use common_backend::{Layout, Random, operands, random_sink, shape};
-use common_ranks::{Job, assert_close, over_ranks, parts};
-use common_reference::{Answer, Arithmetic, Operands, attention};
+use common_backend::{Layout, shape};
+use common_ranks::{Job, assert_close, over_ranks, parts, problem};
+use common_reference::{Answer, Arithmetic, attention};
 use magi_attn::plan::{Placement, Stats};
 use magi_attn::types::{AttnShape, DType, Mask, MaskType, PlacementKind, Range, TypedSlice};
 use proptest::prelude::*;
@@ -36,23 +36,6 @@ fn travellers(job: &Job) -> [i64; 2] {
     let placement = Placement::new(&job.mask, job.world, &job.config).unwrap();
     let stats = Stats::new(&job.mask, &placement, &job.shape, &job.config).unwrap();
     stats.volume.map(|v| v.queries)
-}
-
-fn problem(mask: &Mask, s: &AttnShape, seed: u64, sinks: usize) -> Operands {
-    let mut random = Random(seed);
-    let mut o = operands(&mut random, mask, s);
-    if sinks > 0 {
-        let per_token = seed % 2 == 1;
-        o.sink = Some(random_sink(
-            &mut random,
-            mask.total_q(),
-            s.heads_q,
-            sinks,
-            per_token,
-        ));
-    }
-    o.cap = if seed % 3 == 2 { 2.0 } else { 0.0 };
-    o
 }
 
 #[test]

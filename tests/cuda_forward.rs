@@ -96,6 +96,7 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, dtype: DType, dims: (i64, i64), general
             lse: Some(lse.tensor()),
             max_logits: None,
             accumulate: general,
+            earlier: None,
             sm_margin: 0,
             workspace: workspace.as_ptr().cast(),
         };

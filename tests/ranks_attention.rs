@@ -12,14 +12,16 @@ mod ranks_support;
 use std::sync::{Arc, Mutex};
 
 use common::{Case, load_cases};
-use common_backend::{Buffer, Layout, Random, operands, random_mask, random_sink, shape};
-use common_ranks::{Host, Job, Place, agreed, assert_close, over_ranks, parts, rank_on, rank_watched};
+use common_backend::{Buffer, Layout, Random, random_mask, shape};
+use common_ranks::{
+    Host, Job, Place, agreed, assert_close, over_ranks, parts, problem, rank_on, rank_watched,
+};
 use common_reference::{Answer, Arithmetic, Operands, attention};
 use magi_attn::comm::{Communicator, local};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::Gpu;
 use magi_attn::runtime::{Context, Key, attn_args, forward};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Status, Tensor};
+use magi_attn::types::{Config, DType, DsinkReduce, KernelChoice, Mask, Status, Tensor};
 use ranks_support::{CAPABILITY_8, DeviceTensor, Gate, Rank, devices, here, on_ranks, worlds};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.
@@ -43,23 +45,6 @@ fn over_devices(job: &Job, o: &Operands, times: usize) -> Answer {
         agreed(runs)
     });
     agreed(answers)
-}
-
-fn problem(mask: &Mask, s: &AttnShape, seed: u64, sinks: usize) -> Operands {
-    let mut random = Random(seed);
-    let mut o = operands(&mut random, mask, s);
-    if sinks > 0 {
-        let per_token = seed % 2 == 1;
-        o.sink = Some(random_sink(
-            &mut random,
-            mask.total_q(),
-            s.heads_q,
-            sinks,
-            per_token,
-        ));
-    }
-    o.cap = if seed % 3 == 2 { 2.0 } else { 0.0 };
-    o
 }
 
 fn small_cases(most: i64) -> Vec<Case> {

@@ -625,7 +625,9 @@ fn a_failure_in_the_middle_ends_in_an_error_everywhere() {
     use magi_attn::device::fault::{Action, clear, set};
 
     here("a_failure_in_the_middle_ends_in_an_error_everywhere", &[], || {
-        let Some(world) = worlds(&[2, 3]).last() else { return };
+        let Some(world) = worlds(&[2, 3]).last() else {
+            return;
+        };
         let (case, barrier) = (Case::new(96, world, 2), Barrier::new(world));
         let hits = [0, 1, 2, 3, 5, 8].map(|after| [("comm.start", after), ("comm.finish", after)]);
         let calls = [("calc_attn_forward", 0), ("calc_attn_backward", 0)];

@@ -189,9 +189,33 @@ DEV void join_chunk(float (&x)[CHUNK / 2], const float (&log2_sum)[2], const mag
     }
 }
 
-// Columns c to c + CHUNK in f32; `theirs`: the weight of the earlier result, 0 without one.
-DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const float (&theirs)[2], const magi_attn_forward_params &p,
-                         const TilePlace &t, int c, int row, int lane) {
+// Adds the earlier result to columns c to c + CHUNK; `theirs`: its weight, 0 where there is none.
+DEV void add_earlier(float (&x)[CHUNK / 2], const float (&theirs)[2], const magi_attn_forward_params &p,
+                     const TilePlace &t, int c, int row, int lane) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int r = row + 8 * h, token = token_of(r, p), column = c + 2 * (lane & 3);
+        if (theirs[h] == 0) {
+            continue;
+        }
+        const float *const from = p.earlier + (i64)(t.row0 + token) * p.earlier_token +
+                                  (i64)head_of(r, token, t.unit, p) * p.earlier_head + column;
+#pragma unroll
+        for (int j = 0; j < CHUNK / 8; j++) {
+            if (column + 8 * j + 1 < p.head_dim_v) {
+                const float2 old = ld_global_f32x2(from + 8 * j);
+                x[4 * j + 2 * h] += old.x * theirs[h];
+                x[4 * j + 2 * h + 1] += old.y * theirs[h];
+            } else if (column + 8 * j < p.head_dim_v) {
+                x[4 * j + 2 * h] += from[8 * j] * theirs[h];
+            }
+        }
+    }
+}
+
+// Columns c to c + CHUNK in f32.
+DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const magi_attn_forward_params &p, const TilePlace &t, int c,
+                         int row, int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int r = row + 8 * h, token = token_of(r, p), column = c + 2 * (lane & 3);
@@ -203,13 +227,9 @@ DEV void store_chunk_f32(const float (&x)[CHUNK / 2], const float (&theirs)[2], 
         for (int j = 0; j < CHUNK / 8; j++) {
             const float a = x[4 * j + 2 * h], b = x[4 * j + 2 * h + 1];
             if (column + 8 * j + 1 < p.head_dim_v) {
-                float2 old = {0, 0};
-                if (theirs[h] != 0) {
-                    old = ld_global_f32x2(to + 8 * j);
-                }
-                st_global_f32x2(to + 8 * j, a + old.x * theirs[h], b + old.y * theirs[h]);
+                st_global_f32x2(to + 8 * j, a, b);
             } else if (column + 8 * j < p.head_dim_v) {
-                to[8 * j] = a + (theirs[h] != 0 ? to[8 * j] * theirs[h] : 0);
+                to[8 * j] = a;
             }
         }
     }
@@ -221,12 +241,16 @@ DEV void store_chunk(float (&x)[CHUNK / 2], const float (&factor)[2], const floa
     for (int i = 0; i < CHUNK / 2; i++) {
         x[i] = times(x[i], factor[i / 2 % 2]);
     }
+    if (p.flags & MAGI_FORWARD_ACCUMULATE) {
+        add_earlier(x, theirs, p, t, c, row, lane);
+    }
     if (p.flags & MAGI_FORWARD_OUT_F32) {
-        store_chunk_f32(x, theirs, p, t, c, row, lane);
+        store_chunk_f32(x, p, t, c, row, lane);
     } else {
         store_chunk_16_bit(x, p, t, c, row, lane);
     }
 }
+
 // Joins the row sums with the sinks and the earlier result and stores them. factor becomes what O is to be multiplied
 // with, theirs the weight of the earlier output.
 DEV void store_sums(float (&factor)[2], float (&theirs)[2], const float (&log2_sum)[2],

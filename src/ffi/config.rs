@@ -71,7 +71,8 @@ pub struct magi_config {
     /// 0 or 1: the same bits on every run (0).
     pub deterministic: i32,
     /// Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
-    /// default. Ranks may differ in this and the next field.
+    /// default: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Ranks may differ
+    /// in this and the next field.
     pub forward_sm_margin: i32,
     /// The same for the backward kernels.
     pub backward_sm_margin: i32,

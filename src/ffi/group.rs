@@ -221,7 +221,7 @@ pub extern "C" fn magi_group_plan_prepare(plan: Option<&magi_group_plan>, stream
 }
 
 /// Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
-/// tensors and no reduction.
+/// tensors and no reduction, unless many small pieces go between two ranks and travel packed.
 ///
 /// Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
 ///

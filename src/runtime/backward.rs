@@ -85,8 +85,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Sum, &[dq.running], stream);
     stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
         let stage = at.stage;
-        // As in forward.
-        let overlaps = homeward.hold()? || reduction.hold()? || at.hold()?;
+        let exchanges = at.hold(&[homeward.hold(), reduction.hold()])?;
         let partial = reduction.partial(stage)?;
         let mine = BackwardArgs {
             q: a.q,
@@ -103,7 +102,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
             dk: [Some(local.k), partial.map(|p| p.k)],
             dv: [Some(local.v), partial.map(|p| p.v)],
         };
-        compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
+        compute.run((at.number, stage), Part::Own, &mine, exchanges)?;
         if let ([q, dout, lse, delta], [dq]) = (guests, homeward.partial(stage).as_slice()) {
             backend.fill_zero(*dq)?;
             let theirs = BackwardArgs {
@@ -115,7 +114,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
                 dq: *dq,
                 ..mine
             };
-            compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
+            compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
         }
         homeward.start(stage)?;
         reduction.start(stage, &packing.0[at.number])

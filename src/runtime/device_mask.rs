@@ -29,7 +29,7 @@ fn cells(mask: &Mask) -> Cells {
             q: mask.total_q(),
             k: [mask.total_k(), 0],
         },
-        merged: false,
+        skip_idle: false,
         piece_bytes: usize::MAX,
     }
 }

@@ -47,8 +47,8 @@ pub(super) struct Cells {
     pub slices: Vec<StageSlice>,
     /// Rows of the tensors.
     pub rows: StageRows,
-    /// Results are merged into what is there: rows that see nothing are left alone.
-    pub merged: bool,
+    /// Rows that see nothing have nothing to be done.
+    pub skip_idle: bool,
     /// Bytes of workspace that forward may cut tiles for.
     pub piece_bytes: usize,
 }
@@ -56,7 +56,7 @@ pub(super) struct Cells {
 impl Cells {
     /// `list` without the tiles that have nothing to do.
     fn busy(&self, list: TileList) -> TileList {
-        if self.merged { list.without_idle() } else { list }
+        if self.skip_idle { list.without_idle() } else { list }
     }
 
     fn query_tiles(&self, shape: &TileShape) -> Result<TileList> {

@@ -79,8 +79,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
     stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
         let stage = at.stage;
-        // Of what is under way the first has its turn now; the others follow it.
-        let overlaps = homeward.hold()? || at.hold()?;
+        let exchanges = at.hold(&[homeward.hold()])?;
         let mine = ForwardArgs {
             q: a.q,
             k,
@@ -93,7 +92,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
             lse,
             max_logits: a.max_logits,
         };
-        compute.run((at.number, stage), Part::Own, &mine, overlaps)?;
+        compute.run((at.number, stage), Part::Own, &mine, exchanges)?;
         if let ([q], [out, lse]) = (guests, homeward.partial(stage).as_slice()) {
             // Their sinks count at home.
             session.backend().attn_init(*out, *lse, None, None)?;
@@ -104,7 +103,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
                 lse: *lse,
                 ..mine
             };
-            compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
+            compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
         }
         homeward.start(stage)
     })?;
@@ -112,7 +111,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
     if let Some(max_logits) = &a.max_logits {
         across_ranks::maximum(session, max_logits, space.maxima, stream)?;
     }
-    if !direct {
+    if !direct && !compute.finishes() {
         session.backend().cast(out, a.out, false)?;
     }
     Ok(())

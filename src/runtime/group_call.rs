@@ -3,11 +3,12 @@
 use super::context::Session;
 use super::group::{Lane, ReduceOp, start};
 use super::group_check;
-use super::group_lists::{Contribution, rows_of};
+use super::group_lists::{Contribution, GroupLists, rows_of};
 use super::group_plan::{GroupPlan, Slot, dense};
+use super::packing::Packing;
 use crate::backend::Backend;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{Piece, Range, Result, Tensor};
+use crate::types::{Error, Piece, Range, Result, Tensor};
 
 /// Sends rows of `local` and receives into `received`, as `plan` says. Collective. Errors as the C function documents.
 pub fn cast(plan: &GroupPlan, local: &[Tensor], received: &[Tensor], stream: Stream) -> Result<()> {
@@ -19,24 +20,25 @@ pub fn cast(plan: &GroupPlan, local: &[Tensor], received: &[Tensor], stream: Str
     let backend = session.backend();
     let lists = &plan.lists;
 
-    let mut sends = Vec::with_capacity(local.len());
-    let mut targets = Vec::with_capacity(local.len());
+    let rows_received = rows_of(&lists.receives);
+    let mut sends = Vec::with_capacity(2 * local.len());
+    let mut recvs = Vec::with_capacity(2 * local.len());
+    // What arrives in workspace, and the rows where it belongs.
+    let mut arriving: Vec<(Tensor, &[Range])> = Vec::with_capacity(local.len());
     for ((from, to), slot) in local.iter().zip(received).zip(&slots) {
-        sends.push(sendable(
-            backend,
-            from,
-            (&lists.sends, &lists.staged_sends),
-            slot.staging,
-        )?);
-        targets.push(if to.is_dense() {
-            (*to, &lists.receives)
+        sends.extend(sendable(backend, from, &Way::sends(lists), slot.staging)?);
+        let space = |rows| dense(slot.received, to.dtype(), rows, to, comm.device());
+        if to.is_dense() {
+            let packing = &lists.receive_packing;
+            let packed = space(packing.rows());
+            recvs.extend([lane(*to, &packing.single), lane(packed, &packing.packed)]);
+            arriving.push((packed, &packing.ranges));
         } else {
-            let staged = &lists.staged_receives;
-            let rows = lists.receive_rows();
-            (dense(slot.received, to.dtype(), rows, to, comm.device()), staged)
-        });
+            let staged = space(lists.receive_rows());
+            recvs.push(lane(staged, &lists.receive_messages));
+            arriving.push((staged, &rows_received));
+        }
     }
-    let recvs: Vec<Lane> = targets.iter().map(|&(t, pieces)| lane(t, pieces)).collect();
     let ticket = start(comm, &sends, &recvs, stream)?;
     session.in_step(|| {
         for (from, to) in local.iter().zip(received) {
@@ -45,10 +47,11 @@ pub fn cast(plan: &GroupPlan, local: &[Tensor], received: &[Tensor], stream: Str
             }
         }
         comm.finish(ticket, stream)?;
-        for (to, (target, _)) in received.iter().zip(&targets).filter(|(to, _)| !to.is_dense()) {
-            backend.range_scatter(*target, *to, &rows_of(&lists.receives))?;
-        }
-        Ok(())
+        let mut each = received
+            .iter()
+            .zip(&arriving)
+            .filter(|(_, (_, rows))| !rows.is_empty());
+        each.try_for_each(|(to, (from, rows))| backend.range_scatter(*from, *to, rows))
     })
 }
 
@@ -80,8 +83,7 @@ pub fn reduce(
         target: Vec::with_capacity(partial.len()),
     };
     for ((from, to), slot) in partial.iter().zip(local).zip(&slots) {
-        let pieces = (lists.receives.as_slice(), lists.staged_receives.as_slice());
-        sends.push(sendable(backend, from, pieces, slot.received)?);
+        sends.extend(sendable(backend, from, &Way::receives(lists), slot.received)?);
         let rows = lists.send_rows();
         sums.staging
             .push(dense(slot.staging, from.dtype(), rows, from, comm.device()));
@@ -95,7 +97,7 @@ pub fn reduce(
     let recvs: Vec<Lane> = sums
         .staging
         .iter()
-        .map(|&t| lane(t, &lists.staged_sends))
+        .map(|&t| lane(t, &lists.send_messages))
         .collect();
     let ticket = start(comm, &sends, &recvs, stream)?;
     session.in_step(|| {
@@ -189,20 +191,55 @@ fn lane(tensor: Tensor, pieces: &[Piece]) -> Lane<'_> {
     Lane { tensor, pieces }
 }
 
-/// The pieces of `t` as a communicator can send them: where they are, or packed one after the other.
-fn sendable<'a>(
-    backend: &dyn Backend,
-    t: &Tensor,
-    (pieces, staged): (&'a [Piece], &'a [Piece]),
-    space: *mut u8,
-) -> Result<Lane<'a>> {
-    if t.is_dense() {
-        return Ok(lane(*t, pieces));
+/// How one side of a group leaves a rank.
+struct Way<'a> {
+    pieces: &'a [Piece],
+    /// From dense tensors.
+    packing: &'a Packing,
+    /// From staging, which has as many rows.
+    messages: &'a [Piece],
+    rows: i64,
+}
+
+impl<'a> Way<'a> {
+    fn sends(lists: &'a GroupLists) -> Way<'a> {
+        Way {
+            pieces: &lists.sends,
+            packing: &lists.send_packing,
+            messages: &lists.send_messages,
+            rows: lists.send_rows(),
+        }
     }
-    let rows = staged.last().map_or(0, |p| p.rows.end);
-    let packed = dense(space, t.dtype(), rows, t, t.device());
-    backend.range_gather(*t, &rows_of(pieces), packed)?;
-    Ok(lane(packed, staged))
+
+    /// Back to where group_cast has them from.
+    fn receives(lists: &'a GroupLists) -> Way<'a> {
+        Way {
+            pieces: &lists.receives,
+            packing: &lists.receive_packing,
+            messages: &lists.receive_messages,
+            rows: lists.receive_rows(),
+        }
+    }
+}
+
+/// The pieces of `t` as a communicator can send them: where they are, or gathered in `space`.
+fn sendable<'a>(backend: &dyn Backend, t: &Tensor, way: &Way<'a>, space: *mut u8) -> Result<Vec<Lane<'a>>> {
+    let gather = |ranges: &[Range], rows: i64| {
+        let packed = dense(space, t.dtype(), rows, t, t.device());
+        if !ranges.is_empty() {
+            backend.range_gather(*t, ranges, packed)?;
+        }
+        Ok::<_, Error>(packed)
+    };
+    if !t.is_dense() {
+        let staged = gather(&rows_of(way.pieces), way.rows)?;
+        return Ok(vec![lane(staged, way.messages)]);
+    }
+    let packed = gather(&way.packing.ranges, way.packing.rows())?;
+    Ok(vec![
+        lane(*t, &way.packing.single),
+        lane(packed, &way.packing.packed),
+    ])
 }
 
 fn slots(plan: &GroupPlan, session: &mut Session<'_>) -> Result<Vec<Slot>> {

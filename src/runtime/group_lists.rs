@@ -1,6 +1,7 @@
 //! What one rank sends and receives in a group collective of its caller's own, checked and ordered.
 
 use super::group::{contributions, staged};
+use super::packing::Packing;
 use crate::plan::Hasher;
 use crate::types::{DType, Error, Piece, Range, Result, Status};
 
@@ -60,6 +61,12 @@ pub(super) struct GroupLists {
     pub receives: Vec<Piece>,
     /// The same, one after the other.
     pub staged_receives: Vec<Piece>,
+    /// How both travel where tensors are dense.
+    pub send_packing: Packing,
+    pub receive_packing: Packing,
+    /// How both travel where they are staged.
+    pub send_messages: Vec<Piece>,
+    pub receive_messages: Vec<Piece>,
     /// Rows that stay here: (local rows, received rows).
     pub keeps: Vec<(Range, Range)>,
     /// What a reduction adds, by ascending source.
@@ -110,7 +117,12 @@ impl GroupLists {
         let keeps_any = sends.iter().any(|p| own(&p));
         let (sends, receives) = (others(sends), others(receives));
         let (staged_sends, staged_receives) = (staged(&sends), staged(&receives));
+        let (send_packing, receive_packing) = (Packing::new(&sends), Packing::new(&receives));
         Ok(GroupLists {
+            send_messages: send_packing.merged(&staged_sends),
+            receive_messages: receive_packing.merged(&staged_receives),
+            send_packing,
+            receive_packing,
             contributions: sources(&sends, &staged_sends, keeps_any.then_some(rank)),
             sends,
             staged_sends,

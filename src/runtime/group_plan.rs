@@ -119,19 +119,21 @@ impl GroupPlan {
         let lists = &self.lists;
         let slot = |t: &GroupTensor| {
             let sum = t.dtype.accumulator();
-            let mut block = |wanted: bool, rows: i64, element: usize| {
-                let bytes = rows as usize * t.row_elements as usize * element;
-                carver.take(if wanted { bytes } else { 0 })
-            };
+            let mut block =
+                |rows: i64, element: usize| carver.take(rows as usize * t.row_elements as usize * element);
+            let either = |all: bool, rows: i64, packed: i64| if all { rows } else { packed };
             let size = t.dtype.size();
+            let sends = either(
+                self.reduce || self.strided,
+                lists.send_rows(),
+                lists.send_packing.rows(),
+            );
+            let receives = either(self.strided, lists.receive_rows(), lists.receive_packing.rows());
+            let rounded = self.reduce && t.dtype.is_attention() && t.dtype != sum;
             Ok(Slot {
-                staging: block(self.reduce || self.strided, lists.send_rows(), size)?,
-                received: block(self.strided, lists.receive_rows(), size)?,
-                sums: block(
-                    self.reduce && t.dtype.is_attention() && t.dtype != sum,
-                    self.local_rows,
-                    sum.size(),
-                )?,
+                staging: block(sends, size)?,
+                received: block(receives, size)?,
+                sums: block(either(rounded, self.local_rows, 0), sum.size())?,
             })
         };
         self.tensors.iter().map(slot).collect()

@@ -35,17 +35,17 @@ pub(super) fn kernel_bytes(key: &Key, on: Stream) -> Result<KernelBytes> {
     Ok(bytes)
 }
 
-/// Parts of stages that have slices, or where the result begins.
-fn parts(pass: &Pass, begins: bool) -> impl Iterator<Item = (usize, &Stage, Part)> {
+/// Parts of stages that have slices, or of which `always` says so.
+fn parts(pass: &Pass, always: impl Fn(usize, Part) -> bool) -> impl Iterator<Item = (usize, &Stage, Part)> {
     let both = |(i, stage)| [(i, stage, Part::Own), (i, stage, Part::Guests)];
-    pass.stages
-        .iter()
-        .enumerate()
-        .flat_map(both)
-        .filter(move |(i, stage, part)| match part {
-            Part::Own => (begins && *i == 0) || !stage.slices.is_empty(),
-            Part::Guests => !stage.guests.slices.is_empty(),
-        })
+    let all = pass.stages.iter().enumerate().flat_map(both);
+    all.filter(move |(i, stage, part)| {
+        let slices = match part {
+            Part::Own => &stage.slices,
+            Part::Guests => &stage.guests.slices,
+        };
+        !slices.is_empty() || always(*i, *part)
+    })
 }
 
 fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
@@ -79,9 +79,10 @@ fn make_forward(
     on: Stream,
 ) -> Result<()> {
     let (dims, shape) = (key.dims(), key.shape());
-    for (i, stage, part) in parts(&key.plan().forward, chosen.is_some()) {
-        let merged = i > 0 || part == Part::Guests;
-        let cells = || cells(dims, stage, part, merged, bytes);
+    let pass = &key.plan().forward;
+    let skip = |i: usize, part: Part| stage_forward::skips_idle(key, i, part);
+    for (i, stage, part) in parts(pass, |i, part| chosen.is_some() && !skip(i, part)) {
+        let cells = || cells(dims, stage, part, skip(i, part), bytes);
         let kept = key.forward_tiles().of(i, part);
         match chosen {
             Some(choice) => drop(kept.forward(cells, (gpu, shape), choice, on)?),
@@ -124,7 +125,7 @@ fn backward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
 fn make_backward(key: &Key, gpu: &Arc<Gpu>, chosen: Option<BackwardChoice>, on: Stream) -> Result<usize> {
     let (dims, shape, pass) = (key.dims(), key.shape(), &key.plan().backward);
     let mut bytes = 0;
-    for (i, stage, part) in parts(pass, false) {
+    for (i, stage, part) in parts(pass, |_, _| false) {
         let cells = || -> Cells { cells(dims, stage, part, true, 0) };
         let kept = key.backward_tiles().of(i, part);
         match chosen {

@@ -154,6 +154,7 @@ pub(super) fn call_of(a: &Forward, e: &Extents, options: &Options) -> ForwardCal
         lse: a.lse,
         max_logits: a.max_logits,
         accumulate: options.accumulate,
+        earlier: None,
         sm_margin: options.sm_margin,
         workspace: options.workspace,
     }

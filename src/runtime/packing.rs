@@ -42,6 +42,22 @@ impl Packing {
         made
     }
 
+    /// `staged` are the same runs one after the other in a staging tensor; those of packed peers as one.
+    pub fn merged(&self, staged: &[Piece]) -> Vec<Piece> {
+        let packed = |peer: u32| self.packed.iter().any(|p| p.peer == peer);
+        let mut places: Vec<Piece> = Vec::with_capacity(staged.len());
+        for run in staged {
+            match places
+                .last_mut()
+                .filter(|last| last.peer == run.peer && packed(run.peer))
+            {
+                Some(last) => last.rows.end = run.rows.end,
+                None => places.push(*run),
+            }
+        }
+        places
+    }
+
     /// Rows of the packed tensor.
     pub fn rows(&self) -> i64 {
         self.packed.last().map_or(0, |p| p.rows.end)
@@ -70,21 +86,10 @@ impl StagePacking {
         let sends = Packing::new(&transfer.sends);
         let runs = staged(&transfer.sends);
         let contributions = by_peer(&runs, &transfer.sends);
-        let packed = |peer: u32| sends.packed.iter().any(|p| p.peer == peer);
-        let mut places: Vec<Piece> = Vec::with_capacity(runs.len());
-        for run in runs {
-            match places
-                .last_mut()
-                .filter(|last| last.peer == run.peer && packed(run.peer))
-            {
-                Some(last) => last.rows.end = run.rows.end,
-                None => places.push(run),
-            }
-        }
         StagePacking {
+            staged: sends.merged(&runs),
             sends,
             recvs: Packing::new(&transfer.recvs),
-            staged: places,
             contributions,
         }
     }

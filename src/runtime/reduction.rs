@@ -3,6 +3,7 @@
 use super::context::Session;
 use super::group::{self, Home, Lane, ReduceOp, reduce_lanes};
 use super::packing::StagePacking;
+use super::stages::Hold;
 use super::two_level::{self, ReduceSpace};
 use super::workspace::{BackwardSpace, KeyPair};
 use crate::device::Stream;
@@ -128,15 +129,14 @@ impl<'a> Reduction<'a> {
         reduce_lanes(self.session.comm(), &sends, home, ReduceOp::Sum, self.stream)
     }
 
-    /// Lets the stream wait until the turn of the one on its way has come; whether there is one.
-    pub fn hold(&self) -> Result<bool> {
+    /// How to let the stream wait for the turn of the one on its way, if there is one.
+    pub fn hold(&self) -> Option<Hold<'_>> {
+        let pending = self.pending.as_ref()?;
         let (comm, stream) = (self.session.comm(), self.stream);
-        match &self.pending {
-            None => return Ok(false),
-            Some(Pending::OneLevel(p)) => p.hold(comm, stream)?,
-            Some(Pending::TwoLevel(p)) => p.hold(comm, stream)?,
-        }
-        Ok(true)
+        Some(Box::new(move || match pending {
+            Pending::OneLevel(p) => p.hold(comm, stream),
+            Pending::TwoLevel(p) => p.hold(comm, stream),
+        }))
     }
 
     /// Adds what has been sent to this rank, if a reduction is on its way.

@@ -5,7 +5,7 @@ use super::context::Session;
 use super::gpu_backward::{self, UNNAMED};
 use super::key::Key;
 use super::on_gpu;
-use super::stage_forward::{fast_or, key_reasons};
+use super::stage_forward::{fast_or, key_reasons, margin};
 use super::stage_tiles::{Part, cells};
 use crate::backend::cuda::backward::BackwardCall;
 use crate::backend::cuda::backward_kernel::BackwardChoice;
@@ -16,10 +16,6 @@ use crate::device::Stream;
 use crate::device::cuda::Gpu;
 use crate::plan::Stage;
 use crate::types::{Device, KernelChoice, Result, Tensor};
-
-/// Multiprocessors left to the exchanges that run beside the backward kernel, unless configured: two follow each other
-/// during a stage, and the second finds only free ones.
-const SM_MARGIN: i32 = 8;
 
 /// The fast kernels for the stages of a call with this scale and softcap, if they compute it.
 pub(super) fn choose(key: &Key, softmax_scale: f64, softcap: f64) -> Result<Option<BackwardChoice>> {
@@ -59,13 +55,13 @@ pub(super) struct StageBackward<'a> {
 }
 
 impl StageBackward<'_> {
-    /// Adds the gradients of a part of stage `i` to dq, dk and dv. `overlaps`: an exchange runs meanwhile.
+    /// Adds the gradients of a part of stage `i` to dq, dk and dv. `exchanges` run meanwhile.
     pub fn run(
         &self,
         (i, stage): (usize, &Stage),
         part: Part,
         args: &BackwardArgs<'_>,
-        overlaps: bool,
+        exchanges: usize,
     ) -> Result<()> {
         let Some(cuda) = self.session.on().cuda() else {
             return self.session.backend().attn_backward(args);
@@ -84,7 +80,6 @@ impl StageBackward<'_> {
             forward_maps::check(name, &t)?;
         }
         let tiles = kept.backward(cells, (gpu, shape), choice, self.stream)?;
-        let margin = self.key.config().compute.backward_sm_margin.unwrap_or(SM_MARGIN);
         let call = BackwardCall {
             q: args.q,
             k: args.k,
@@ -100,7 +95,7 @@ impl StageBackward<'_> {
             dv: args.dv,
             accumulate_dq: true,
             accumulate_keys: true,
-            sm_margin: if overlaps { margin } else { 0 },
+            sm_margin: margin(self.key.config().compute.backward_sm_margin, exchanges),
             workspace: self.workspace.data(),
         };
         // SAFETY: as in `StageForward::run`; the workspace is as large as the key's tiles ask for.

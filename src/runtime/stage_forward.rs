@@ -14,9 +14,20 @@ use crate::device::cuda::Gpu;
 use crate::plan::Stage;
 use crate::types::{Device, Error, KernelChoice, Result, Status, Tensor};
 
-/// Multiprocessors left to an exchange that runs beside the forward kernel, unless configured. None: the exchange has its
-/// multiprocessors before the kernel begins (`Communicator::hold`), and the kernel takes those over when it ends.
-const SM_MARGIN: i32 = 0;
+/// Multiprocessors left to exchanges that follow each other beside a kernel, unless configured. One alone needs none left:
+/// it has its multiprocessors before the kernel begins (`Communicator::hold`), and the kernel takes those over when it ends.
+/// One behind it finds only what the kernel leaves.
+const SM_MARGIN: i32 = 8;
+
+/// What a kernel leaves to so many exchanges.
+pub(super) fn margin(configured: Option<i32>, exchanges: usize) -> i32 {
+    match (configured, exchanges) {
+        (_, 0) => 0,
+        (Some(margin), _) => margin,
+        (None, 1) => 0,
+        (None, _) => SM_MARGIN,
+    }
+}
 
 /// Why the fast kernels cannot compute the stages of a key, beyond what `on_gpu::reasons` finds.
 pub(super) fn key_reasons(key: &Key) -> Vec<String> {
@@ -97,6 +108,18 @@ pub(super) fn is_whole(key: &Key) -> bool {
     stages.len() == 1 && stages.iter().all(|s| s.guests.transfer.is_empty())
 }
 
+/// Whether the last of several stages can write the result in the caller's dtype: nothing comes home after it.
+fn may_finish(key: &Key) -> bool {
+    let stages = &key.plan().forward.stages;
+    stages.len() > 1 && stages.iter().all(|s| s.guests.transfer.is_empty())
+}
+
+/// Whether a part of stage `i` leaves rows alone that see nothing in it: not where the result begins or is finished.
+pub(super) fn skips_idle(key: &Key, i: usize, part: Part) -> bool {
+    let last = i + 1 == key.plan().forward.stages.len();
+    part == Part::Guests || !(i == 0 || last && may_finish(key))
+}
+
 /// Computes the stages of one call.
 pub(super) struct StageForward<'a> {
     pub key: &'a Key,
@@ -115,6 +138,12 @@ impl StageForward<'_> {
         self.fast.is_some() && is_whole(self.key)
     }
 
+    /// Whether the last stage writes the result in the caller's dtype.
+    pub fn finishes(&self) -> bool {
+        let rounds = self.args.out.dtype() != self.key.shape().dtype.accumulator();
+        self.fast.is_some() && rounds && may_finish(self.key)
+    }
+
     /// What has to be there before the first stage.
     pub fn begin(&self, out: Tensor, lse: Tensor) -> Result<()> {
         if self.fast.is_some() {
@@ -125,25 +154,27 @@ impl StageForward<'_> {
     }
 
     /// Attention of a part of stage `i`, merged into what is there, except that the fast kernel begins with stage 0.
-    /// `overlaps`: an exchange runs meanwhile.
+    /// `exchanges` run meanwhile.
     pub fn run(
         &self,
         (i, stage): (usize, &Stage),
         part: Part,
         args: &ForwardArgs<'_>,
-        overlaps: bool,
+        exchanges: usize,
     ) -> Result<()> {
         let Some(cuda) = self.session.on().cuda() else {
             return self.session.backend().attn_forward(args);
         };
         let merged = i > 0 || part == Part::Guests;
-        if (merged || self.fast.is_none()) && args.slices.is_empty() {
+        let skip_idle = skips_idle(self.key, i, part);
+        if (skip_idle || self.fast.is_none()) && args.slices.is_empty() {
             return Ok(());
         }
+        let finishes = merged && !skip_idle && self.finishes();
         let (dims, gpu, shape) = (self.key.dims(), cuda.gpu(), self.key.shape());
         let kept = self.key.forward_tiles().of(i, part);
         let budget = self.workspace.tokens() as usize;
-        let cells = || cells(dims, stage, part, merged, budget);
+        let cells = || cells(dims, stage, part, skip_idle, budget);
         let Some(choice) = self.fast else {
             let tiles = kept.textbook(cells, gpu, shape.dtype, self.stream)?;
             return cuda.clone().with_attention(tiles).attn_forward(args);
@@ -152,7 +183,6 @@ impl StageForward<'_> {
             forward_maps::check(name, &t)?;
         }
         let tiles = kept.forward(cells, (gpu, shape), choice, self.stream)?;
-        let margin = self.key.config().compute.forward_sm_margin.unwrap_or(SM_MARGIN);
         let call = ForwardCall {
             q: args.q,
             k: args.k,
@@ -160,11 +190,12 @@ impl StageForward<'_> {
             sink: if merged { None } else { self.args.sink },
             softmax_scale: args.softmax_scale,
             softcap: args.softcap,
-            out: args.out,
+            out: if finishes { self.args.out } else { args.out },
             lse: Some(args.lse),
             max_logits: args.max_logits,
             accumulate: merged,
-            sm_margin: if overlaps { margin } else { 0 },
+            earlier: finishes.then_some(args.out),
+            sm_margin: margin(self.key.config().compute.forward_sm_margin, exchanges),
             workspace: self.workspace.data(),
         };
         // SAFETY: the tensors were checked, those of the workspace lie where the plan has room for them, and the tiles are

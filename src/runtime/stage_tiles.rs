@@ -45,8 +45,9 @@ impl PassTiles {
     }
 }
 
-/// The slices of a part of a stage and the tensors that they speak of. With `merged` results are added to what is there.
-pub(super) fn cells(dims: &Dims, stage: &Stage, part: Part, merged: bool, piece_bytes: usize) -> Cells {
+/// The slices of a part of a stage and the tensors that they speak of. With `skip_idle` rows that see nothing are left
+/// alone.
+pub(super) fn cells(dims: &Dims, stage: &Stage, part: Part, skip_idle: bool, piece_bytes: usize) -> Cells {
     let (slices, tokens_q) = match part {
         Part::Own => (&stage.slices, dims.tokens_q),
         Part::Guests => (&stage.guests.slices, stage.guests.transfer.recv_rows),
@@ -57,7 +58,7 @@ pub(super) fn cells(dims: &Dims, stage: &Stage, part: Part, merged: bool, piece_
             q: tokens_q,
             k: [dims.tokens_k, stage.transfer.recv_rows],
         },
-        merged,
+        skip_idle,
         piece_bytes,
     }
 }

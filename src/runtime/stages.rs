@@ -55,6 +55,9 @@ pub(super) struct Queries<'a> {
     pub buffers: &'a [GuestBuffers],
 }
 
+/// Lets the stream wait until an exchange's turn has come.
+pub(super) type Hold<'a> = Box<dyn Fn() -> Result<()> + 'a>;
+
 /// A stage whose turn it is.
 pub(super) struct At<'a, 'b> {
     pub number: usize,
@@ -66,14 +69,20 @@ pub(super) struct At<'a, 'b> {
 }
 
 impl At<'_, '_> {
-    /// Lets the stream wait until the turn of the next stage's fetch has come; whether there is one.
-    pub fn hold(&self) -> Result<bool> {
-        match self.next {
-            None => return Ok(false),
-            Some(Fetch::OneLevel(ticket, _)) => self.comm.hold(ticket, self.stream)?,
-            Some(Fetch::TwoLevel(cast)) => cast.hold(self.comm, self.stream)?,
+    /// Lets the stream wait until the turn of the first exchange under way has come: of those that started before
+    /// (`Some` says how to wait for it), or of the next stage's fetch. Gives their number.
+    pub fn hold(&self, before: &[Option<Hold<'_>>]) -> Result<usize> {
+        let next = self.next.map(|fetch| -> Hold<'_> {
+            Box::new(move || match fetch {
+                Fetch::OneLevel(ticket, _) => self.comm.hold(ticket, self.stream),
+                Fetch::TwoLevel(cast) => cast.hold(self.comm, self.stream),
+            })
+        });
+        let under_way: Vec<&Hold<'_>> = before.iter().chain([&next]).flatten().collect();
+        if let Some(first) = under_way.first() {
+            first()?;
         }
-        Ok(true)
+        Ok(under_way.len())
     }
 }
 

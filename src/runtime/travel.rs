@@ -2,6 +2,7 @@
 
 use super::context::Session;
 use super::group::{PendingReduce, ReduceOp, group_reduce};
+use super::stages::Hold;
 use super::workspace::GuestSpace;
 use crate::device::Stream;
 use crate::plan::Stage;
@@ -101,12 +102,10 @@ impl<'a> Homeward<'a> {
         Ok(())
     }
 
-    /// Lets the stream wait until the turn of what is on its way has come; whether something is.
-    pub fn hold(&self) -> Result<bool> {
-        match &self.pending {
-            None => Ok(false),
-            Some(pending) => pending.hold(self.session.comm(), self.stream).map(|()| true),
-        }
+    /// How to let the stream wait for the turn of what is on its way, if something is.
+    pub fn hold(&self) -> Option<Hold<'_>> {
+        let pending = self.pending.as_ref()?;
+        Some(Box::new(|| pending.hold(self.session.comm(), self.stream)))
     }
 
     /// Merges or adds what came home, by ascending rank, if anything is on its way.

@@ -250,7 +250,7 @@ pub const TABLE: &[Variable] = &[
         "MAGI_ATTENTION_FFA_FORWARD_SM_MARGIN",
         Kind::Whole(0, 1024),
         "",
-        "Multiprocessors that the forward kernel leaves to communication in stages that overlap it; never in calls on one device. Field forward_sm_margin of magi_config.",
+        "Multiprocessors that the forward kernel leaves to communication in stages that overlap it; never in calls on one device. Unset: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Field forward_sm_margin of magi_config.",
         |config, text| {
             config.compute.forward_sm_margin = margin(text)?;
             Some(())
@@ -260,7 +260,7 @@ pub const TABLE: &[Variable] = &[
         "MAGI_ATTENTION_FFA_BACKWARD_SM_MARGIN",
         Kind::Whole(0, 1024),
         "",
-        "Multiprocessors that the backward kernel leaves to communication in stages that overlap it; never in calls on one device. Field backward_sm_margin of magi_config.",
+        "Multiprocessors that the backward kernel leaves to communication in stages that overlap it; never in calls on one device. Unset: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Field backward_sm_margin of magi_config.",
         |config, text| {
             config.compute.backward_sm_margin = margin(text)?;
             Some(())

@@ -31,8 +31,10 @@ impl Lists {
             sends: vec![Vec::new(); world],
             receives: vec![Vec::new(); world],
         };
+        // Of so many small pieces between two ranks that they travel packed, now and then.
+        let most = [2 * world as i64 + 2, 24 * world as i64][usize::from(r.below(3) == 0)];
         for rank in 0..world {
-            for _ in 0..r.below(2 * world as i64 + 2) {
+            for _ in 0..r.below(most) {
                 let rows = lists.local_rows[rank];
                 let start = r.below(rows + 1);
                 let end = start + r.below((rows - start).min(4) + 1);
@@ -90,6 +92,14 @@ impl Lists {
             reduce,
             strided,
         }
+    }
+
+    /// Whether more than eight pieces go between `rank` and another.
+    fn may_be_packed(&self, rank: usize) -> bool {
+        let many = |list: &[Piece]| {
+            (0..self.world).any(|peer| list.iter().filter(|p| p.peer as usize == peer).count() > 8)
+        };
+        many(&self.sends[rank]) || many(&self.receives[rank])
     }
 
     /// (rank, its received row) of every copy of a local row, in the order in which a reduction adds them.
@@ -209,7 +219,7 @@ pub fn check_cast(ranks: &impl Ranks, lists: &Lists, shape: Shape) {
         let strided = shape.layout != Layout::Dense;
         let request = lists.request(rank, &tensors_of(shape.dtypes), false, strided);
         let plan = GroupPlan::create(context, request, None)?;
-        assert!(strided || plan.workspace_bytes()? == 0);
+        assert!(strided || lists.may_be_packed(rank) || plan.workspace_bytes()? == 0);
         for _ in 0..2 {
             let of = |kind, w: usize, rows: &[i64]| {
                 filled(place, kind, rank, w, rows[rank], (shape.dtypes[w], shape.layout))

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common_backend::{Buffer, Layout};
+use crate::common_backend::{Buffer, Layout, Random, operands, random_sink};
 use crate::common_reference::{Answer, Operands, Sink};
 use magi_attn::comm::local;
 use magi_attn::device::Stream;
@@ -295,6 +295,24 @@ pub fn over_ranks(job: &Job, o: &Operands) -> Answer {
     })
     .unwrap();
     agreed(answers.into_inner().unwrap())
+}
+
+/// Operands for a mask: with a number of sinks, each query's own for odd seeds, and with a softcap for every third seed.
+pub fn problem(mask: &Mask, s: &AttnShape, seed: u64, sinks: usize) -> Operands {
+    let mut random = Random(seed);
+    let mut o = operands(&mut random, mask, s);
+    if sinks > 0 {
+        let per_token = seed % 2 == 1;
+        o.sink = Some(random_sink(
+            &mut random,
+            mask.total_q(),
+            s.heads_q,
+            sinks,
+            per_token,
+        ));
+    }
+    o.cap = if seed % 3 == 2 { 2.0 } else { 0.0 };
+    o
 }
 
 /// The results by name.

@@ -44,6 +44,11 @@ int fake_reachable(void *) {
     return 1;
 }
 
+// There is no pool: memory comes from cuMemAlloc.
+int cuMemAllocAsync(void) {
+    return 801; // CUDA_ERROR_NOT_SUPPORTED
+}
+
 // What the library looks for and these tests do not call.
 #define NOT_HERE(name)                                                                                                 \
     int name(void) {                                                                                                   \
@@ -52,7 +57,6 @@ int fake_reachable(void *) {
 NOT_HERE(cuFuncGetAttribute)
 NOT_HERE(cuFuncSetAttribute)
 NOT_HERE(cuLaunchKernelEx)
-NOT_HERE(cuMemAllocAsync)
 NOT_HERE(cuMemPoolSetAccess)
 NOT_HERE(cuMemFreeAsync)
 NOT_HERE(cuMemsetD32Async)

@@ -29,8 +29,10 @@ pub struct ForwardCall {
     pub lse: Option<Tensor>,
     /// f32 `[heads_q]`.
     pub max_logits: Option<Tensor>,
-    /// Merge into `(out, lse)`.
+    /// Merge into `(out, lse)`, or `(earlier, lse)`.
     pub accumulate: bool,
+    /// f32, like `out`: what is merged into with `accumulate`, where that is not `out`, which is written then.
+    pub earlier: Option<Tensor>,
     /// Multiprocessors left to others.
     pub sm_margin: i32,
     /// `ForwardTiles::workspace_bytes` bytes, aligned to 256.
@@ -137,6 +139,7 @@ impl ForwardLaunch<'_> {
             call.softmax_scale
         };
         let mut flags = 0;
+        let earlier = call.earlier.unwrap_or(call.out);
         if call.out.dtype() != self.shape.dtype {
             flags |= ForwardParams::OUT_F32;
         }
@@ -156,6 +159,7 @@ impl ForwardLaunch<'_> {
             piece_out,
             piece_lse: piece_out.wrapping_add((self.lists.slots * units) as usize * piece_words),
             piece_done: words.wrapping_add(4 + maxima).cast(),
+            earlier: earlier.data().cast(),
             out_token: call.out.stride()[0],
             out_head: call.out.stride()[1],
             lse_token: stride(call.lse, 0),
@@ -163,6 +167,8 @@ impl ForwardLaunch<'_> {
             sink_token: if per_token == 1 { stride(sink, 0) } else { 0 },
             sink_row: stride(sink, per_token),
             sink_head: stride(sink, per_token + 1),
+            earlier_token: earlier.stride()[0],
+            earlier_head: earlier.stride()[1],
             tile_count: self.lists.count,
             units: units as i32,
             group: (units / self.shape.heads_kv) as i32,

@@ -30,6 +30,8 @@ pub struct ForwardParams {
     pub piece_lse: *mut f32,
     /// `[slots, units, warps of a tile]`; 0 before a launch, and after it.
     pub piece_done: *mut i32,
+    /// With `ACCUMULATE`: the output to merge into, which may be `out` itself.
+    pub earlier: *const f32,
     /// Strides of `out`.
     pub out_token: i64,
     /// As above.
@@ -44,6 +46,10 @@ pub struct ForwardParams {
     pub sink_row: i64,
     /// As above.
     pub sink_head: i64,
+    /// Strides of `earlier`.
+    pub earlier_token: i64,
+    /// As above.
+    pub earlier_head: i64,
     /// Number of tiles.
     pub tile_count: i32,
     /// Query heads, or groups of `pack` of them.
@@ -79,6 +85,6 @@ pub struct ForwardParams {
 impl ForwardParams {
     /// `out` is f32, else the input dtype.
     pub const OUT_F32: i32 = 1;
-    /// Merge into `(out, lse)`, both f32.
+    /// Merge into `(earlier, lse)`, both f32.
     pub const ACCUMULATE: i32 = 2;
 }
