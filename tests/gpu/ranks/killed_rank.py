@@ -55,6 +55,9 @@ class Rank:
                 answer = {"status": error.status, "message": str(error)}
             except Gone:
                 return self.close()
+            # Whatever it is, the parent is not to wait for an answer.
+            except Exception as error:
+                answer = {"status": -1, "message": f"{type(error).__name__}: {error}"}
             send({**answer, "at": time.monotonic()})
         self.close()
 
@@ -70,7 +73,7 @@ class Rank:
         self.close()
         timeout_ms = int(self.options.timeout * 1000)
         # Meeting takes longer than the timeout that is tested.
-        self.comm = comm or ranks.Comm.nccl(self.site.library, rank, world, self.site.device.index, lambda _: bytes.fromhex(id), 60_000)
+        self.comm = comm or ranks.Comm.join(self.site.library, rank, world, self.site.device.index, bytes.fromhex(id), 60_000)
         self.comm.set_timeout(timeout_ms)
         self.others = (rank, world)
 
@@ -162,8 +165,9 @@ class Process(Hand):
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
-        for line in self.process.stdout:
-            self.answers.put(json.loads(line))
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.answers.put(json.loads(line))
         self.answers.put({"status": -1, "message": "the process ended", "at": time.monotonic()})
 
     def begin(self, device):
@@ -183,6 +187,7 @@ class Process(Hand):
     def end(self):
         self.process.kill()
         self.process.wait()
+        self.process.stdin.close()
 
 
 class Thread(Hand):

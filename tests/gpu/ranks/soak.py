@@ -138,16 +138,16 @@ def arguments(argv):
     add("--masks", type=int, default=50)
     add("--cache", type=int, default=10)
     add("--compare", type=int, default=100, help="every so many steps the result is compared with the first of its mask")
-    add("--tokens", type=int, help="16384; 64 with --device cpu")
-    add("--heads", help="16:4; 2:1 with --device cpu")
+    add("--tokens", type=int, help="65536; 64 with --device cpu")
+    add("--heads", help="64:8; 2:1 with --device cpu")
     add("--dim", type=int, help="128; 16 with --device cpu")
-    add("--chunk", type=int, help="256; 8 with --device cpu")
+    add("--chunk", type=int, help="512; 8 with --device cpu")
     add("--seed", type=int, default=2026)
     add("--library", help="path of libmagi_attn.so")
     add("--out", help="result file; ranks other than 0 put their number behind its name")
     options = parser.parse_args(argv)
     small = options.device == "cpu"
-    for name, on_host, on_device in (("tokens", 64, 16384), ("heads", "2:1", "16:4"), ("dim", 16, 128), ("chunk", 8, 256)):
+    for name, on_host, on_device in (("tokens", 64, 65536), ("heads", "2:1", "64:8"), ("dim", 16, 128), ("chunk", 8, 512)):
         if getattr(options, name) is None:
             setattr(options, name, on_host if small else on_device)
     if not 1 <= options.masks <= options.calls:
