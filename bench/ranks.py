@@ -141,6 +141,8 @@ def declare(library):
         "calc_attn_backward": [pointer, C.POINTER(magi.BackwardArgs), pointer],
     }.items():
         library._declare(f"magi_{name}", arguments)
+    library._declare("magi_comm_async_error", [pointer])
+    library._declare("magi_comm_set_timeout", [pointer, i64])
     library._declare("magi_comm_abort", [pointer, C.c_char_p])
     library._declare("magi_comm_destroy", [pointer], None)
     library._declare("magi_key_destroy", [pointer], None)
@@ -181,11 +183,16 @@ class Comm:
     def nccl(cls, library, rank, world, device, share, timeout_ms=0):
         """`share` gives rank 0's bytes to every rank: it is called with them there and with None elsewhere."""
         declare(library)
-        unique, handle = UniqueId(), C.c_void_p()
+        unique = UniqueId()
         if rank == 0:
             library.check(library.c.magi_unique_id_create(C.byref(unique)))
-        C.memmove(C.byref(unique), share(bytes(unique.bytes) if rank == 0 else None), C.sizeof(unique))
-        config = NcclConfig(timeout_ms=timeout_ms)
+        return cls.join(library, rank, world, device, share(bytes(unique.bytes) if rank == 0 else None), timeout_ms)
+
+    @classmethod
+    def join(cls, library, rank, world, device, unique, timeout_ms=0):
+        """With everybody who has the bytes of the same id."""
+        declare(library)
+        unique, handle, config = UniqueId.from_buffer_copy(unique), C.c_void_p(), NcclConfig(timeout_ms=timeout_ms)
         library.check(library.c.magi_comm_create_nccl(C.byref(unique), rank, world, device, C.byref(config), C.byref(handle)))
         return cls(library, handle)
 
@@ -200,6 +207,14 @@ class Comm:
     def abort(self, reason):
         """Wakes every rank that waits for this one."""
         self.library.c.magi_comm_abort(self.handle, reason.encode())
+
+    def set_timeout(self, milliseconds):
+        """How long waits for other ranks last."""
+        self.library.check(self.library.c.magi_comm_set_timeout(self.handle, milliseconds))
+
+    def check(self):
+        """Raises what ended the communicator, if something did."""
+        self.library.check(self.library.c.magi_comm_async_error(self.handle))
 
     def close(self):
         """Frees the handle."""

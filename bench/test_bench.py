@@ -32,6 +32,10 @@ import rates
 import results
 from row import Row
 
+sys.path.insert(0, os.path.join(results.ROOT, "tests", "gpu", "ranks"))
+import killed_rank  # noqa: E402
+import soak  # noqa: E402
+
 SAMPLE = os.path.join(results.ROOT, "tests", "cases", "bench_sample.json")
 LIBRARY = None
 SVG = "{http://www.w3.org/2000/svg}"
@@ -328,6 +332,66 @@ class Rates(unittest.TestCase):
         command = [sys.executable, "-c", program, os.path.abspath(library().path)]
         done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
         self.assertEqual(done.stdout.strip(), str(self.RATES), done.stderr)
+
+
+class Faults(unittest.TestCase):
+    """The programs that kill ranks and that run for long, on local ranks: a thread that leaves stands for a process that is killed."""
+
+    def run_main(self, program, words):
+        """Exit code, and the JSON of the last line."""
+        with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()):
+            code = program.main(["--device", "cpu", "--library", library().path, *words])
+        return code, json.loads(printed.getvalue().splitlines()[-1])
+
+    def test_ranks_that_are_left_recover(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "killed.json")
+            words = ["--world", "3", "--rounds", "2", "--silent", "1", "--timeout", "0.5", "--out", path]
+            code, last = self.run_main(killed_rank, words)
+            rows = results.load(path)["rows"]
+        self.assertEqual((code, last["bad"]), (0, 0), rows)
+        self.assertEqual([r["what"] for r in rows], ["other mask", "wrong shape", "wrong device", "killed", "killed", "silent"])
+        self.assertIn(killed_rank.TIMEOUT, rows[-1]["statuses"])
+        self.assertTrue(all(r["recovered"] for r in rows))
+
+    def test_wrong_results_after_a_fault_are_found(self):
+        rank_check = killed_rank.Rank.check
+
+        def check(rank):
+            rank.whole.out.values[0] += 1
+            return rank_check(rank)
+
+        with unittest.mock.patch.object(killed_rank.Rank, "check", check):
+            code, last = self.run_main(killed_rank, ["--world", "2", "--rounds", "1", "--silent", "0", "--timeout", "0.5"])
+        self.assertEqual((code, last["bad"]), (1, 4))
+
+    def test_a_process_takes_orders_and_dies(self):
+        words = ["--device", "cpu", "--library", library().path, "--world", "1"]
+        process = killed_rank.Process(killed_rank.arguments(words))
+        process.begin(0)
+        self.assertTrue(process.answer(60).get("ready"))
+        process.ask(do="invite")
+        answer = process.answer(60)
+        self.assertTrue(len(answer.get("id", "")) == 512 or answer["status"] == magi.NOT_SUPPORTED, answer)
+        process.hurt("killed")
+        self.assertEqual(process.answer(60)["message"], "the process ended")
+        process.end()
+
+    def test_a_soak(self):
+        words = ["--world", "3", "--calls", "60", "--masks", "12", "--cache", "3", "--compare", "5"]
+        code, last = self.run_main(soak, words)
+        self.assertEqual((code, last["outcome"]), (0, "good"))
+        self.assertGreaterEqual(last["compared"], 8)
+
+    def test_other_bits_and_lost_memory_are_found(self):
+        digests = iter(range(1000))
+        with unittest.mock.patch.object(soak.Part, "digest", lambda part: next(digests)):
+            code, last = self.run_main(soak, ["--world", "1", "--calls", "6", "--masks", "2", "--compare", "3"])
+        self.assertEqual(code, 1)
+        self.assertIn("other bits in step", last["outcome"])
+        options = soak.arguments(["--device", "cpu"])
+        lost = {"wrong": [], "free_begin": 1 << 30, "free_end": 0}
+        self.assertEqual(soak.judge(lost, options), ["1073741824 bytes of memory lost"])
 
 
 @unittest.skipUnless(importlib.util.find_spec("torch"), "no torch")

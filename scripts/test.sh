@@ -32,7 +32,7 @@ memcheck() { ctest --test-dir build --output-on-failure --parallel "$JOBS" --lab
 step "set-up" scripts/setup.sh test
 # The whole workspace: the library, its header and the fuzzer. Then once more with the fault hook built in.
 step "cargo test" cargo test --workspace --locked
-step "cargo test, fault hook" cargo test --locked --features fault --lib --test comm_fault --test comm_failures --test comm_arena
+step "cargo test, fault hook" cargo test --locked --features fault --lib --test comm_fault --test comm_failures --test comm_arena --test ranks_faults
 step "cmake" configure
 step "build" cmake --build build --parallel "$JOBS"
 step "ctest" c_tests

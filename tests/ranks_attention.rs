@@ -19,57 +19,13 @@ use common_ranks::{
 use common_reference::{Answer, Arithmetic, Operands, attention};
 use magi_attn::comm::{Communicator, local};
 use magi_attn::device::Stream;
-use magi_attn::device::cuda::{Gpu, driver};
+use magi_attn::device::cuda::Gpu;
 use magi_attn::runtime::{Context, Key, attn_args, forward};
 use magi_attn::types::{Config, DType, DsinkReduce, HostStage, KernelChoice, Mask, Status, Tensor};
-use ranks_support::{CAPABILITY_8, DEVICES, DeviceTensor, Gate, Rank, inside, on_ranks};
+use ranks_support::{CAPABILITY_8, DeviceTensor, Gate, Rank, devices, here, on_ranks, worlds};
 
 /// Largest error of f64 results, relative to the largest element of the tensor.
 const BOUND: f64 = 1e-10;
-
-/// Devices of the machine.
-fn devices() -> usize {
-    driver::device_count().map_or(0, |n| n as usize)
-}
-
-/// Runs `body` over the machine's devices, or as `inside`.
-fn here(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
-    if nccl_support::is_inside(name) || devices() == 0 {
-        return inside(name, variables, body);
-    }
-    println!("{} devices of this machine", devices());
-    body();
-}
-
-/// Those of these numbers of ranks for which there are devices.
-fn worlds(wanted: &[usize]) -> impl Iterator<Item = usize> {
-    let most = devices().min(DEVICES);
-    wanted.iter().copied().filter(move |&w| w <= most)
-}
-
-impl Place for Rank {
-    type Held = DeviceTensor;
-
-    fn values(&self, values: &[f64], shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
-        Rank::values(self, values, shape, dtype, layout)
-    }
-
-    fn poisoned(&self, shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
-        self.unwritten(shape, dtype, layout)
-    }
-
-    fn tensor(&self, held: &mut DeviceTensor) -> Tensor {
-        DeviceTensor::tensor(held)
-    }
-
-    fn read(&self, held: &mut DeviceTensor) -> Vec<f64> {
-        self.download(held)
-    }
-
-    fn stream(&self) -> Stream {
-        Rank::stream(self)
-    }
-}
 
 /// A key of the job on one rank's device.
 fn key_of(job: &Job, r: &Rank) -> Arc<Key> {

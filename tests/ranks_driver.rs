@@ -3,6 +3,7 @@
 
 mod common_backend;
 mod common_cuda;
+mod common_ranks;
 mod common_reference;
 mod nccl_support;
 mod ranks_support;

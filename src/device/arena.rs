@@ -19,6 +19,7 @@ pub struct Arena {
 struct Block {
     base: *mut u8,
     bytes: usize,
+    device: Device,
     owner: Owner,
 }
 
@@ -95,7 +96,12 @@ impl Block {
             let message = format!("workspace of {bytes} bytes for rank {rank} was refused by {who}");
             return Err(Error::new(Status::OutOfMemory, message));
         }
-        let block = Block { base, bytes, owner };
+        let block = Block {
+            base,
+            bytes,
+            device,
+            owner,
+        };
         if !(base as usize).is_multiple_of(ALIGNMENT) {
             // Dropping the block returns it to the allocator that made it.
             return Err(Error::argument(format!(
@@ -108,6 +114,14 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        // Calls return while the device still works in the block. The device's own allocator waits for it; a hook may give
+        // the block to somebody else at once.
+        if let (Owner::Hook(_), Device::Cuda(ordinal)) = (&self.owner, self.device)
+            && let Ok(gpu) = Gpu::open(ordinal)
+        {
+            // An error: the device has failed, and nothing runs there any more.
+            let _ = gpu.synchronize();
+        }
         match self.owner {
             // SAFETY: `base` came from this allocator's `alloc` with the same size, and is freed once: a Block is
             // neither Clone nor Copy.

@@ -35,7 +35,10 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     let fast = stage_backward::choose_for(key, a)?;
     let session = key.collective(stream)?;
     fault::point("calc_attn_backward", key.context().rank())?;
-    let (arena, kernels) = (&session.state.arena, key_device::kernel_bytes(key, stream)?);
+    let (arena, kernels) = (
+        &session.state.arena,
+        key_device::before_backward(key, fast, stream)?,
+    );
     let mut carver = Carver::over(arena.base(), arena.bytes())?;
     let space = BackwardSpace::carve(key.dims(), kernels, &mut carver)?;
     let compute = StageBackward {

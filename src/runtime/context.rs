@@ -239,6 +239,21 @@ impl Session<'_> {
         self.context.comm()
     }
 
+    /// Before anything of a collective call is done: `Status::NotSupported` where its stream is being captured, unless this
+    /// rank is alone and `prepared`. Found later it would be a failure in the middle of the call.
+    pub(super) fn expect_collective(&self, prepared: bool) -> Result<()> {
+        let is_captured = self.on.cuda().is_some() && self.number.is_none();
+        let why = match (is_captured, self.context.size() > 1, prepared) {
+            (false, _, _) | (_, false, true) => return Ok(()),
+            (_, true, _) => "exchanges between ranks cannot be part of a graph",
+            (_, false, false) => "nothing is prepared for the call; make it once before, or prepare",
+        };
+        Err(Error::new(
+            Status::NotSupported,
+            format!("stream is being captured: {why}"),
+        ))
+    }
+
     /// Computes on the call's stream.
     pub fn backend(&self) -> &dyn Backend {
         self.on.backend()

@@ -38,7 +38,10 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     let fast = stage_forward::choose_for(key, a)?;
     let session = key.collective(stream)?;
     fault::point("calc_attn_forward", key.context().rank())?;
-    let (arena, kernels) = (&session.state.arena, key_device::kernel_bytes(key, stream)?);
+    let (arena, kernels) = (
+        &session.state.arena,
+        key_device::before_forward(key, fast, stream)?,
+    );
     let mut carver = Carver::over(arena.base(), arena.bytes())?;
     let space = ForwardSpace::carve(key.dims(), kernels, &mut carver)?;
     let compute = StageForward {

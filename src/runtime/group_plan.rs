@@ -102,7 +102,9 @@ impl GroupPlan {
     /// Starts a collective call: a session on a prepared plan.
     pub(super) fn collective(&self, stream: Stream) -> Result<Session<'_>> {
         let mut session = self.context.enter_on(stream)?;
-        if !self.prepared.load(Ordering::Acquire) {
+        let prepared = self.prepared.load(Ordering::Acquire);
+        session.expect_collective(prepared)?;
+        if !prepared {
             group_agree::run(&mut session, self, stream)?;
         }
         Ok(session)

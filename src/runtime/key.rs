@@ -241,7 +241,9 @@ impl Key {
     /// Starts a collective call: a session on a prepared key.
     pub(super) fn collective(&self, stream: Stream) -> Result<Session<'_>> {
         let mut session = self.context.enter_on(stream)?;
-        if !self.data.prepared.load(Ordering::Acquire) {
+        let prepared = self.data.prepared.load(Ordering::Acquire);
+        session.expect_collective(prepared)?;
+        if !prepared {
             prepare::run(&mut session, self, stream)?;
         }
         Ok(session)

@@ -8,12 +8,13 @@ use super::stage_forward::Asked;
 use super::stage_tiles::{Part, cells};
 use super::workspace::KernelBytes;
 use super::{stage_backward, stage_forward};
+use crate::backend::cuda::backward_kernel::BackwardChoice;
 use crate::backend::cuda::forward::workspace_bound;
 use crate::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
 use crate::device::Stream;
 use crate::device::cuda::Gpu;
 use crate::plan::{Pass, Stage};
-use crate::types::{Device, Result};
+use crate::types::{Device, Error, Result};
 
 /// Bytes that kernels work in. The first time, with kernels loaded and tiles made for calls without softcap and max_logits;
 /// those of others come with their first call. Fails while `on` is being captured and something is missing.
@@ -48,7 +49,7 @@ fn parts(pass: &Pass, always: impl Fn(usize, Part) -> bool) -> impl Iterator<Ite
 }
 
 fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
-    let (dims, shape) = (key.dims(), key.shape());
+    let dims = key.dims();
     let asked = Asked {
         softmax_scale: 0.0,
         softcap: 0.0,
@@ -56,7 +57,6 @@ fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
         general: false,
     };
     let chosen = stage_forward::choose(key, asked)?;
-    let pass = &key.plan().forward;
     let bytes = match chosen {
         Some(choice) => {
             let general = ForwardChoice {
@@ -68,6 +68,18 @@ fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
         }
         None => 0,
     };
+    make_forward(key, gpu, (chosen, bytes), on)?;
+    Ok(bytes)
+}
+
+fn make_forward(
+    key: &Key,
+    gpu: &Arc<Gpu>,
+    (chosen, bytes): (Option<ForwardChoice>, usize),
+    on: Stream,
+) -> Result<()> {
+    let (dims, shape) = (key.dims(), key.shape());
+    let pass = &key.plan().forward;
     let skip = |i: usize, part: Part| stage_forward::skips_idle(key, i, part);
     for (i, stage, part) in parts(pass, |i, part| chosen.is_some() && !skip(i, part)) {
         let cells = || cells(dims, stage, part, skip(i, part), bytes);
@@ -77,13 +89,41 @@ fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
             None => drop(kept.textbook(cells, gpu, shape.dtype, on)?),
         }
     }
+    Ok(())
+}
+
+/// Makes what a forward call with this kernel needs where it is the first of its kind, before anything of it has begun: later
+/// a failure would end the communicator. Bytes that kernels work in.
+pub(super) fn before_forward(key: &Key, chosen: Option<ForwardChoice>, on: Stream) -> Result<KernelBytes> {
+    let bytes = kernel_bytes(key, on)?;
+    if let Device::Cuda(ordinal) = key.context().device() {
+        make_forward(key, &Gpu::open(ordinal)?, (chosen, bytes.forward), on)?;
+    }
+    Ok(bytes)
+}
+
+/// The same of a backward call, whose kernels have room in the workspace.
+pub(super) fn before_backward(key: &Key, chosen: Option<BackwardChoice>, on: Stream) -> Result<KernelBytes> {
+    let bytes = kernel_bytes(key, on)?;
+    if let Device::Cuda(ordinal) = key.context().device() {
+        let needed = make_backward(key, &Gpu::open(ordinal)?, chosen, on)?;
+        if needed > bytes.backward {
+            let room = bytes.backward;
+            let message =
+                format!("kernels of this call need {needed} bytes of workspace, and {room} were prepared");
+            return Err(Error::internal(message));
+        }
+    }
     Ok(bytes)
 }
 
 fn backward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
-    let (dims, shape) = (key.dims(), key.shape());
-    let chosen = stage_backward::choose(key, 0.0, 0.0)?;
-    let pass = &key.plan().backward;
+    make_backward(key, gpu, stage_backward::choose(key, 0.0, 0.0)?, on)
+}
+
+/// Bytes that its kernels work in.
+fn make_backward(key: &Key, gpu: &Arc<Gpu>, chosen: Option<BackwardChoice>, on: Stream) -> Result<usize> {
+    let (dims, shape, pass) = (key.dims(), key.shape(), &key.plan().backward);
     let mut bytes = 0;
     for (i, stage, part) in parts(pass, |_, _| false) {
         let cells = || -> Cells { cells(dims, stage, part, true, 0) };

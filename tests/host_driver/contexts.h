@@ -60,6 +60,13 @@ int cuCtxPopCurrent_v2(void **context) {
     current.pop_back();
     return SUCCESS;
 }
+int cuDeviceCanAccessPeer(int *can, int, int) {
+    return *can = 1, SUCCESS;
+}
+// The pool that a device takes memory from in the order of streams is the device.
+int cuDeviceGetMemPool(void **pool, int device) {
+    return *pool = &contexts.devices[device], SUCCESS;
+}
 int cuThreadExchangeStreamCaptureMode(int *) {
     return SUCCESS;
 }

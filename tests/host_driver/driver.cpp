@@ -35,6 +35,9 @@ int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
 int cuCtxSynchronize(void) {
     return current.empty() ? INVALID_CONTEXT : SUCCESS;
 }
+int cuMemPoolSetAccess(void *, const void *, size_t) {
+    return SUCCESS;
+}
 int cuMemAllocAsync(uint64_t *address, size_t bytes, void *) {
     return cuMemAlloc_v2(address, bytes);
 }

@@ -40,6 +40,15 @@ int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
     return SUCCESS;
 }
 
+int fake_reachable(void *) {
+    return 1;
+}
+
+// There is no pool: memory comes from cuMemAlloc.
+int cuMemAllocAsync(void) {
+    return 801; // CUDA_ERROR_NOT_SUPPORTED
+}
+
 // What the library looks for and these tests do not call.
 #define NOT_HERE(name)                                                                                                 \
     int name(void) {                                                                                                   \
@@ -48,7 +57,7 @@ int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
 NOT_HERE(cuFuncGetAttribute)
 NOT_HERE(cuFuncSetAttribute)
 NOT_HERE(cuLaunchKernelEx)
-NOT_HERE(cuMemAllocAsync)
+NOT_HERE(cuMemPoolSetAccess)
 NOT_HERE(cuMemFreeAsync)
 NOT_HERE(cuMemsetD32Async)
 NOT_HERE(cuModuleGetFunction)

@@ -13,6 +13,7 @@ namespace {
 
 // Never destroyed: streams use them to the end of the process.
 Memory &memory = *new Memory;
+bool shared_pools[DEVICES]; // memory taken in the order of a stream is open to all other devices
 std::mutex &one_at_a_time = *new std::mutex; // kernels: what a block shares is static
 
 struct AtTheEnd {
@@ -47,7 +48,22 @@ int cuMemFree_v2(uint64_t address) {
 }
 int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
     NEEDS_CONTEXT;
-    return is_here(stream_of(stream)) ? cuMemAlloc_v2(address, bytes) : INVALID_HANDLE;
+    if (!is_here(stream_of(stream))) {
+        return INVALID_HANDLE;
+    }
+    const int code = cuMemAlloc_v2(address, bytes);
+    if (code == SUCCESS && !shared_pools[*current.back()]) {
+        memory.keep_from_peers((char *)*address);
+    }
+    return code;
+}
+int cuMemPoolSetAccess(void *pool, const void *, size_t count) {
+    shared_pools[*(int *)pool] = count == DEVICES - 1;
+    return SUCCESS;
+}
+// For NCCL, which reaches the memory of other ranks of its process directly.
+int fake_reachable(void *address) {
+    return memory.is_reachable((char *)address);
 }
 int cuMemFreeAsync(uint64_t address, void *stream) {
     NEEDS_CONTEXT;

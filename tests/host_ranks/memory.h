@@ -14,6 +14,7 @@ struct Block {
     char *data;
     size_t bytes;
     int *context;
+    bool own; // no other device reaches it
 };
 
 class Memory {
@@ -45,7 +46,7 @@ class Memory {
         memset(data, UNWRITTEN, bytes);
         memset(data + bytes, BEHIND, GUARD);
         std::lock_guard<std::mutex> lock(mutex);
-        taken[data] = {data, bytes, context};
+        taken[data] = {data, bytes, context, false};
         return data;
     }
     // What begins there is nobody's from now on, and `free` comes when nothing uses it any more. False if nothing does.
@@ -81,6 +82,15 @@ class Memory {
         }
         const Block &block = std::prev(after)->second;
         return at < block.data + block.bytes ? block.context : nullptr;
+    }
+    void keep_from_peers(char *data) {
+        std::lock_guard<std::mutex> lock(mutex);
+        taken[data].own = true;
+    }
+    bool is_reachable(char *at) {
+        std::lock_guard<std::mutex> lock(mutex);
+        const auto after = taken.upper_bound(at);
+        return after == taken.begin() || !std::prev(after)->second.own;
     }
     // At the end of the process: what is still there may be in use.
     void check() {

@@ -9,12 +9,13 @@ use std::sync::{Arc, OnceLock};
 
 use crate::common_backend::{Buffer, Layout};
 use crate::common_cuda::{Copy, kernels_for_a_driver};
+use crate::common_ranks::Place;
 use crate::nccl_support::{self, LONG, UserStream, compile, compile_nccl};
 use magi_attn::backend::cuda::digest::Digest;
 use magi_attn::comm::nccl::NcclComm;
 use magi_attn::comm::{Communicator, RecvOp, SendOp};
 use magi_attn::device::Stream;
-use magi_attn::device::cuda::Gpu;
+use magi_attn::device::cuda::{Gpu, driver};
 use magi_attn::types::{DType, Tensor};
 
 /// Devices that there are.
@@ -99,6 +100,26 @@ pub fn fails_inside(name: &str, says: &str, body: impl FnOnce()) {
     assert!(text.contains(says), "{text}");
 }
 
+/// Devices of the machine.
+pub fn devices() -> usize {
+    driver::device_count().map_or(0, |n| n as usize)
+}
+
+/// Runs `body` over the machine's devices, or as `inside`.
+pub fn here(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
+    if nccl_support::is_inside(name) || devices() == 0 {
+        return inside(name, variables, body);
+    }
+    println!("{} devices of this machine", devices());
+    body();
+}
+
+/// Those of these numbers of ranks for which there are devices.
+pub fn worlds(wanted: &[usize]) -> impl Iterator<Item = usize> {
+    let most = devices().min(DEVICES);
+    wanted.iter().copied().filter(move |&w| w <= most)
+}
+
 /// A rank, on the device of its number.
 pub struct Rank {
     pub rank: usize,
@@ -168,6 +189,30 @@ impl Rank {
         // SAFETY: tests keep their tensors until they have downloaded the results.
         let ticket = unsafe { self.comm.start(sends, recvs, self.stream()) }.unwrap();
         self.comm.finish(ticket, self.stream()).unwrap();
+    }
+}
+
+impl Place for Rank {
+    type Held = DeviceTensor;
+
+    fn values(&self, values: &[f64], shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
+        Rank::values(self, values, shape, dtype, layout)
+    }
+
+    fn poisoned(&self, shape: &[i64], dtype: DType, layout: Layout) -> DeviceTensor {
+        self.unwritten(shape, dtype, layout)
+    }
+
+    fn tensor(&self, held: &mut DeviceTensor) -> Tensor {
+        DeviceTensor::tensor(held)
+    }
+
+    fn read(&self, held: &mut DeviceTensor) -> Vec<f64> {
+        self.download(held)
+    }
+
+    fn stream(&self) -> Stream {
+        Rank::stream(self)
     }
 }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::api::{IN_PROGRESS, SUCCESS};
 use super::create;
 use super::engine::Engine;
-use super::exchange::Exchange;
+use super::exchange::{Events, Exchange};
 use super::link::destroyed;
 use crate::comm::counter::Counter;
 use crate::comm::transport::check_ops;
@@ -20,7 +20,7 @@ use crate::device::cuda::{DeviceMemory, Event, stream};
 use crate::device::{Stream, fault, process};
 use crate::types::{Device, Error, Result, Status};
 
-/// How long a rank that leaves waits for what it sent to arrive.
+/// How long a rank that leaves waits for what it sent to arrive, once the device has come to it.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// One rank with its CUDA device. Exchanges are grouped sends and receives straight from and into tensors, on a stream of
@@ -165,16 +165,26 @@ impl NcclComm {
 /// An exchange of one communicator.
 struct Pending {
     engine: Arc<Engine>,
-    exchange: Arc<Exchange>,
+    /// `None` where nothing travels and nobody waits.
+    exchange: Option<Arc<Exchange>>,
     finished: bool,
+}
+
+impl Pending {
+    fn events(&self) -> Option<&Events> {
+        self.exchange.as_ref().and_then(|e| e.loan.events())
+    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         // Memory may be used again after this, so the exchange must be over. The watchdog sees to it that it ends.
         let until = Instant::now() + self.engine.timeout() + GRACE;
-        while !self.finished && process::check().is_ok() && Instant::now() < until {
-            match self.exchange.is_done() {
+        while let Some(exchange) = self.exchange.as_ref().filter(|_| !self.finished) {
+            if process::check().is_err() || Instant::now() >= until {
+                return;
+            }
+            match exchange.is_done() {
                 Ok(false) => thread::sleep(Duration::from_millis(1)),
                 Ok(true) | Err(_) => return,
             }
@@ -201,6 +211,20 @@ impl Communicator for NcclComm {
         let e = &self.engine;
         stream::expect_on(&e.gpu, stream)?;
         if stream::is_capturing(&e.gpu, stream)? {
+            // A rank alone exchanges nothing, and what it computes may be captured.
+            if self.size() == 1
+                && !sends
+                    .iter()
+                    .map(|op| op.bytes)
+                    .chain(recvs.iter().map(|op| op.bytes))
+                    .any(|n| n != 0)
+            {
+                return Ok(Ticket::new(Pending {
+                    engine: e.clone(),
+                    exchange: None,
+                    finished: true,
+                }));
+            }
             let message = "stream is being captured; exchanges between ranks cannot be part of a graph";
             return Err(Error::new(Status::NotSupported, message));
         }
@@ -210,7 +234,6 @@ impl Communicator for NcclComm {
             .events()
             .ok_or_else(|| Error::internal("a loan without events"))?;
         // From here on peers may have begun: a failure is the end.
-        let number = e.exchanges.fetch_add(1, Ordering::AcqRel);
         let mut peers: Vec<usize> = sends
             .iter()
             .filter(|op| op.bytes != 0)
@@ -220,7 +243,8 @@ impl Communicator for NcclComm {
         peers.sort_unstable();
         peers.dedup();
         peers.retain(|&p| p != self.rank());
-        e.look_for_the_gone(number, &peers);
+        let peers = e.count(peers);
+        e.look_for_the_gone(&peers);
         let own = e.stream.as_stream();
         let enqueued = events
             .ready
@@ -232,7 +256,6 @@ impl Communicator for NcclComm {
         enqueued.map_err(|error| self.broken(error))?;
         let exchange = Arc::new(Exchange {
             loan,
-            number,
             peers,
             begun: Mutex::new(None),
         });
@@ -240,7 +263,7 @@ impl Communicator for NcclComm {
         e.watch(exchange.clone());
         Ok(Ticket::new(Pending {
             engine: e.clone(),
-            exchange,
+            exchange: Some(exchange),
             finished: false,
         }))
     }
@@ -252,7 +275,7 @@ impl Communicator for NcclComm {
             .ok_or_else(|| Error::argument("ticket is one of another communicator or rank"))?;
         self.check()?;
         fault::point("comm.finish", self.rank())?;
-        if let Some(events) = pending.exchange.loan.events() {
+        if let Some(events) = pending.events() {
             events.done.wait(stream)?;
         }
         pending.finished = true;
@@ -264,7 +287,7 @@ impl Communicator for NcclComm {
             .inner::<Pending>()
             .filter(|p| Arc::ptr_eq(&p.engine, &self.engine))
             .ok_or_else(|| Error::argument("ticket is one of another communicator or rank"))?;
-        match pending.exchange.loan.events() {
+        match pending.events() {
             Some(events) => events.reached.wait(stream),
             None => Ok(()),
         }
@@ -331,19 +354,19 @@ impl Communicator for NcclComm {
             return;
         }
         let e = &self.engine;
-        let until = Instant::now() + e.timeout().min(GRACE);
-        let quiet = e.drain(until);
+        let patience = e.timeout().min(GRACE);
+        let quiet = e.drain(patience);
         e.stop();
         if let Some(watchdog) = self.watchdog.lock().take() {
             // It ends at once; a panic of its own was told to the log.
             let _ = watchdog.join();
         }
         // The others learn of it before this rank waits for them in turn.
-        e.link.leave(e.exchanges.load(Ordering::Acquire));
+        e.link.leave(e.exchanges());
         if e.link.verdict().is_some() || !quiet {
             e.handle.abort();
         } else {
-            e.handle.finish(until, &|| e.link.verdict());
+            e.handle.finish(Instant::now() + patience, &|| e.link.verdict());
         }
         e.link.close();
     }

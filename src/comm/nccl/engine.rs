@@ -31,7 +31,9 @@ pub(super) struct Engine {
     pub stream: OwnStream,
     pub pool: Arc<Pool>,
     pending: Mutex<VecDeque<Arc<Exchange>>>,
-    pub exchanges: AtomicU64,
+    /// How many exchanges with each rank there were. Ranks have different numbers of exchanges in all, but two have the same
+    /// number with each other.
+    exchanges: Mutex<Vec<u64>>,
     timeout_ns: AtomicU64,
     stop: AtomicBool,
 }
@@ -40,6 +42,7 @@ impl Engine {
     pub fn new(link: Link, gpu: Arc<Gpu>, handle: Handle, timeout: Duration) -> Result<Engine> {
         let stream = OwnStream::urgent(&gpu)?;
         let pool = Pool::new(&gpu)?;
+        let exchanges = Mutex::new(vec![0; link.world()]);
         let engine = Engine {
             link,
             gpu,
@@ -47,7 +50,7 @@ impl Engine {
             stream,
             pool,
             pending: Mutex::new(VecDeque::new()),
-            exchanges: AtomicU64::new(0),
+            exchanges,
             timeout_ns: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         };
@@ -92,9 +95,24 @@ impl Engine {
         }
     }
 
-    /// Ends the communicator if a rank that takes part in exchange `number` left before it.
-    pub fn look_for_the_gone(&self, number: u64, peers: &[usize]) {
-        for &peer in peers {
+    /// Counts an exchange with `peers`, each named once, and gives them with how many came before it.
+    pub fn count(&self, peers: Vec<usize>) -> Vec<(usize, u64)> {
+        let mut exchanges = self.exchanges.lock();
+        let numbered = peers.into_iter().map(|peer| {
+            exchanges[peer] += 1;
+            (peer, exchanges[peer] - 1)
+        });
+        numbered.collect()
+    }
+
+    /// How many exchanges with each rank there were.
+    pub fn exchanges(&self) -> Vec<u64> {
+        self.exchanges.lock().clone()
+    }
+
+    /// Ends the communicator if one of the `peers` of an exchange, numbered as `count` does, left before it.
+    pub fn look_for_the_gone(&self, peers: &[(usize, u64)]) {
+        for &(peer, number) in peers {
             if self.link.left(peer).is_some_and(|took_part| took_part <= number) {
                 let rank = self.link.rank();
                 let message =
@@ -110,10 +128,19 @@ impl Engine {
         self.link.wake();
     }
 
-    /// Waits until nothing is under way or the communicator has ended; false when `until` came first.
-    pub fn drain(&self, until: Instant) -> bool {
-        while !self.pending.lock().is_empty() && self.link.verdict().is_none() {
-            if Instant::now() >= until {
+    /// Waits until nothing is under way or the communicator has ended; false when an exchange that could begin does not end
+    /// for so long. What the device computes before it takes the time that it takes.
+    pub fn drain(&self, patience: Duration) -> bool {
+        let mut until = Instant::now() + patience;
+        while self.link.verdict().is_none() {
+            let Some(first) = self.pending.lock().front().cloned() else {
+                return true;
+            };
+            let now = Instant::now();
+            if first.begun.lock().is_none() {
+                until = now + patience;
+            }
+            if now >= until {
                 return false;
             }
             std::thread::sleep(BUSY);
@@ -161,7 +188,7 @@ impl Engine {
                 self.pending.lock().pop_front();
                 continue;
             }
-            self.look_for_the_gone(exchange.number, &exchange.peers);
+            self.look_for_the_gone(&exchange.peers);
             let timeout = self.timeout();
             if exchange.begun.lock().is_some_and(|b| b.elapsed() >= timeout) {
                 let rank = self.link.rank();
@@ -177,8 +204,8 @@ impl Engine {
 }
 
 /// Ranks in words.
-fn name_all(ranks: &[usize]) -> String {
-    let names: Vec<String> = ranks.iter().map(ToString::to_string).collect();
+fn name_all(ranks: &[(usize, u64)]) -> String {
+    let names: Vec<String> = ranks.iter().map(|(rank, _)| rank.to_string()).collect();
     let plural = if ranks.len() == 1 { "rank" } else { "ranks" };
     format!("{plural} {}", names.join(", "))
 }

@@ -82,10 +82,8 @@ impl Drop for Loan {
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub loan: Loan,
-    /// How many came before it on this rank.
-    pub number: u64,
-    /// Ranks that take part, each once.
-    pub peers: Vec<usize>,
+    /// Ranks that take part, each once, with how many exchanges with them came before it.
+    pub peers: Vec<(usize, u64)>,
     /// When it could begin: nothing else was under way, and its tensors were ready.
     pub begun: Mutex<Option<Instant>>,
 }

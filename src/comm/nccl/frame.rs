@@ -30,8 +30,8 @@ pub enum Up {
     Late { number: u64, waited: u64 },
     /// It ends the communicator, and this is what the others are told.
     End(Told),
-    /// It goes, after so many exchanges.
-    Leave { exchanges: u64 },
+    /// It goes, after so many exchanges with each rank.
+    Leave { exchanges: Vec<u64> },
 }
 
 /// From the hub to a rank.
@@ -45,7 +45,7 @@ pub enum Down {
     Gathered { number: u64, parts: Vec<Vec<u8>> },
     /// The communicator has ended.
     Ended(Told),
-    /// A rank is gone, after so many exchanges.
+    /// A rank is gone, after so many exchanges with whoever is told.
     Left { rank: u32, exchanges: u64 },
 }
 
@@ -176,7 +176,10 @@ impl Up {
             Up::Gather { number, bytes } => Writer::new(2).number(*number).put(bytes).done(),
             Up::Late { number, waited } => Writer::new(3).number(*number).number(*waited).done(),
             Up::End(told) => Writer::new(4).told(told).done(),
-            Up::Leave { exchanges } => Writer::new(5).number(*exchanges).done(),
+            Up::Leave { exchanges } => {
+                let each = exchanges.iter();
+                each.fold(Writer::new(5), |w, &n| w.number(n)).done()
+            }
         }
     }
 
@@ -198,9 +201,13 @@ impl Up {
                 waited: body.number()?,
             },
             4 => Up::End(body.told()?),
-            5 => Up::Leave {
-                exchanges: body.number()?,
-            },
+            5 => {
+                let (numbers, rest) = std::mem::take(&mut body.0).as_chunks::<8>();
+                body.0 = rest;
+                Up::Leave {
+                    exchanges: numbers.iter().map(|n| u64::from_le_bytes(*n)).collect(),
+                }
+            }
             _ => return None,
         };
         body.0.is_empty().then_some(up)
@@ -276,7 +283,10 @@ mod tests {
                 waited: 5000,
             },
             Up::End(Told::of(&Error::new(Status::Aborted, "rank 1 aborted"))),
-            Up::Leave { exchanges: 77 },
+            Up::Leave {
+                exchanges: vec![77, 0],
+            },
+            Up::Leave { exchanges: vec![] },
         ]
     }
 
@@ -323,7 +333,7 @@ mod tests {
             for cut in 0..bytes.len() {
                 assert_eq!(next(&bytes[..cut], MAX_BODY), Next::Incomplete, "{up:?} {cut}");
             }
-            if matches!(up, Up::Hello { .. } | Up::Late { .. } | Up::Leave { .. }) {
+            if matches!(up, Up::Hello { .. } | Up::Late { .. } | Up::Leave { .. }) && bytes.len() > 5 {
                 let kind = bytes[4];
                 assert_eq!(Up::read(kind, &bytes[5..bytes.len() - 1]), None);
                 assert_eq!(Up::read(kind, &[&bytes[5..], &[0]].concat()), None);

@@ -286,7 +286,7 @@ impl Room {
             Up::Gather { number, bytes } => self.table.gather(rank, number, bytes),
             Up::Late { number, waited } => self.table.late(rank, number, Duration::from_millis(waited)),
             Up::End(told) => self.table.end(rank, told),
-            Up::Leave { exchanges } => self.table.leave(rank, exchanges),
+            Up::Leave { exchanges } => self.table.leave(rank, &exchanges),
         }
     }
 

@@ -70,7 +70,7 @@ struct News {
     welcome: bool,
     gathered: Option<(u64, Vec<Vec<u8>>)>,
     verdict: Option<Error>,
-    /// Ranks that left, with the number of exchanges they took part in.
+    /// Ranks that left, with the number of exchanges with this one that they took part in.
     left: Vec<(usize, u64)>,
     /// The connection is over.
     over: bool,
@@ -297,7 +297,7 @@ impl Link {
         self.shared.news.lock().verdict.clone()
     }
 
-    /// How many exchanges `peer` took part in, once it has left.
+    /// How many exchanges with this rank `peer` took part in, once it has left.
     pub fn left(&self, peer: usize) -> Option<u64> {
         let news = self.shared.news.lock();
         news.left.iter().find(|(p, _)| *p == peer).map(|(_, n)| *n)
@@ -315,8 +315,8 @@ impl Link {
         self.shared.changed.notify_all();
     }
 
-    /// Tells the others that this rank goes, after `exchanges` exchanges.
-    pub fn leave(&self, exchanges: u64) {
+    /// Tells the others that this rank goes, after so many exchanges with each of them.
+    pub fn leave(&self, exchanges: Vec<u64>) {
         if !std::mem::replace(&mut self.shared.news.lock().leaving, true) {
             self.wake();
             self.send(&Up::Leave { exchanges });
@@ -349,7 +349,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         // In a forked child there is no reader to wait for, and the connection is the parent's.
         if process::check().is_ok() {
-            self.leave(0);
+            self.leave(Vec::new());
             self.close();
         }
     }

@@ -182,15 +182,20 @@ impl Table {
         }
     }
 
-    /// `rank` goes as it should.
-    pub fn leave(&mut self, rank: usize, exchanges: u64) {
+    /// `rank` goes as it should, after so many exchanges with each rank; with those not named, none.
+    pub fn leave(&mut self, rank: usize, exchanges: &[u64]) {
         self.seats[rank] = Seat::Left;
         if !self.complete {
             let message = format!("rank {rank} left before all ranks had come");
             return self.end_all(&Error::new(Status::CommFailed, message));
         }
-        let rank = rank as u32;
-        self.tell_all(&Down::Left { rank, exchanges });
+        for other in 0..self.seats.len() {
+            let left = Down::Left {
+                rank: rank as u32,
+                exchanges: exchanges.get(other).copied().unwrap_or(0),
+            };
+            self.tell(std::iter::once(other), &left);
+        }
         self.look_for_the_gone();
     }
 
@@ -284,12 +289,9 @@ mod tests {
     #[test]
     fn a_rank_that_left_is_no_loss_until_somebody_waits_for_it() {
         let mut table = seated(3);
-        table.leave(1, 5);
-        let left = Down::Left {
-            rank: 1,
-            exchanges: 5,
-        };
-        assert_eq!(read(&mut table), [(0, left.clone()), (2, left)]);
+        table.leave(1, &[5, 0]);
+        let left = |exchanges| Down::Left { rank: 1, exchanges };
+        assert_eq!(read(&mut table), [(0, left(5)), (2, left(0))]);
         table.lost(1);
         assert!(!table.has_ended());
         table.gather(2, 0, vec![]);

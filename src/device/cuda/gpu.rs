@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice_attribute_enum as Attribute};
 use parking_lot::Mutex;
@@ -37,6 +37,7 @@ pub struct Gpu {
     ordinal: i32,
     context: CUcontext,
     properties: Properties,
+    shared: OnceLock<()>,
 }
 
 // SAFETY: a context may be used from any thread; the pointer is never dereferenced here.
@@ -86,6 +87,7 @@ impl Gpu {
             ordinal,
             context,
             properties,
+            shared: OnceLock::new(),
         })
     }
 
@@ -111,6 +113,15 @@ impl Gpu {
         check(unsafe { sys::cuCtxSynchronize() }, "cuCtxSynchronize")
     }
 
+    /// Lets the other devices of the process reach memory that is taken in the order of a stream, as they reach any other:
+    /// NCCL reads and writes the memory of another rank of its process directly. Once.
+    pub(super) fn share_stream_memory(&self) {
+        self.shared.get_or_init(|| {
+            // Devices that cannot reach this one get their bytes another way.
+            let _ = driver::device_count().and_then(|count| share_pool(self.ordinal, count));
+        });
+    }
+
     /// Makes its context the thread's current one until the result is dropped.
     pub fn enter(&self) -> Result<Current<'_>> {
         // SAFETY: the context is retained for good.
@@ -129,6 +140,38 @@ impl Drop for Current<'_> {
         // SAFETY: `enter` pushed on this thread, and guards are dropped in reverse order of their making.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
     }
+}
+
+/// Opens the pool of device `ordinal` to those of all `count` devices that can reach it.
+fn share_pool(ordinal: i32, count: i32) -> Result<()> {
+    let device = |ordinal| {
+        let mut device = 0;
+        // SAFETY: the driver is there; the pointer is good for a device.
+        check(unsafe { sys::cuDeviceGet(&mut device, ordinal) }, "cuDeviceGet").map(|()| device)
+    };
+    let own = device(ordinal)?;
+    let mut peers = Vec::new();
+    for other in (0..count).filter(|&other| other != ordinal) {
+        let (peer, mut can) = (device(other)?, 0);
+        // SAFETY: devices of this driver; the pointer is good for an int.
+        let code = unsafe { sys::cuDeviceCanAccessPeer(&mut can, peer, own) };
+        check(code, "cuDeviceCanAccessPeer")?;
+        if can != 0 {
+            // SAFETY: plain numbers, for which zeros are values.
+            let mut access: sys::CUmemAccessDesc = unsafe { std::mem::zeroed() };
+            access.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+            access.location.id = peer;
+            access.flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+            peers.push(access);
+        }
+    }
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the pointer is good for a pool.
+    let code = unsafe { sys::cuDeviceGetMemPool(&mut pool, own) };
+    check(code, "cuDeviceGetMemPool")?;
+    // SAFETY: the list is as long as it is said to be.
+    let code = unsafe { sys::cuMemPoolSetAccess(pool, peers.as_ptr(), peers.len()) };
+    check(code, "cuMemPoolSetAccess")
 }
 
 fn attribute(device: i32, which: Attribute) -> Result<i32> {

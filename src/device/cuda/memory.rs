@@ -83,6 +83,7 @@ impl DeviceMemory {
         if bytes == 0 {
             return DeviceMemory::new(gpu, 0);
         }
+        gpu.share_stream_memory();
         let own = uploads(gpu)?;
         let _current = gpu.enter()?;
         let mut address = 0;
@@ -207,6 +208,7 @@ impl StreamMemory {
     pub fn new(gpu: &Arc<Gpu>, bytes: usize, stream: Stream) -> Result<StreamMemory> {
         let mut address = 0;
         if bytes != 0 {
+            gpu.share_stream_memory();
             let _current = gpu.enter()?;
             // SAFETY: the pointer is good for an address; the stream is the caller's.
             let code = unsafe { sys::cuMemAllocAsync(&mut address, bytes, stream::handle(stream)) };
