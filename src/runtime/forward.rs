@@ -36,11 +36,12 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         )?;
     }
     let fast = stage_forward::choose_for(key, a)?;
-    let session = key.collective(stream)?;
+    let mut session = key.collective(stream)?;
     fault::point("calc_attn_forward", key.context().rank())?;
     let (arena, kernels) = (&session.state.arena, key_device::kernel_bytes(key, stream)?);
     let mut carver = Carver::over(arena.base(), arena.bytes())?;
     let space = ForwardSpace::carve(key.dims(), kernels, &mut carver)?;
+    session.record(key.tape(0), stream)?;
     let compute = StageForward {
         key,
         session: &session,
@@ -49,7 +50,8 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         workspace: space.kernels,
         stream,
     };
-    session.in_step(|| attend(&compute, &space))
+    session.in_step(|| attend(&compute, &space))?;
+    session.recorded()
 }
 
 /// What follows once arguments are checked and every rank has the same plan.
@@ -78,6 +80,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
         let stage = at.stage;
         // Of what is under way the first has its turn now; the others follow it.
         let overlaps = homeward.hold()? || at.hold()?;
+        let computing = session.computing()?;
         let mine = ForwardArgs {
             q: a.q,
             k,
@@ -103,6 +106,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
             };
             compute.run((at.number, stage), Part::Guests, &theirs, overlaps)?;
         }
+        computing.end()?;
         homeward.start(stage)
     })?;
     homeward.finish()?;
