@@ -1,5 +1,6 @@
 // Streams of drivers for tests: each is a thread that does what was enqueued, one thing after the other; and events.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -135,6 +136,12 @@ extern "C" {
 // Set by tests: streams say that they are being captured.
 int fake_capturing;
 
+// Events with times that were made so far, for tests.
+static std::atomic<int> timed_events;
+int fake_timed_events(void) {
+    return timed_events;
+}
+
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     NEEDS_CONTEXT;
     *least = 0;
@@ -183,6 +190,7 @@ int cuLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
 int cuEventCreate(void **event, unsigned flags) {
     NEEDS_CONTEXT;
     *event = new Event(current.back(), (flags & 2) == 0); // 2: without a time
+    timed_events += (flags & 2) == 0;
     return SUCCESS;
 }
 int cuEventDestroy_v2(void *event) {

@@ -109,7 +109,7 @@ pub fn inside_with(
 }
 
 /// A function of a library that is loaded.
-fn symbol(library: &str, name: &str) -> *mut c_void {
+pub fn symbol(library: &str, name: &str) -> *mut c_void {
     let (library, name) = (CString::new(library).unwrap(), CString::new(name).unwrap());
     // SAFETY: the strings end with zero bytes; both libraries may be loaded twice.
     let at = unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
