@@ -830,7 +830,30 @@ typedef struct magi_config {
      */
     int32_t sanity_check;
     /**
-     * Allocates workspace, aligned to 256 bytes, in prepare only; NULL (with free) takes it from the system. Both
+     * A magi_backend: which kernels compute on a CUDA device.
+     */
+    int32_t backend;
+    /**
+     * 0 or 1: the same bits on every run (0).
+     */
+    int32_t deterministic;
+    /**
+     * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
+     * default. Ranks may differ in this and the next field.
+     */
+    int32_t forward_sm_margin;
+    /**
+     * The same for the backward kernels.
+     */
+    int32_t backward_sm_margin;
+    /**
+     * 0 or 1: measure each attention call on the key, for magi_key_get_stage_times, magi_key_trace and
+     * magi_key_draw_profile, and name its parts for profilers that follow NVTX (0). Ranks may differ.
+     */
+    int32_t profile;
+    /**
+     * Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
+     * takes it from the system, or from the CUDA device. Both
      * functions may be called from any thread with the communicator's lock held: they must not call back.
      */
     magi_alloc_fn alloc;
@@ -1252,6 +1275,55 @@ typedef struct magi_stage_stats {
      */
     int64_t queries_sent;
 } magi_stage_stats;
+
+/**
+ * One stage of the last measured call of a pass on this rank, in nanoseconds from the start of the call's work. Times end
+ * where they start when there was nothing to do. On a CUDA device they are those of events on the streams; in host memory
+ * those of the host's clock, where a transfer ends when this rank has taken what came in.
+ */
+typedef struct magi_stage_times {
+    /**
+     * sizeof(magi_stage_times), set by the caller.
+     */
+    size_t size;
+    /**
+     * Its fetch has what it needs, and the transfers before it are over. Includes waiting for ranks that are late.
+     */
+    int64_t fetch_start_ns;
+    /**
+     * Its keys, and queries of others, are there.
+     */
+    int64_t fetch_end_ns;
+    /**
+     * Its kernels begin.
+     */
+    int64_t compute_start_ns;
+    /**
+     * They have ended.
+     */
+    int64_t compute_end_ns;
+    /**
+     * Backward: its gradients start to go back. Where queries travel: results of its queries too, also forward.
+     */
+    int64_t reduce_start_ns;
+    /**
+     * Those of the other ranks are there, to be added.
+     */
+    int64_t reduce_end_ns;
+    /**
+     * How long nothing was computed because of its fetch: the caller's stream stood still.
+     */
+    int64_t fetch_wait_ns;
+    /**
+     * How long nothing was computed because of its reduction.
+     */
+    int64_t reduce_wait_ns;
+    /**
+     * The whole call, from the start of its work to its end; the same in every stage. The waits of all stages, divided by it,
+     * are the share of communication that computing did not hide.
+     */
+    int64_t pass_ns;
+} magi_stage_times;
 
 /**
  * Arguments of magi_calc_attn_forward. Start from MAGI_FORWARD_ARGS_INIT. "acc" is the accumulator type: f64 for f64
@@ -2072,6 +2144,54 @@ magi_status magi_key_get_stage_stats(const struct magi_key *key,
                                      int32_t rank,
                                      int32_t stage,
                                      struct magi_stage_stats *stats);
+
+/**
+ * Fills `times`, whose `size` the caller has set, with what stage `stage` of the last call of `pass` (a magi_pass) on a key with
+ * config.profile was measured to do on this rank. Keys of equal requests share a plan, and so their last call. Reductions of
+ * max_logits and dsink over ranks count to no stage. A call in a graph that is being captured is not measured. Waits until the
+ * device has done what was enqueued.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT (stage; the key was made without config.profile; no call came
+ * to its end), CUDA_FAILED, HANDLE_BUSY, COMM_DESTROYED, POISONED, and what ended the communicator. One call at a time on the
+ * communicator; not collective.
+ *
+ * # Safety
+ * `times` must point to a magi_stage_times.
+ */
+magi_status magi_key_get_stage_times(const struct magi_key *key,
+                                     int32_t pass,
+                                     int32_t stage,
+                                     struct magi_stage_times *times);
+
+/**
+ * The last measured calls of both passes in the trace event format (JSON), which chrome://tracing and ui.perfetto.dev show: the
+ * rank is a process with rows for what was computed, fetched and reduced; waits lie in the row of what is computed. Times start
+ * with the first call. To see several ranks side by side, join their lists `traceEvents`; clocks of ranks are not compared.
+ *
+ * `json`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included. A call in between may
+ * change it. Errors: NULL_POINTER, BUFFER_TOO_SMALL, and as magi_key_get_stage_times. One call at a time on the communicator;
+ * not collective.
+ *
+ * # Safety
+ * `json` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_key_trace(const struct magi_key *key,
+                           char *json,
+                           size_t *size);
+
+/**
+ * Draws the last measured calls of both passes on this rank as SVG, each above its prediction on one line of time: lanes of
+ * computing, fetching and reducing, by stage; waits hatched, with their share in the caption. Follows the viewer's light or dark
+ * scheme.
+ *
+ * `svg`: as `json` of magi_key_trace. Errors: as there. One call at a time on the communicator; not collective.
+ *
+ * # Safety
+ * `svg` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_key_draw_profile(const struct magi_key *key,
+                                  char *svg,
+                                  size_t *size);
 
 /**
  * Plans another mask with the same totals for tokens that lie as `key` placed them: dispatched tensors of one key fit
