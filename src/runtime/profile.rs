@@ -38,8 +38,10 @@ struct Exchange {
     ready: Mark,
     /// Those before it are over, on the communicator's stream.
     begun: Mark,
-    /// It is over; `None` until then where exchanges run on no device.
+    /// It is over, on the communicator's stream if it has one.
     done: Option<Mark>,
+    /// The call's stream has waited for it.
+    taken: Option<Mark>,
 }
 
 /// What is on a tape.
@@ -232,6 +234,7 @@ impl Tape {
             ready,
             begun,
             done: None,
+            taken: None,
         });
         Ok(Some(reel.exchanges.len() - 1))
     }
@@ -245,14 +248,21 @@ impl Tape {
         Ok(())
     }
 
-    /// What `stream` does in `waiting` is to wait for an exchange.
-    pub fn waits(&self, number: usize, stream: Stream, waiting: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// What `stream` does in `waiting` is to wait for an exchange: for its turn, or with `end` for its end.
+    pub fn waits(
+        &self,
+        (number, end): (usize, bool),
+        stream: Stream,
+        waiting: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let from = self.reel.lock().clock.mark(stream)?;
         waiting()?;
         let mut reel = self.reel.lock();
         let to = reel.clock.mark(stream)?;
         let exchange = &mut reel.exchanges[number];
-        exchange.done.get_or_insert(to);
+        if end {
+            exchange.taken = Some(to);
+        }
         let of = exchange.of;
         reel.waits.push((of, from, to));
         Ok(())
@@ -272,7 +282,10 @@ impl Tape {
         }
         for x in &reel.exchanges {
             let from = at(x.ready)?.max(at(x.begun)?);
-            let one = range(from, x.done.map_or(Ok(from), at)?);
+            // The mark on the communicator's stream comes a moment behind what is waited for.
+            let ends = [x.done, x.taken].into_iter().flatten().map(at);
+            let end = ends.collect::<Result<Vec<i64>>>()?.into_iter().min();
+            let one = range(from, end.unwrap_or(from));
             let (travel, stage) = x.of;
             let all = match travel {
                 Travel::Fetch => &mut stages[stage].fetch,

@@ -134,7 +134,7 @@ impl Communicator for Watch {
         let of = self.tape.continues(number);
         let _range = self.range_of(Some(of), "wait for ");
         self.tape
-            .waits(number, stream, || self.comm.finish(inner.ticket, stream))
+            .waits((number, true), stream, || self.comm.finish(inner.ticket, stream))
     }
 
     fn hold(&self, ticket: &Ticket, stream: Stream) -> Result<()> {
@@ -142,7 +142,7 @@ impl Communicator for Watch {
         match (number, self.comm.own_stream()) {
             (Some(number), Some(_)) => self
                 .tape
-                .waits(*number, stream, || self.comm.hold(ticket, stream)),
+                .waits((*number, false), stream, || self.comm.hold(ticket, stream)),
             _ => self.comm.hold(ticket, stream),
         }
     }
