@@ -14,7 +14,7 @@ static char *text_of(text_function f, const magi_key *key, const char *part) {
     char *text = (char *)memory(size + 1);
     memset(text, 0x5a, size + 1);
     small = size - 1;
-    CHECK_REFUSED(f(key, text, &small), MAGI_STATUS_BUFFER_TOO_SMALL, "are needed");
+    CHECK_ERROR(f(key, text, &small), MAGI_STATUS_BUFFER_TOO_SMALL, "are needed");
     CHECK_INT(small, size);
     CHECK_INT(text[0], 0x5a);
     CHECK_OK(f(key, text, &size));
