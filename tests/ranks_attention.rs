@@ -487,3 +487,31 @@ fn profilers_see_ranges() {
         assert_eq!(ranges(), want);
     });
 }
+
+/// A graph has no times of its own: the call before it stays the last one.
+#[test]
+fn captured_calls_are_not_measured() {
+    inside("captured_calls_are_not_measured", &[], || {
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let mask = Mask::from_sliding_window(64, 64, (-1, -1), 0).unwrap();
+        let o = problem(&mask, &s, 4, 0);
+        let mut job = Job::new(&mask, s, 1, 1, 8);
+        job.config.compute.profile = true;
+        job.config.sanity_check = false;
+        on_ranks(1, |r| {
+            let key = key_of(&job, r);
+            rank_on(r, &job, &o, &key).unwrap();
+            let measured = [checked(&key, 0), checked(&key, 1)];
+            let made = timed_events();
+            let capturing = |on: i32| {
+                // SAFETY: the variable of tests/host_nccl/streams.h; one rank, and so one thread, uses it.
+                unsafe { *nccl_support::symbol("libcuda.so", "fake_capturing").cast::<i32>() = on };
+            };
+            capturing(1);
+            rank_on(r, &job, &o, &key).unwrap();
+            capturing(0);
+            assert_eq!([checked(&key, 0), checked(&key, 1)], measured);
+            assert_eq!(timed_events(), made);
+        });
+    });
+}
