@@ -22,7 +22,7 @@ use magi_attn::comm::Communicator;
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::driver;
 use magi_attn::runtime::{Context, Key, attn_args, forward};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Tensor};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, KernelChoice, Mask, Side, Tensor};
 use ranks_support::{
     CAPABILITY_8, DEVICES, DeviceTensor, Gate, Rank, inside, on_ranks, ranges, timed_events,
 };
@@ -395,6 +395,42 @@ fn calls_are_measured_by_events() {
     });
 }
 
+/// A rank's q, k, v and out, of 2 query heads and 1 key head of 8.
+fn local_tensors(r: &Rank, key: &Key, o: &Operands) -> [DeviceTensor; 4] {
+    let of = |side, values: &[f64], heads| {
+        local_on(
+            r,
+            key,
+            side,
+            Some(values),
+            &[heads, 8],
+            (DType::F64, Layout::Dense),
+        )
+        .unwrap()
+    };
+    let tokens = key.local_tokens(Side::Q).unwrap();
+    [
+        of(Side::Q, &o.q, 2),
+        of(Side::K, &o.k, 1),
+        of(Side::K, &o.v, 1),
+        r.unwritten(&[tokens, 2, 8], DType::F64, Layout::Dense),
+    ]
+}
+
+fn forward_of([q, k, v, out]: &[DeviceTensor; 4]) -> attn_args::Forward {
+    attn_args::Forward {
+        q: q.tensor(),
+        k: k.tensor(),
+        v: v.tensor(),
+        sink: None,
+        softmax_scale: 0.0,
+        softcap: 0.0,
+        out: out.tensor(),
+        lse: None,
+        max_logits: None,
+    }
+}
+
 /// The first rank enqueues its call at once; its device then waits for the other one's keys.
 #[test]
 fn a_device_that_is_late_is_waited_for() {
@@ -410,38 +446,13 @@ fn a_device_that_is_late_is_waited_for() {
         on_ranks(2, |r| {
             let key = key_of(&job, r);
             key.prepare(r.stream()).unwrap();
-            let tokens = key.local_tokens(magi_attn::types::Side::Q).unwrap();
-            let input = |values: &[f64], heads| {
-                let side = magi_attn::types::Side::Q;
-                local_on(
-                    r,
-                    &key,
-                    side,
-                    Some(values),
-                    &[heads, 8],
-                    (DType::F64, Layout::Dense),
-                )
-                .unwrap()
-            };
-            let [q, k, v] = [input(&o.q, 2), input(&o.k, 1), input(&o.v, 1)];
-            let out = r.unwritten(&[tokens, 2, 8], DType::F64, Layout::Dense);
+            let tensors = local_tensors(r, &key, &o);
             if r.rank == 1 {
                 *gate.lock().unwrap() = Some(Gate::on(&r.user));
             }
             let together = || key.context().comm().all_gather(&[], r.stream()).unwrap();
             together();
-            let call = attn_args::Forward {
-                q: q.tensor(),
-                k: k.tensor(),
-                v: v.tensor(),
-                sink: None,
-                softmax_scale: 0.0,
-                softcap: 0.0,
-                out: out.tensor(),
-                lse: None,
-                max_logits: None,
-            };
-            forward::run(&key, &call, r.stream()).unwrap();
+            forward::run(&key, &forward_of(&tensors), r.stream()).unwrap();
             together();
             let late = Duration::from_millis(200);
             if r.rank == 0 {
@@ -458,7 +469,7 @@ fn a_device_that_is_late_is_waited_for() {
                 assert!(wait + busy > computed.start, "{measured:?}");
                 assert!(measured.stages[1].fetch.len() >= wait, "{measured:?}");
             }
-            r.download(&out);
+            r.download(&tensors[3]);
         });
     });
 }
@@ -500,17 +511,18 @@ fn captured_calls_are_not_measured() {
         job.config.sanity_check = false;
         on_ranks(1, |r| {
             let key = key_of(&job, r);
-            rank_on(r, &job, &o, &key).unwrap();
-            let measured = [checked(&key, 0), checked(&key, 1)];
+            let tensors = local_tensors(r, &key, &o);
+            forward::run(&key, &forward_of(&tensors), r.stream()).unwrap();
+            let measured = checked(&key, 0);
             let made = timed_events();
             let capturing = |on: i32| {
                 // SAFETY: the variable of tests/host_nccl/streams.h; one rank, and so one thread, uses it.
                 unsafe { *nccl_support::symbol("libcuda.so", "fake_capturing").cast::<i32>() = on };
             };
             capturing(1);
-            rank_on(r, &job, &o, &key).unwrap();
+            forward::run(&key, &forward_of(&tensors), r.stream()).unwrap();
             capturing(0);
-            assert_eq!([checked(&key, 0), checked(&key, 1)], measured);
+            assert_eq!(checked(&key, 0), measured);
             assert_eq!(timed_events(), made);
         });
     });
