@@ -81,6 +81,9 @@ pub struct magi_config {
     pub forward_sm_margin: i32,
     /// The same for the backward kernels.
     pub backward_sm_margin: i32,
+    /// 0 or 1: measure each attention call on the key, for magi_key_get_stage_times, magi_key_trace and
+    /// magi_key_draw_profile, and name its parts for profilers that follow NVTX (0). Ranks may differ.
+    pub profile: i32,
     /// Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
     /// takes it from the system, or from the CUDA device. Both
     /// functions may be called from any thread with the communicator's lock held: they must not call back.
@@ -137,6 +140,7 @@ pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize)
             deterministic: i32::from(c.compute.deterministic),
             forward_sm_margin: c.compute.forward_sm_margin.unwrap_or(-1),
             backward_sm_margin: c.compute.backward_sm_margin.unwrap_or(-1),
+            profile: i32::from(c.compute.profile),
             alloc: None,
             free: None,
             userdata: std::ptr::null_mut(),
@@ -240,6 +244,7 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
             deterministic: input::flag("config.deterministic", c.deterministic)?,
             forward_sm_margin: (c.forward_sm_margin != -1).then_some(c.forward_sm_margin),
             backward_sm_margin: (c.backward_sm_margin != -1).then_some(c.backward_sm_margin),
+            profile: input::flag("config.profile", c.profile)?,
         },
         allocator: read_allocator(param, &c)?,
     };

@@ -49,15 +49,19 @@ pub struct magi_stage_stats {
     pub queries_sent: i64,
 }
 
-fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
+/// 0 forward, 1 backward.
+pub(super) fn pass_of(pass: i32) -> Result<usize> {
     match pass {
-        0 => Ok(&stats.forward),
-        1 => Ok(&stats.backward),
+        0 | 1 => Ok(pass as usize),
         _ => Err(Error::new(
             Status::InvalidEnum,
             format!("pass is {pass}; it must be 0 (forward) or 1 (backward)"),
         )),
     }
+}
+
+fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
+    Ok([&stats.forward, &stats.backward][pass_of(pass)?])
 }
 
 /// Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Forward,

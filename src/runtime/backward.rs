@@ -33,7 +33,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
         check::no_nan(key.context().on(stream)?.backend(), &inputs)?;
     }
     let fast = stage_backward::choose_for(key, a)?;
-    let session = key.collective(stream)?;
+    let mut session = key.collective(stream)?;
     fault::point("calc_attn_backward", key.context().rank())?;
     let (arena, kernels) = (
         &session.state.arena,
@@ -41,6 +41,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     );
     let mut carver = Carver::over(arena.base(), arena.bytes())?;
     let space = BackwardSpace::carve(key.dims(), kernels, &mut carver)?;
+    session.record(key.tape(1), stream)?;
     let compute = StageBackward {
         key,
         session: &session,
@@ -48,7 +49,8 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
         workspace: space.kernels,
         stream,
     };
-    session.in_step(|| gradients(a, &compute, &space))
+    session.in_step(|| gradients(a, &compute, &space))?;
+    session.recorded()
 }
 
 /// What follows once arguments are checked and every rank has the same plan.
@@ -97,6 +99,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
     stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
         let exchanges = at.hold(&[homeward.hold(), reduction.hold()])?;
+        let computing = session.computing()?;
         let partial = reduction.partial(stage)?;
         let mine = BackwardArgs {
             q: a.q,
@@ -127,6 +130,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
             };
             compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
         }
+        computing.end()?;
         homeward.start(stage)?;
         reduction.start(stage, &packing.0[at.number])
     })?;

@@ -230,12 +230,13 @@ pub(super) fn run<'a>(
     begin: impl FnOnce() -> Result<()>,
     mut compute: impl FnMut(At<'a, '_>, [Sources; 2], &[Tensor]) -> Result<()>,
 ) -> Result<()> {
-    let (comm, backend) = (session.context().comm(), session.backend());
+    let (comm, backend) = (session.comm(), session.backend());
     let local = keys.sendable(session, stages)?;
     let buffers = buffers(stages, keys, queries);
     let packing = &keys.packing.0;
     let fetch = |i: usize| match (stages.get(i), buffers.get(i)) {
         (Some(stage), Some(b)) => {
+            session.fetches(i);
             let stage = (stage, &packing[i]);
             Fetch::start(session, stage, (&local, &queries.local), b, stream)
         }
@@ -245,6 +246,7 @@ pub(super) fn run<'a>(
     let mut next = fetch(1)?;
     begin()?;
     for (number, stage) in stages.iter().enumerate() {
+        session.turn(number);
         if let Some(fetch) = pending {
             fetch.finish(comm, backend, stream)?;
         }

@@ -147,6 +147,8 @@ pub struct Compute {
     pub forward_sm_margin: Option<i32>,
     /// The same for the backward kernels.
     pub backward_sm_margin: Option<i32>,
+    /// Calls on the key are measured.
+    pub profile: bool,
 }
 
 /// cbindgen:ignore

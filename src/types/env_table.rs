@@ -328,6 +328,16 @@ pub const TABLE: &[Variable] = &[
             Some(())
         },
     ),
+    acting(
+        "MAGI_ATTENTION_PROFILE_MODE",
+        Kind::Boolean,
+        "0",
+        "Measure each attention call on a key (see planning.md), and name its parts for profilers that follow NVTX. Field profile of magi_config.",
+        |config, text| {
+            config.compute.profile = boolean(text)?;
+            Some(())
+        },
+    ),
     building(
         "MAGI_ATTENTION_WORKSPACE_BASE",
         Kind::Text,
@@ -493,14 +503,6 @@ pub const TABLE: &[Variable] = &[
         Acts::Run,
         "A dtype that attention is computed in, whatever that of the tensors.",
         "the dtype is that of the tensors; accumulators are f64 for f64, else f32",
-    ),
-    idle(
-        "MAGI_ATTENTION_PROFILE_MODE",
-        Kind::Boolean,
-        "0",
-        Acts::Run,
-        "Ranges and times of stages for profilers.",
-        "there is no device whose profiler could show them",
     ),
     idle(
         "MAGI_ATTENTION_LOG_LEVEL",
