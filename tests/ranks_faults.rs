@@ -267,6 +267,47 @@ fn keys_may_go_while_their_calls_are_under_way() {
     });
 }
 
+/// A key that goes, because a new one takes its place in the cache, is behind the call that uses it; what is prepared next is not.
+#[test]
+fn a_key_is_prepared_while_the_call_of_one_that_goes_is_under_way() {
+    const NAME: &str = "a_key_is_prepared_while_the_call_of_one_that_goes_is_under_way";
+    here(NAME, &[], || {
+        for world in worlds(&[1, 2]) {
+            let cases = [128, 96, 64].map(|n| Case::new(n, world, 1));
+            on_ranks(world, |r| {
+                let context = context_of(r);
+                let with_cache = |case: &Case| {
+                    let mut config = case.job.config;
+                    config.cache_size = 1;
+                    Key::create(&context, &case.job.mask, case.job.shape, config).unwrap()
+                };
+                // Workspace for all of them, and ways between ranks.
+                cases.iter().for_each(|case| case.works(r, &with_cache(case)));
+                let key = with_cache(&cases[0]);
+                key.prepare(r.stream()).unwrap();
+                let mut held = Held::new(&cases[0], r, &key);
+                let (gate, open) = (Gate::on(&r.user), AtomicBool::new(false));
+                forward::run(&key, &held.forward(&cases[0]), r.stream()).unwrap();
+                drop(key);
+                let mut prepared_before = true;
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        thread::sleep(Duration::from_millis(500));
+                        open.store(true, Ordering::SeqCst);
+                        gate.open();
+                    });
+                    for case in &cases[1..] {
+                        with_cache(case).prepare(r.stream()).unwrap();
+                        prepared_before &= !open.load(Ordering::SeqCst);
+                    }
+                });
+                assert!(prepared_before, "preparing waited for a call that was under way");
+                assert_near(&held.out(r, &with_cache(&cases[0])), &cases[0].want.out);
+            });
+        }
+    });
+}
+
 /// Streams of this process say that they are being captured while `f` runs. Only the driver for tests takes such a wish.
 fn capturing(f: impl FnOnce()) {
     // SAFETY: an int of the driver for tests.

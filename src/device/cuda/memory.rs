@@ -24,16 +24,62 @@ pub unsafe fn fill_words(gpu: &Gpu, at: *mut u8, value: u32, count: usize, on: S
     check(code, "cuMemsetD32Async")
 }
 
-/// The stream of a device's uploads, made at the first one and kept.
-fn uploads(gpu: &Arc<Gpu>) -> Result<Arc<OwnStream>> {
-    static STREAMS: Mutex<BTreeMap<i32, Arc<OwnStream>>> = Mutex::new(BTreeMap::new());
-    let mut streams = STREAMS.lock();
-    if let Some(stream) = streams.get(&gpu.ordinal()) {
-        return Ok(stream.clone());
+/// How a device's uploads come and go. Made at the first one and kept.
+#[derive(Debug)]
+struct Uploads {
+    /// On which they come, and go once nothing uses them: it never waits for work that is under way.
+    stream: OwnStream,
+    /// Waits for their last uses.
+    behind: OwnStream,
+    /// What will be free, with the points of `behind` where it is.
+    leaving: Mutex<Vec<(Event, u64)>>,
+}
+
+fn uploads(gpu: &Arc<Gpu>) -> Result<Arc<Uploads>> {
+    static DEVICES: Mutex<BTreeMap<i32, Arc<Uploads>>> = Mutex::new(BTreeMap::new());
+    let mut devices = DEVICES.lock();
+    if let Some(found) = devices.get(&gpu.ordinal()) {
+        return Ok(found.clone());
     }
-    let made = Arc::new(OwnStream::urgent(gpu)?);
-    streams.insert(gpu.ordinal(), made.clone());
+    let made = Arc::new(Uploads {
+        stream: OwnStream::urgent(gpu)?,
+        behind: OwnStream::urgent(gpu)?,
+        leaving: Mutex::default(),
+    });
+    devices.insert(gpu.ordinal(), made.clone());
     Ok(made)
+}
+
+impl Uploads {
+    /// Frees at once.
+    fn free(&self, gpu: &Gpu, address: u64) -> Result<()> {
+        let _current = gpu.enter()?;
+        // SAFETY: taken by `DeviceMemory::pooled` and freed once; nothing uses it any more.
+        let code = unsafe { sys::cuMemFreeAsync(address, stream::handle(self.stream.as_stream())) };
+        check(code, "cuMemFreeAsync")
+    }
+
+    /// Frees at a later upload, once the device has come to `last_use`. Freed on a stream that waits for it, the memory would
+    /// make the next upload wait too: there, or where the driver gives it out again.
+    fn free_behind(&self, gpu: &Arc<Gpu>, address: u64, last_use: &Event) -> Result<()> {
+        let gone = Event::new(gpu)?;
+        last_use.wait(self.behind.as_stream())?;
+        gone.record(self.behind.as_stream())?;
+        self.leaving.lock().push((gone, address));
+        Ok(())
+    }
+
+    /// Frees what nothing uses any more.
+    fn sweep(&self, gpu: &Gpu) -> Result<()> {
+        let mut leaving = self.leaving.lock();
+        for i in (0..leaving.len()).rev() {
+            if leaving[i].0.is_done()? {
+                let (_, address) = leaving.swap_remove(i);
+                self.free(gpu, address)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 thread_local! {
@@ -84,7 +130,9 @@ impl DeviceMemory {
             return DeviceMemory::new(gpu, 0);
         }
         gpu.share_stream_memory();
-        let own = uploads(gpu)?;
+        let uploads = uploads(gpu)?;
+        uploads.sweep(gpu)?;
+        let own = &uploads.stream;
         let _current = gpu.enter()?;
         let mut address = 0;
         // SAFETY: the pointer is good for an address; the stream lives to the end of the process.
@@ -137,7 +185,8 @@ impl DeviceMemory {
         if from.is_empty() {
             return Ok(());
         }
-        let own = uploads(&self.gpu)?;
+        let uploads = uploads(&self.gpu)?;
+        let own = &uploads.stream;
         let _current = self.gpu.enter()?;
         let to = self.address + offset as u64;
         let on = stream::handle(own.as_stream());
@@ -162,18 +211,16 @@ impl DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Gives pooled memory back in the order of the stream of uploads, behind its last use.
+    /// Gives pooled memory back, behind its last use.
     fn give_back(&self) -> Result<()> {
-        let own = uploads(&self.gpu)?;
-        let fence = FENCE.try_with(|fence| fence.borrow().clone()).ok().flatten();
-        match fence {
-            Some(last_use) => last_use.wait(own.as_stream())?,
-            None => self.gpu.synchronize()?,
+        let uploads = uploads(&self.gpu)?;
+        match FENCE.try_with(|fence| fence.borrow().clone()).ok().flatten() {
+            Some(last_use) => uploads.free_behind(&self.gpu, self.address, &last_use),
+            None => self
+                .gpu
+                .synchronize()
+                .and_then(|()| uploads.free(&self.gpu, self.address)),
         }
-        let _current = self.gpu.enter()?;
-        // SAFETY: taken by `pooled` and freed once.
-        let code = unsafe { sys::cuMemFreeAsync(self.address, stream::handle(own.as_stream())) };
-        check(code, "cuMemFreeAsync")
     }
 }
 
