@@ -804,6 +804,12 @@ typedef struct magi_config {
      */
     int32_t degree_backward;
     /**
+     * When the backward pass computes the host stage (-1). 0: before the remote stages, where it hides the first fetch; 1:
+     * behind them, where it hides the last reduction; 2: half of it at either end, in two kernels; -1: as the slowest rank
+     * is predicted to be ready first, by the rates above. Of no effect with a degree_backward of 0.
+     */
+    int32_t bwd_hide_tail_reduce;
+    /**
      * A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
      */
     int32_t dsink_reduce;
@@ -839,7 +845,8 @@ typedef struct magi_config {
     int32_t deterministic;
     /**
      * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
-     * default. Ranks may differ in this and the next field.
+     * default: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Ranks may differ
+     * in this and the next field.
      */
     int32_t forward_sm_margin;
     /**
@@ -1767,6 +1774,21 @@ magi_status magi_comm_split_mesh(const struct magi_comm *comm,
 magi_status magi_comm_device(const struct magi_comm *comm, int32_t *device_type, int32_t *device_index);
 
 /**
+ * Bytes that this rank has sent to other ranks, and received from them, in exchanges since the communicator was made:
+ * what keys, movement and group collectives move, counted when it starts. A forward pass on a key adds bytes_sent and
+ * bytes_received of its magi_rank_stats, and 4 bytes a query head for every other rank if max_logits is asked for on a CUDA
+ * device.
+ *
+ * Errors: NULL_POINTER, POISONED. Any thread.
+ *
+ * # Safety
+ * `sent` and `received` must each point to an int64_t.
+ */
+magi_status magi_comm_traffic(const struct magi_comm *comm,
+                              int64_t *sent,
+                              int64_t *received);
+
+/**
  * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
  * Any thread at any time.
  */
@@ -2050,10 +2072,14 @@ magi_status magi_key_create(const struct magi_comm *comm,
 
 /**
  * Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first
- * collective call on a key does it when this was not called.
+ * collective call on a key does it when this was not called. On a CUDA device it also loads kernels, which it compiles where
+ * that was not done ahead of time, and uploads tile lists for calls without softcap and max_logits; the first call with
+ * one of them adds its own. Not while `stream` is captured.
  *
  * Errors: NULL_POINTER, PLAN_MISMATCH (on every rank, naming ranks and hashes), OUT_OF_MEMORY (on every rank), HANDLE_BUSY,
- * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+ * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device also DEVICE_MISMATCH (a stream of another one),
+ * NOT_SUPPORTED (config.backend is FFA and cannot, or a captured stream), CUDA_FAILED, COMPILE_FAILED (the other ranks get
+ * OUT_OF_MEMORY, which names this one). Collective.
  */
 magi_status magi_key_prepare(const struct magi_key *key,
                              magi_stream stream);
@@ -2104,9 +2130,12 @@ magi_status magi_key_get_stats(const struct magi_key *key, struct magi_key_stats
 magi_status magi_key_get_rank_stats(const struct magi_key *key, int32_t rank, struct magi_rank_stats *stats);
 
 /**
- * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys.
+ * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys. On a CUDA
+ * device what kernels work in is part of it, so the first call loads kernels and uploads the key's tile lists, as
+ * magi_key_prepare does.
  *
- * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+ * Errors: NULL_POINTER, COMM_DESTROYED, POISONED; on a CUDA device also OUT_OF_MEMORY, NOT_SUPPORTED, CUDA_FAILED,
+ * COMPILE_FAILED. Any thread.
  *
  * # Safety
  * `bytes` must point to a size_t.
@@ -2130,9 +2159,9 @@ magi_status magi_key_hash(const struct magi_key *key, uint64_t *hash);
 void magi_key_destroy(struct magi_key *key);
 
 /**
- * Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Stage 0
- * is the host stage, which fetches nothing, unless the degree is 0: then it is the only one. magi_key_get_stats tells how many
- * stages there are.
+ * Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Forward,
+ * stage 0 is the host stage, which fetches nothing; backward, bwd_hide_tail_reduce says where it is. With a degree of 0 there is
+ * one stage, which is both. magi_key_get_stats tells how many stages there are.
  *
  * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
  *
@@ -2434,7 +2463,9 @@ magi_status magi_compute_pad_size(int64_t total,
  *
  * Errors: NULL_POINTER, STRUCT_SIZE, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
  * INVALID_ARGUMENT, HANDLE_BUSY, COMM_DESTROYED, POISONED; PLAN_MISMATCH, OUT_OF_MEMORY when the key was not prepared;
- * COMM_FAILED, TIMEOUT, ABORTED. Collective: every rank of the key calls it, also one without tokens.
+ * COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device NOT_SUPPORTED (config.backend is FFA and cannot compute this call, or a
+ * captured stream with more than one rank), CUDA_FAILED. Collective: every rank of the key calls it, also one without
+ * tokens.
  *
  * # Safety
  * `args` must be NULL or as its type says, its tensors as magi_tensor says.
@@ -2576,7 +2607,7 @@ magi_status magi_group_plan_prepare(const struct magi_group_plan *plan,
 
 /**
  * Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
- * tensors and no reduction.
+ * tensors and no reduction, unless many small pieces go between two ranks and travel packed.
  *
  * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
  *
