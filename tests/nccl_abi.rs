@@ -1,6 +1,12 @@
-//! Communicators over NCCL through the C ABI, in threads and in processes. NCCL and the driver are those of tests/host_nccl.
+//! Communicators over NCCL through the C ABI, in threads and in processes. The devices are those of tests/host_ranks, NCCL that of
+//! tests/host_nccl.
 
+mod common_backend;
+mod common_cuda;
+mod common_ranks;
+mod common_reference;
 mod nccl_support;
+mod ranks_support;
 
 use std::ffi::{CStr, c_void};
 use std::net::TcpListener;
@@ -16,7 +22,8 @@ use magi_attn::ffi::mask::*;
 use magi_attn::ffi::plain::{magi_attn_shape, magi_slice};
 use magi_attn::ffi::status::magi_last_error_message;
 use magi_attn::types::{DType, Range, Status};
-use nccl_support::{LONG, inside, nccl, record};
+use nccl_support::{LONG, nccl, record};
+use ranks_support::inside;
 
 /// A pointer that another thread uses.
 #[derive(Clone, Copy)]
