@@ -526,7 +526,7 @@ fn steps_whose_dq_is_transposed() {
         f16: false,
         defines: &["-DSTEP=80"],
     };
-    masks(&v, &PLAIN, 6);
+    masks(&v, &PLAIN, 4);
     masks(
         &v,
         &Case {
@@ -535,7 +535,7 @@ fn steps_whose_dq_is_transposed() {
             splits: 2,
             ..PLAIN
         },
-        3,
+        2,
     );
 }
 
@@ -554,7 +554,7 @@ fn blocks_of_all_heads_together() {
             heads: (6, 2),
             ..PLAIN
         },
-        8,
+        5,
     );
 }
 
@@ -573,7 +573,7 @@ fn warpgroups_compute_dq_in_turn() {
             "-DDS_ROWS=1",
         ],
     };
-    masks(&v, &PLAIN, 8);
+    masks(&v, &PLAIN, 5);
 }
 
 #[test]
@@ -592,7 +592,7 @@ fn every_lane_arrives_where_races_are_looked_for() {
             dims: (64, 64),
             ..PLAIN
         },
-        4,
+        3,
     );
 }
 
