@@ -30,18 +30,18 @@ DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Sh
     for (int i = 0; i < 2; i++) {
         tma_prefetch(&maps.k[i]);
         tma_prefetch(&maps.v[i]);
-        mbar_init(AT(k_full) + 8 * i, 1);
+        mbar_init(AT(k_full) + 8 * i, WARP_ARRIVALS); // the cleaning warp's, as those of `full`
         mbar_init(AT(k_loaded) + 8 * i, 1);
-        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS);
-        mbar_init(AT(full) + 8 * i, 1);
-        mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS);
+        mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
+        mbar_init(AT(full) + 8 * i, WARP_ARRIVALS);
+        mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);
-        mbar_init(AT(dq_full) + 8 * i, 4);
+        mbar_init(AT(dq_full) + 8 * i, 4 * WARP_ARRIVALS);
         mbar_init(AT(dq_empty) + 8 * i, 1);
     }
     mbar_init(AT(v_full), 1);
-    mbar_init(AT(v_empty), CONSUMER_WARPS);
+    mbar_init(AT(v_empty), CONSUMER_WARPS * WARP_ARRIVALS);
     for (int i = 0; i < ORDERS; i++) {
         mbar_init(AT(ordered) + 8 * i, 1);
     }

@@ -121,6 +121,12 @@ impl Variant {
         }
     }
 
+    /// Queries of a step.
+    fn step(&self) -> i32 {
+        let given = self.defines.iter().find_map(|d| d.strip_prefix("-DSTEP="));
+        given.map_or(64, |step| step.parse().unwrap())
+    }
+
     fn mantissa(&self) -> f32 {
         if self.f16 { 10.0 } else { 7.0 }
     }
@@ -363,7 +369,7 @@ fn written(
     let wide = v.head_dim > 128 || v.head_dim_v > 128;
     let shape = TileShape {
         rows: if wide { 64 } else { 128 },
-        step: 64,
+        step: v.step(),
         align: 4,
     };
     let rows = StageRows {
@@ -505,6 +511,85 @@ fn both_warpgroups_with_keys_of_their_own() {
             heads: (4, 1),
             splits: 2,
             added: true,
+            ..PLAIN
+        },
+        3,
+    );
+}
+
+#[test]
+fn steps_whose_dq_is_transposed() {
+    let v = Variant {
+        name: "128_80",
+        head_dim: 128,
+        head_dim_v: 128,
+        f16: false,
+        defines: &["-DSTEP=80"],
+    };
+    masks(&v, &PLAIN, 4);
+    masks(
+        &v,
+        &Case {
+            heads: (2, 1),
+            dims: (120, 72),
+            splits: 2,
+            ..PLAIN
+        },
+        2,
+    );
+}
+
+#[test]
+fn blocks_of_all_heads_together() {
+    let v = Variant {
+        name: "128_inside",
+        head_dim: 128,
+        head_dim_v: 128,
+        f16: false,
+        defines: &["-DSTEP=80", "-DHEADS_INSIDE=1"],
+    };
+    masks(
+        &v,
+        &Case {
+            heads: (6, 2),
+            ..PLAIN
+        },
+        5,
+    );
+}
+
+#[test]
+fn warpgroups_compute_dq_in_turn() {
+    let v = Variant {
+        name: "128_alternate",
+        head_dim: 128,
+        head_dim_v: 128,
+        f16: false,
+        defines: &[
+            "-DALTERNATE=1",
+            "-DPACK_EARLY=1",
+            "-DLSE_LATE=1",
+            "-DVALUES_KEPT=5",
+            "-DDS_ROWS=1",
+        ],
+    };
+    masks(&v, &PLAIN, 5);
+}
+
+#[test]
+fn every_lane_arrives_where_races_are_looked_for() {
+    let v = Variant {
+        name: "64_racecheck",
+        head_dim: 64,
+        head_dim_v: 64,
+        f16: false,
+        defines: &["-DRACECHECK=1"],
+    };
+    masks(
+        &v,
+        &Case {
+            heads: (2, 1),
+            dims: (64, 64),
             ..PLAIN
         },
         3,

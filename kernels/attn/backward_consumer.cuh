@@ -10,9 +10,15 @@ constexpr int OWN_COLUMNS = 32 * BOXES;
 
 struct Consumer {
     float dk[D / 2], dv[DV / 2];
+#if VALUES_KEPT
+    u32 v[VALUES_KEPT][4]; // V of 16 columns each
+#endif
     float x[BQ / 2], y[BQ / 2]; // S, then P; dP - delta, and between two blocks dQ of the one before
-#if SOFTCAP
-    u32 p[BQ / 16][4]; // P; x has P times the slope then
+#if SOFTCAP || PACK_EARLY
+    u32 p[BQ / 16][4]; // P; with SOFTCAP x has P times the slope then
+#endif
+#if CAPPED_LATE
+    u32 ds[BQ / 16][4]; // dS
 #endif
     int flags;
     u32 n;    // blocks so far
@@ -24,9 +30,20 @@ struct Place {
     int group, lane, row; // row: the thread's first key of the tile
 };
 
+#if VALUES_KEPT
+// The warpgroup's first columns of V as fragments.
+DEV void load_values(Consumer &c, const Place &at) {
+    const u32 row = (at.row & ~15) + (at.lane & 15), from = AT(v) + row * 128;
+#pragma unroll
+    for (int j = 0; j < VALUES_KEPT; j++) {
+        ldmatrix_x4(c.v[j], from + j / 4 * BK * 128 + (((j % 4 * 2 + at.lane / 16) ^ (row & 7)) * 16));
+    }
+}
+#endif
+
 // S = K Q^T of block n.
 DEV void scores(Consumer &c, const Place &at) {
-    const u64 k = smem_desc(AT(k) + at.group * 64 * 128, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
+    const u64 k = smem_desc(AT(k) + at.group * 64 * 128, 16, 1024) + k_stage(c.tile & 1) / 16;
     const u64 q = smem_desc(AT(q), 16, 1024) + (c.n & 1) * (Q_BYTES / 16);
     wgmma_fence();
 #pragma unroll
@@ -46,16 +63,71 @@ DEV void probability_gradients(Consumer &c, const Place &at) {
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < DV / 16; j++) {
+#if VALUES_KEPT
+        if (j < VALUES_KEPT) {
+            wgmma_rs(c.y, c.v[j], dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, 1);
+            continue;
+        }
+#endif
         wgmma_ss(c.y, v + (j / 4 * BK * 128 + j % 4 * 32) / 16, dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, 1);
     }
     wgmma_commit();
 }
+
+#if CAPPED_LATE
+// P, and y = dS, of block n with a softcap, when dP is there: 16 columns after the other, so that few values are alive.
+template <bool MASK>
+DEV void capped_gradients(Consumer &c, const magi_attn_backward_params &p, u32 lse, const u32 (&unseen)[2]) {
+#pragma unroll
+    for (int j = 0; j < BQ / 16; j++) {
+        float (&x)[8] = reinterpret_cast<float (&)[8]>(c.x[8 * j]);
+        u32(&fragment)[1][4] = reinterpret_cast<u32(&)[1][4]>(c.p[j]);
+        const u32 own[2] = {MASK ? unseen[0] >> 4 * j : 0, MASK ? unseen[1] >> 4 * j : 0};
+        capped_exponentials<MASK>(x, fragment, lse + 64 * j, own, p);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            c.ds[j][i] = pack(c.y[8 * j + 2 * i] * x[2 * i], c.y[8 * j + 2 * i + 1] * x[2 * i + 1]);
+        }
+    }
+}
+#endif
+
+#if PACK_EARLY
+// y = dS, and P as fragments: what S and dP took is then free for fragments of dS and for dQ. The order of these steps
+// is what the compiler needs; it would keep S beside both fragments.
+DEV void pack_early(Consumer &c) {
+#pragma unroll
+    for (int i = 0; i < BQ / 2; i++) {
+        c.y[i] *= c.x[i];
+    }
+    pin(c.y);
+#if !SOFTCAP
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        c.p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
+    }
+    pin(c.p);
+#endif
+}
+#endif
 
 // P of block n, while dP is under way; then waits for that. What does not see has P = 0 and dP - delta = 0, which might
 // be infinite or NaN.
 DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
     const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3);
     u32 unseen[2];
+#if CAPPED_LATE
+    wgmma_wait<0>();
+    pin(c.x);
+    pin(c.y);
+    if (c.flags & MASKED) {
+        find_unseen(unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
+        select(c.y, unseen);
+        capped_gradients<true>(c, p, first, unseen);
+    } else {
+        capped_gradients<false>(c, p, first, unseen);
+    }
+#else
 #if SOFTCAP
     wgmma_wait<1>();
     pin(c.x);
@@ -66,11 +138,17 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
         capped_exponentials<false>(c.x, c.p, first, unseen, p);
     }
 #else
+#if LSE_LATE
+    wgmma_wait<1>();
+    pin(c.x);
+    late_exponentials(c.x, first, p.scale_log2);
+#else
     float2 lse[BQ / 8];
     load_lse(lse, first);
     wgmma_wait<1>();
     pin(c.x);
     exponentials(c.x, lse, p.scale_log2);
+#endif
     if (c.flags & MASKED) {
         find_unseen(unseen, s.block[i], p.limits, at.row, 2 * (at.lane & 3));
         select(c.x, unseen);
@@ -81,6 +159,10 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
     if (c.flags & MASKED) {
         select(c.y, unseen);
     }
+#if PACK_EARLY
+    pack_early(c);
+#endif
+#endif
 }
 
 // Waits for the first block of a tile and brings it as far as steps want it: P and dP.
@@ -92,6 +174,9 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
     wgmma_wait<0>();
     pin(c.x);
     mbar_wait(AT(v_full), c.tile & 1);
+#if VALUES_KEPT
+    load_values(c, at);
+#endif
     probability_gradients(c, at);
     probabilities(c, p, s, at);
 }
@@ -100,8 +185,14 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
 DEV void make_fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 16][4]) {
 #pragma unroll
     for (int j = 0; j < BQ / 4; j++) {
+#if CAPPED_LATE
+        ds[j / 4][j % 4] = c.ds[j / 4][j % 4];
+#elif PACK_EARLY
+        ds[j / 4][j % 4] = pack(c.y[2 * j], c.y[2 * j + 1]);
+#else
         ds[j / 4][j % 4] = pack(c.x[2 * j] * c.y[2 * j], c.x[2 * j + 1] * c.y[2 * j + 1]);
-#if SOFTCAP
+#endif
+#if SOFTCAP || PACK_EARLY
         p[j / 4][j % 4] = c.p[j / 4][j % 4];
 #else
         p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
@@ -136,34 +227,106 @@ DEV int ds_empty(u32 slot, int group) {
     return 5 + 2 * slot + group;
 }
 
+#if ALTERNATE
+// Of a warpgroup alone; and: dQ of the tile's last block has left, of that before it is on its way.
+DEV int own_warps(int group) {
+    return 9 + group;
+}
+constexpr int LAST_LEFT = 11, BUT_ONE_LEFT = 12;
+
+// Whether the warpgroup computes dQ of block n.
+DEV bool adds_queries(u32 n, const Place &at) {
+    return (n + 1 & 1) == (u32)at.group;
+}
+#endif
+
 // dS of block n, transposed, into shared memory: dQ wants that of both warpgroups.
 DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 n, const Place &at) {
-    const u32 slot = n & 1, row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + slot * DS_BYTES + row * 128;
+    const u32 slot = n & 1, row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + slot * DS_BYTES;
+#if ALTERNATE
+    if (n >= 2) { // the same warpgroup has read this slot and will read it again
+        adds_queries(n, at) ? named_sync(own_warps(at.group), 128) : named_sync(ds_empty(slot, 0), 256);
+    }
+#else
     if (n >= 2) {
         named_sync(ds_empty(slot, at.group), 256);
     }
+#endif
+    if constexpr (TRANSPOSED || DS_ROWS) {
+        const u32 query = (at.lane & 7) + at.lane / 16 * 8, piece = at.row / 16 % 4 * 2 + at.lane / 8 % 2;
+        const u32 first = to + at.group * (BQ * 128) + query * 128 + ((piece ^ (at.lane & 7)) * 16);
 #pragma unroll
-    for (int j = 0; j < BQ / 16; j++) {
-        stmatrix_x4(to + (((2 * j + at.lane / 16) ^ (row & 7)) * 16), ds[j][0], ds[j][1], ds[j][2], ds[j][3]);
+        for (int j = 0; j < BQ / 16; j++) {
+            stmatrix_x4_trans(first + j * 16 * 128, ds[j][0], ds[j][1], ds[j][2], ds[j][3]);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < BQ / 16; j++) {
+            stmatrix_x4(to + row * 128 + (((2 * j + at.lane / 16) ^ (row & 7)) * 16), ds[j][0], ds[j][1], ds[j][2],
+                        ds[j][3]);
+        }
     }
     fence_proxy_async();
+#if ALTERNATE
+    if (!adds_queries(n, at)) {
+        named_arrive(ds_full(slot, 0), 256);
+    }
+#else
     named_arrive(ds_full(slot, at.group), 256);
+#endif
 }
 
-// The warpgroup's columns of dQ of block n = dS K, in flight, where dP was.
-using QueryGradients = float[OWN_COLUMNS / 2];
+#if ALTERNATE
+// All columns of dQ of block n, which is the other warpgroup's work in the next block.
+DEV void add_queries_of(Consumer &c, const magi_attn_backward_params &p, u32 n, const Place &at) {
+    const u32 slot = n & 1;
+    const u64 ds = smem_desc(AT(ds), 16, 1024) + slot * (DS_BYTES / 16);
+    const u64 k = smem_desc(AT(k), BK * 128, 1024) + k_stage(c.tile & 1) / 16;
+    float dq[D / 2];
+    named_sync(ds_full(slot, 0), 256);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < BK / 16; j++) {
+#if DS_ROWS
+        wgmma_ss_bt(dq, ds + (j / 4 * BQ * 128 + j % 4 * 32) / 16, k + j * 16 * 128 / 16, j != 0);
+#else
+        wgmma_ss_t(dq, ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
+#endif
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(dq);
+    // Before the other warpgroup may go on: else it could take the phase before for this one.
+    wait_for(AT(dq_empty), slot ^ 1);
+    wait_for(AT(dq_empty) + 8, slot ^ 1);
+    named_arrive(ds_empty(slot, 0), 256);
+    leave_queries<0>(dq, p.scale, 0, at.row & 63, at.lane);
+    leave_queries<1>(dq, p.scale, 1, at.row & 63, at.lane);
+}
+#endif
+
+// The warpgroup's columns of dQ of block n = dS K, or of its transpose K^T dS^T, in flight, where dP was.
+using QueryGradients = float[(TRANSPOSED ? BQ : OWN_COLUMNS) / 2];
 DEV QueryGradients &query_gradients(Consumer &c) {
     return *reinterpret_cast<QueryGradients *>(c.y);
 }
 DEV void begin_queries(Consumer &c, u32 n, const Place &at) {
     const u32 slot = n & 1, columns = OWN_COLUMNS == 64 ? at.group * BK * 128 : at.group * OWN_COLUMNS * 2;
     const u64 ds = smem_desc(AT(ds), 16, 1024) + slot * (DS_BYTES / 16);
-    const u64 k = smem_desc(AT(k) + columns, 16, 1024) + (c.tile & 1) * (K_BYTES / 16);
+    const u64 k = smem_desc(AT(k) + columns, 16, 1024) + k_stage(c.tile & 1) / 16;
     named_sync(ds_full(slot, at.group ^ 1), 256);
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < BK / 16; j++) {
-        wgmma_ss_t(query_gradients(c), ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
+        if constexpr (TRANSPOSED) {
+            wgmma_ss_at(query_gradients(c), k + j * 16 * 128 / 16, ds + (j / 4 * BQ * 128 + j % 4 * 32) / 16, j != 0);
+        } else {
+#if DS_ROWS
+            wgmma_ss_bt(query_gradients(c), ds + (j / 4 * BQ * 128 + j % 4 * 32) / 16, k + j * 16 * 128 / 16, j != 0);
+#else
+            wgmma_ss_t(query_gradients(c), ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
+#endif
+        }
     }
     wgmma_commit();
 }
@@ -172,7 +335,11 @@ DEV void end_queries(Consumer &c, const magi_attn_backward_params &p, u32 n, con
     pin(dq);
     named_arrive(ds_empty(n & 1, at.group ^ 1), 256);
     wait_for(AT(dq_empty) + 8 * at.group, (n & 1) ^ 1);
-    leave_queries<0>(dq, p.scale, at.group, at.row & 63, at.lane);
+    if constexpr (TRANSPOSED) {
+        leave_transposed(dq, p.scale, at.group, at.row & 63, at.lane);
+    } else {
+        leave_queries<0>(dq, p.scale, at.group, at.row & 63, at.lane);
+    }
 }
 #endif
 
@@ -181,7 +348,7 @@ DEV void release(Consumer &c, const Place &at) {
     pin(c.dv);
     pin(c.dk);
     __syncwarp();
-    mbar_arrive_if(AT(empty) + 8 * (c.n & 1), at.lane == 0);
+    mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), at.lane);
     c.n++;
 }
 
@@ -194,13 +361,13 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     make_fragments(c, p, ds);
 #if DQ
     store_fragments(ds, c.n, at);
-    if (!FIRST) {
+    if (!FIRST && !ALTERNATE) {
         begin_queries(c, c.n - 1, at);
     }
 #endif
     add_key_gradients(c, p, ds, FIRST);
 #if DQ
-    if (!FIRST) {
+    if (!FIRST && !ALTERNATE) {
         wgmma_wait<2>();
         end_queries(c, params, c.n - 1, at);
     }
@@ -209,6 +376,11 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     c.flags = __shfl_sync(~0u, s.block[(c.n + 1) & 1].flags, 0);
     wgmma_wait<0>(); // fragments are done with: there are no registers for more
     release(c, at);
+#if ALTERNATE
+    if (!FIRST && adds_queries(c.n - 2, at)) {
+        add_queries_of(c, params, c.n - 2, at);
+    }
+#endif
     scores(c, at);
     probability_gradients(c, at);
     probabilities(c, params, s, at);
@@ -218,7 +390,29 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
 DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Place &at, bool first) {
     u32 p[BQ / 16][4], ds[BQ / 16][4];
     make_fragments(c, p, ds);
-#if DQ
+#if ALTERNATE
+    store_fragments(ds, c.n, at);
+    add_key_gradients(c, p, ds, first);
+    wgmma_wait<0>();
+    release(c, at);
+    if (adds_queries(c.n - 1, at)) {
+        if (!first) {
+            named_sync(BUT_ONE_LEFT, 256);
+        }
+        add_queries_of(c, params, c.n - 1, at);
+        wait_for(AT(dq_empty), (c.n & 1) ^ 1);
+        wait_for(AT(dq_empty) + 8, (c.n & 1) ^ 1);
+        named_arrive(LAST_LEFT, 256);
+    } else {
+        if (!first) {
+            add_queries_of(c, params, c.n - 2, at);
+            named_arrive(BUT_ONE_LEFT, 256);
+        }
+        named_sync(LAST_LEFT, 256);
+    }
+    return;
+#endif
+#if DQ && !ALTERNATE
     store_fragments(ds, c.n, at);
     if (!first) {
         begin_queries(c, c.n - 1, at);
@@ -227,15 +421,21 @@ DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Plac
     }
 #endif
     add_key_gradients(c, p, ds, first);
-#if DQ
+#if DQ && !ALTERNATE
     begin_queries(c, c.n, at);
 #endif
     wgmma_wait<0>();
     release(c, at);
-#if DQ
+#if DQ && !ALTERNATE
     end_queries(c, params, c.n - 1, at);
     wait_for(AT(dq_empty) + 8 * at.group, (c.n & 1) ^ 1);
 #endif
+}
+
+// K is done with, and the tile's place, too, where each has one.
+DEV void release_keys(u32 place, const Place &at) {
+    __syncwarp();
+    mbar_arrive_warp(AT(k_empty) + 8 * place, at.lane);
 }
 
 DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int tid) {
@@ -258,16 +458,20 @@ DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int t
             for (int j = 2; j < blocks; j++) {
                 step<false>(c, p, s, at);
             }
-            mbar_arrive_if(AT(v_empty), at.lane == 0);
+            mbar_arrive_warp(AT(v_empty), at.lane);
             finish(c, p, at, blocks == 1);
+            if (K_STAGES < TILE_PLACES) {
+                release_keys(i, at);
+            }
             store_keys<0, 0>(c.dk, c.dv, p, s, i, at.row, at.row / 16, at.lane);
         } else {
             mbar_wait(AT(v_full), c.tile & 1);
-            mbar_arrive_if(AT(v_empty), at.lane == 0);
+            mbar_arrive_warp(AT(v_empty), at.lane);
             store_zeros(p, s.place[i], 64 * group + tid % 64, tid / 64);
         }
-        __syncwarp();
-        mbar_arrive_if(AT(k_empty) + 8 * i, at.lane == 0);
+        if (K_STAGES == TILE_PLACES || blocks == 0) {
+            release_keys(i, at);
+        }
     }
     end_adding(s, group, at.lane);
 }

@@ -28,7 +28,23 @@ template <int PART, int N> DEV void leave_queries(float (&dq)[N], float scale, i
     }
     fence_proxy_async();
     __syncwarp();
-    mbar_arrive_if(AT(dq_full) + 8 * group, lane == 0);
+    mbar_arrive_warp(AT(dq_full) + 8 * group, lane);
+}
+
+// The same of a transposed product: `row` is the thread's first column of the warpgroup's.
+template <int N> DEV void leave_transposed(float (&dq)[N], float scale, int group, int row, int lane) {
+    // The lanes of a store have four queries and two of the eight pieces of their rows: together they meet all banks.
+    const u32 query = 2 * (lane & 3), piece = row % 32 / 4;
+    const u32 first = AT(out) + group * (BOXES * BOX_BYTES) + row / 32 * BOX_BYTES + query * 128 +
+                      ((piece ^ query) * 16) + row % 4 * 4;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const u32 at = (first ^ (16 * (i & 1) + 32 * (i / 2 % 2))) + i / 4 * 8 * 128 + (i & 1) * 128;
+        st_shared_f32(at, dq[i] * scale);
+    }
+    fence_proxy_async();
+    __syncwarp();
+    mbar_arrive_warp(AT(dq_full) + 8 * group, lane);
 }
 #endif
 
@@ -37,7 +53,7 @@ DEV void end_adding(Shared &s, int group, int lane) {
     if (DQ && group == 0) {
         s.no_more_dq = 1;
         __syncwarp();
-        mbar_arrive_if(AT(dq_full), lane == 0);
+        mbar_arrive_warp(AT(dq_full), lane);
     }
 }
 

@@ -33,7 +33,7 @@ DEV void clean_keys(const magi_attn_backward_params &p, Shared &s, int stage, u3
         }
 #pragma unroll 1
         for (int i = 0; i < D_CHUNKS * 8; i++) { // 16 bytes of a row
-            st_shared_v4(AT(k) + stage * K_BYTES + i / 8 * (BK * 128) + row * 128 + i % 8 * 16, 0, 0, 0, 0);
+            st_shared_v4(AT(k) + k_stage(stage) + i / 8 * (BK * 128) + row * 128 + i % 8 * 16, 0, 0, 0, 0);
         }
     }
 }
@@ -77,7 +77,7 @@ DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
         }
         fence_proxy_async();
         __syncwarp();
-        mbar_arrive_if((what == CLEAN_KEYS ? AT(k_full) : AT(full)) + 8 * stage, lane == 0);
+        mbar_arrive_warp((what == CLEAN_KEYS ? AT(k_full) : AT(full)) + 8 * stage, lane);
     }
 }
 

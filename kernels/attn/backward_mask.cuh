@@ -60,6 +60,18 @@ template <int N> DEV void exponentials(float (&x)[N], const float2 (&lse)[N / 4]
     }
 }
 
+// The same, with lse read from shared memory where it is wanted: registers are short.
+template <int N> DEV void late_exponentials(float (&x)[N], u32 lse, float scale) {
+#pragma unroll
+    for (int j = 0; j < N / 4; j++) {
+        const float2 l = ld_shared_f32x2(lse + 32 * j);
+#pragma unroll
+        for (int i = 4 * j; i < 4 * j + 4; i++) {
+            x[i] = exp2_approx(__fmaf_rn(x[i], scale, i & 1 ? -l.y : -l.x));
+        }
+    }
+}
+
 // Of a tanh of S, t = tanh(z): P as fragments, and x becomes P times the slope 1 - t^2. Both come from 2^-|z|, or the
 // slope of a logit near the cap would be lost in the rounding of t. `unseen`: none without MASK.
 template <bool MASK, int N>

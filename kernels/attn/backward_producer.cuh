@@ -30,11 +30,29 @@ struct Producer {
             Order &o = next_order();
             o.what = CLEAN_QUERIES, o.stage = i, o.unseen = unseen, o.seen = seen;
             bar = send_order();
+        } else {
+            mbar_arrive_rest(bar);
         }
         mbar_expect(bar, Q_BYTES + DO_BYTES + STATS_BYTES);
         load_rows<BQ * 128>(AT(q) + i * Q_BYTES, &maps.q, bar, query, head, p.copies_k);
         tma_load_3d(AT(stats) + i * STATS_BYTES, &maps.stats, bar, query, 0, head);
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
+    }
+
+    // One block of queries of the item's head `after` its first.
+    MEMBER void block(const Brief &it, int query, int after) {
+        const int i = n & 1;
+        mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
+        Block &b = s.block[i];
+        int flags = 0;
+        if (query < it.full0 || query > it.full_last) {
+            flags = it.flags;
+            describe(b, it, query);
+        }
+        b.flags = flags, b.query = query;
+        s.where[n & (PLACES - 1)] = {query, it.head + after};
+        load(i, query, it.head + after, it.run0 - query, it.run1 - query);
+        n++;
     }
 
     // The blocks of an item, from `first` on and round. What it says is read again for each: registers are short.
@@ -44,25 +62,30 @@ struct Producer {
             mbar_arrive(send_order());
         }
         int query = it.first;
+#if HEADS_INSIDE
 #pragma unroll 1
         do {
-            const int i = n & 1;
-            mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
-            Block &b = s.block[i];
-            int flags = 0;
-            if (query < it.full0 || query > it.full_last) {
-                flags = it.flags;
-                describe(b, it, query);
+            int after = it.skip;
+#pragma unroll 1
+            do {
+                block(it, query, after);
+                after = after + 1 == it.heads ? 0 : after + 1;
+            } while (after != it.skip);
+            query += it.advance;
+            if (query < it.start || query >= it.run1) {
+                query = it.again;
             }
-            b.flags = flags, b.query = query;
-            s.where[n & (PLACES - 1)] = {query, it.head};
-            load(i, query, it.head, it.run0 - query, it.run1 - query);
-            n++;
+        } while (query != it.first);
+#else
+#pragma unroll 1
+        do {
+            block(it, query, 0);
             query += BQ;
             if (query >= it.run1) {
                 query = it.start;
             }
         } while (query != it.first);
+#endif
     }
 
     // All the work that this thread block gets.
@@ -90,10 +113,11 @@ struct Scheduler {
     Shared &s;
     int n = 0, tiles = 0; // items and tiles so far
 
-    MEMBER int stage() const { return K_STAGES == 2 ? tiles & 1 : 0; }
+    MEMBER int stage() const { return TILE_PLACES == 2 ? tiles & 1 : 0; }
 
     MEMBER TilePlace &next_place() {
-        mbar_wait(AT(k_empty) + 8 * stage(), (tiles / K_STAGES & 1) ^ 1);
+        const int i = K_STAGES == TILE_PLACES ? tiles : tiles + 1; // with one K: the tile before is done with it
+        mbar_wait(AT(k_empty) + 8 * (TILE_PLACES == 2 ? i & 1 : 0), (i / TILE_PLACES & 1) ^ 1);
         return s.place[stage()];
     }
 
@@ -114,8 +138,11 @@ struct Scheduler {
         const bool clean = DQ && !all_seen(t);
         t.clean = clean ? i : -1;
         const u32 bar = (clean ? AT(k_loaded) : AT(k_full)) + 8 * i;
+        if (!clean) {
+            mbar_arrive_rest(bar);
+        }
         mbar_expect(bar, K_BYTES);
-        load_rows<BK * 128>(AT(k) + i * K_BYTES, &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
+        load_rows<BK * 128>(AT(k) + k_stage(i), &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
         mbar_wait(AT(v_empty), (tiles & 1) ^ 1);
         mbar_expect(AT(v_full), V_BYTES);
         load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
@@ -135,12 +162,33 @@ struct Scheduler {
         return it.start + (it.start == it.full0 ? t.row0 / BK % ((it.run1 - it.start + BQ - 1) / BQ) * BQ : 0);
     }
 
+#if HEADS_INSIDE
+    // Thread blocks that add to the same queries of a head should do it at about the same time, so that Q, dO and sums
+    // of dq stay in the L2 cache. Where tiles are about equally long, they go through one head after the other in step.
+    // Else all heads of a block of queries come before the next block. The tiles that start first end with the same
+    // queries, in a causal mask, and go backward; the shorter ones that follow as those end go forward, whereby they,
+    // too, are in step.
+    MEMBER void order_blocks(Brief &b, const TilePlace &t, const magi_item &it) {
+        const int blocks = (it.run1 - it.start + BQ - 1) / BQ;
+        const bool inside = s.share.at_once > 1, backward = inside && t.forward == 0;
+        b.advance = backward ? -BQ : BQ;
+        b.again = backward ? it.start + (blocks - 1) * BQ : it.start;
+        b.first = inside || !APART ? b.again : first_query(t, it);
+        b.heads = s.share.at_once;
+        b.skip = __umulhi(t.row0 / BK * 0x9E3779B1u, b.heads); // as good as drawn
+    }
+#endif
+
     MEMBER void fill(Brief &b, const TilePlace &t, const magi_item &it, int head) {
         b.head = head;
         b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
         b.limits = it.limits;
         b.start = it.start, b.run1 = it.run1, b.run0 = it.run0;
-        b.first = DQ ? first_query(t, it) : it.start;
+#if HEADS_INSIDE
+        order_blocks(b, t, it);
+#else
+        b.first = APART ? first_query(t, it) : it.start;
+#endif
         // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full
         // step.
         b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
@@ -161,17 +209,28 @@ struct Scheduler {
         place.head0 = head * p.group + split * heads;
         place.head1 = place.head0 + heads;
         place.item0 = t.item0, place.item1 = t.item0 + t.items;
+#if HEADS_INSIDE
+        place.forward = __umulhi(in, s.share.wave) & 1;
+#endif
     }
 
     MEMBER void run() {
         int work = blockIdx.x;
+#if HEADS_INSIDE
+        const bool inside = HEADS_INSIDE > 1 || 4 * p.tiles[p.tile_count / 2].steps < 3 * p.tiles[0].steps;
+        s.share.at_once = inside ? s.share.heads : 1;
+        s.share.wave = 0xFFFFFFFFu / gridDim.x + 1;
+#define HEADS_AT_ONCE s.share.at_once
+#else
+#define HEADS_AT_ONCE 1
+#endif
         while (work < s.share.work) {
             TilePlace &t = next_place();
             describe(t, work);
             load_keys(t);
             tiles++;
 #pragma unroll 1
-            for (int h = t.head0; h < t.head1; h++) {
+            for (int h = t.head0; h < t.head1; h += HEADS_AT_ONCE) {
 #pragma unroll 1
                 for (int i = t.item0; i < t.item1; i++) {
                     Brief &b = next_brief();
@@ -184,6 +243,7 @@ struct Scheduler {
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;
         }
         next_place().blocks = -1;
+        mbar_arrive_rest(AT(k_full) + 8 * stage());
         mbar_arrive(AT(k_full) + 8 * stage());
         next_brief().flags = -1;
         send();

@@ -152,7 +152,7 @@ DEV void step(WideConsumer<G> &c, const magi_attn_backward_params &params, const
     pin(c.dv);
     pin(c.dk);
     __syncwarp();
-    mbar_arrive_if(AT(empty) + 8 * i, c.lane == 0);
+    mbar_arrive_warp(AT(empty) + 8 * i, c.lane);
     c.n++;
     if constexpr (MORE) {
         products(c, s);
@@ -190,18 +190,18 @@ template <int G> DEV void consume_columns(const magi_attn_backward_params &p, Sh
             }
             asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
             step<G, false>(c, p, s, blocks == 1);
-            mbar_arrive_if(AT(v_empty), c.lane == 0);
+            mbar_arrive_warp(AT(v_empty), c.lane);
 #if DQ
             wait_for(AT(dq_empty) + 8 * G, (c.n * parts_of(G) & 1) ^ 1);
 #endif
             store_keys<64 * k_chunk(G), 64 * v_chunk(G)>(c.dk, c.dv, p, s, 0, c.row, 4 * G + c.row / 16, c.lane);
         } else {
-            mbar_arrive_if(AT(v_empty), c.lane == 0);
+            mbar_arrive_warp(AT(v_empty), c.lane);
             store_zeros(p, s.place[0], tid % 64, G);
         }
         phase = s.place[0].phase ^ 1;
         __syncwarp();
-        mbar_arrive_if(AT(k_empty), c.lane == 0);
+        mbar_arrive_warp(AT(k_empty), c.lane);
     }
     end_adding(s, G, c.lane);
 }

@@ -44,6 +44,13 @@ DEV void mbar_arrive_warp(u32 bar, int lane) {
     mbar_arrive_if(bar, RACECHECK || lane == 0);
 }
 
+// Before the arrival of one thread at a barrier at which otherwise a warp arrives: what is missing.
+DEV void mbar_arrive_rest(u32 bar) {
+#if RACECHECK
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "n"(WARP_ARRIVALS - 1) : "memory");
+#endif
+}
+
 // Arrives, and lets the phase end only after `bytes` more have been copied to shared memory.
 DEV void mbar_expect(u32 bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");

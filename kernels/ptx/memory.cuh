@@ -83,6 +83,21 @@ DEV void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
                  : "memory");
 }
 
+// Four 8 x 8 matrices of 16-bit elements, a row from each lane's address.
+DEV void ldmatrix_x4(u32 (&r)[4], u32 a) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
+}
+
+// The same, each matrix transposed: an address for each of its columns.
+DEV void stmatrix_x4_trans(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1),
+                 "r"(r2), "r"(r3)
+                 : "memory");
+}
+
 DEV float2 ld_shared_f32x2(u32 a) {
     float2 x;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(a) : "memory");
@@ -96,6 +111,10 @@ DEV void tma_add_3d(const TensorMap *m, u32 src, int c0, int c1, int c2) {
         "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"((u64)m),
         "r"(src), "r"(c0), "r"(c1), "r"(c2)
         : "memory");
+}
+
+DEV void st_shared_f32(u32 a, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(a), "f"(x) : "memory");
 }
 
 DEV void st_shared_f32x2(u32 a, float x, float y) {

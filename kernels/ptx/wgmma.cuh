@@ -1,6 +1,6 @@
 // Warpgroup matrix products m64nNk16 into f32: both operands from shared memory, both K-major (ss), both with rows
-// along k (MN-major, ss_t) or only B so (ss_bt), or A from registers and B MN-major (rs_t). d += a * b, and d = a * b
-// where add is 0. SPDX-License-Identifier: Apache-2.0
+// along k (MN-major, ss_t) or only A (ss_at) or B so (ss_bt), or A from registers and B MN-major (rs_t). d += a * b,
+// and d = a * b where add is 0. SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "math.cuh"
 
@@ -21,6 +21,13 @@ template <int N> DEV void pin(float (&x)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
         asm volatile("" : "+f"(x[i])::"memory");
+    }
+}
+
+template <int N> DEV void pin(u32 (&x)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < 4 * N; i++) {
+        asm volatile("" : "+r"(x[i / 4][i % 4])::"memory");
     }
 }
 
@@ -64,11 +71,23 @@ DEV constexpr u64 smem_desc(u32 addr, u32 leading, u32 stride) {
                      : LIST                                                                                            \
                      : "l"(a), "l"(b), "r"(add));                                                                      \
     }                                                                                                                  \
+    DEV void wgmma_ss_at(float (&d)[N / 2], u64 a, u64 b, int add) {                                                   \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
+                     "k16.f32." WGMMA_DTYPE " {" REGS "}, " I0 ", " I1 ", p, 1, 1, 1, 0; }"                            \
+                     : LIST                                                                                            \
+                     : "l"(a), "l"(b), "r"(add));                                                                      \
+    }                                                                                                                  \
     DEV void wgmma_ss_bt(float (&d)[N / 2], u64 a, u64 b, int add) {                                                   \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
                      "k16.f32." WGMMA_DTYPE " {" REGS "}, " I0 ", " I1 ", p, 1, 1, 0, 1; }"                            \
                      : LIST                                                                                            \
                      : "l"(a), "l"(b), "r"(add));                                                                      \
+    }                                                                                                                  \
+    DEV void wgmma_rs(float (&d)[N / 2], const u32(&a)[4], u64 b, int add) {                                           \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " I5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
+                     "k16.f32." WGMMA_DTYPE " {" REGS "}, {" I0 ", " I1 ", " I2 ", " I3 "}, " I4 ", p, 1, 1, 0; }"     \
+                     : LIST                                                                                            \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                  \
     }                                                                                                                  \
     DEV void wgmma_rs_t(float (&d)[N / 2], const u32(&a)[4], u64 b, int add) {                                         \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " I5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \

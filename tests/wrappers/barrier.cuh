@@ -41,6 +41,18 @@ static void mbar_arrive_if(u32 bar, bool yes) {
         mbar_arrive(bar);
     }
 }
+#ifndef RACECHECK
+#define RACECHECK 0
+#endif
+static constexpr u32 WARP_ARRIVALS = RACECHECK ? 32 : 1;
+static void mbar_arrive_warp(u32 bar, int lane) {
+    mbar_arrive_if(bar, RACECHECK || lane == 0);
+}
+static void mbar_arrive_rest(u32 bar) {
+    for (u32 i = 1; i < WARP_ARRIVALS; i++) {
+        mbar_arrive(bar);
+    }
+}
 static bool mbar_test(u32 bar, u32 parity) {
     return (mbarrier(bar).phase & 1) != (parity & 1);
 }

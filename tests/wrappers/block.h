@@ -38,6 +38,9 @@ static int max(int a, int b) {
 static int min(int a, int b) {
     return a < b ? a : b;
 }
+static unsigned __umulhi(unsigned a, unsigned b) {
+    return (unsigned)((unsigned long long)a * b >> 32);
+}
 static float __fmaf_rn(float a, float b, float c) {
     return fmaf(a, b, c);
 }

@@ -18,6 +18,7 @@ template <int N> static void wgmma_wait() {
     }
 }
 template <int N> static void pin(float (&)[N]) {}
+template <int N> static void pin(u32 (&)[N][4]) {}
 
 static constexpr u64 smem_desc(u32 address, u32 leading, u32 stride) {
     return (u64)((address & 0x3FFFF) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | 1ull << 62;
@@ -73,10 +74,13 @@ template <int N> static void wgmma_ss(float (&d)[N], u64 a, u64 b, int add) {
 template <int N> static void wgmma_ss_t(float (&d)[N], u64 a, u64 b, int add) {
     later(d, a, b, false, false, add);
 }
+template <int N> static void wgmma_ss_at(float (&d)[N], u64 a, u64 b, int add) {
+    later(d, a, b, false, true, add);
+}
 template <int N> static void wgmma_ss_bt(float (&d)[N], u64 a, u64 b, int add) {
     later(d, a, b, true, false, add);
 }
-template <int N> static void wgmma_rs_t(float (&d)[N], const u32 (&a)[4], u64 b, int add) {
+template <int N> static void from_registers(float (&d)[N], const u32 (&a)[4], u64 b, bool b_k_major, int add) {
     const unsigned self = threadIdx.x;
     std::array<u32, 4> own;
     memcpy(own.data(), a, 16);
@@ -90,6 +94,12 @@ template <int N> static void wgmma_rs_t(float (&d)[N], const u32 (&a)[4], u64 b,
         const auto of_a = [=](int r, int k) {
             return widened((u16)(quad[k % 8 / 2][k / 8 * 2 + r % 16 / 8] >> 16 * (k & 1)));
         };
-        multiply(d, of_a, b, false, add, self);
+        multiply(d, of_a, b, b_k_major, add, self);
     });
+}
+template <int N> static void wgmma_rs(float (&d)[N], const u32 (&a)[4], u64 b, int add) {
+    from_registers(d, a, b, true, add);
+}
+template <int N> static void wgmma_rs_t(float (&d)[N], const u32 (&a)[4], u64 b, int add) {
+    from_registers(d, a, b, false, add);
 }

@@ -121,6 +121,19 @@ impl Split {
         Split { owners, parts }
     }
 
+    /// Key heads whose tiles are walked, longest first, before those of the next: a divisor of all, if possible not more
+    /// than `fit`, but so many that no block is without a tile of them. With fewer, the long tiles of the last heads
+    /// would begin late, and most blocks would wait for their end.
+    fn section(&self, heads: i64, processors: i64, fit: i64) -> i64 {
+        let each = self.owners / heads * self.parts;
+        let fills = |n: i64| n * each >= processors || n == heads;
+        (1..=heads)
+            .filter(|n| heads % n == 0)
+            .rfind(|&n| n <= fit && fills(n))
+            .or_else(|| (1..=heads).find(|&n| heads % n == 0 && fills(n)))
+            .unwrap_or(heads)
+    }
+
     /// Bytes of workspace for the parts.
     pub fn piece_bytes(&self, kernel: &BackwardKernel) -> usize {
         if self.parts == 1 {
@@ -170,8 +183,8 @@ impl KeysLaunch<'_> {
             return Ok(());
         }
         let maps = backward_maps::of_keys(o, outputs.dq.as_ref(), self.kernel)?;
-        let params = self.params(o, outputs, &maps);
         let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
+        let params = self.params(o, outputs, &maps, processors);
         let launch = Launch {
             shared_bytes: self.kernel.shared_bytes,
             overlap_previous: true, // which makes the row sums
@@ -183,7 +196,13 @@ impl KeysLaunch<'_> {
         unsafe { launch.run(self.gpu, self.kernel.function, on, &mut arguments) }
     }
 
-    fn params(&self, o: &Operands, out: &KeysOutputs, maps: &BackwardMaps) -> BackwardParams {
+    fn params(
+        &self,
+        o: &Operands,
+        out: &KeysOutputs,
+        maps: &BackwardMaps,
+        processors: i64,
+    ) -> BackwardParams {
         let (shape, split) = (self.shape, self.split.parts);
         let data = |pair: &[Option<Tensor>; 2]| pair.each_ref().map(|t| t.map_or(null_mut(), |t| t.data()));
         let stride =
@@ -219,7 +238,7 @@ impl KeysLaunch<'_> {
             tile_count: self.list.count,
             heads_kv: shape.heads_kv as i32,
             group: (shape.heads_q / shape.heads_kv) as i32,
-            section: self.section(o, out) as i32,
+            section: self.section(o, out, processors) as i32,
             splits: split as i32,
             tokens_q: o.q.tokens() as i32,
             head_dim: shape.head_dim as i32,
@@ -233,18 +252,15 @@ impl KeysLaunch<'_> {
         }
     }
 
-    /// Key heads whose queries, gradients of out and sums of dq stay in the L2 cache together: a divisor of all.
-    fn section(&self, o: &Operands, out: &KeysOutputs) -> i64 {
+    /// Key heads walked together: as many as have their queries, gradients of out and sums of dq in the L2 cache.
+    fn section(&self, o: &Operands, out: &KeysOutputs, processors: i64) -> i64 {
         let shape = self.shape;
         let size = shape.dtype.size() as i64;
         let sums = out.dq.map_or(0, |_| shape.head_dim * size_of::<f32>() as i64);
         let row = (shape.head_dim + shape.head_dim_v) * size + sums;
         let bytes = o.q.tokens() * (shape.heads_q / shape.heads_kv) * row;
         let fit = i64::from(self.gpu.properties().l2_bytes) * 5 / 8 / bytes.max(1);
-        (1..=shape.heads_kv)
-            .rev()
-            .find(|n| shape.heads_kv % n == 0 && *n <= fit)
-            .unwrap_or(1)
+        self.split.section(shape.heads_kv, processors, fit)
     }
 }
 
@@ -271,5 +287,22 @@ mod tests {
         assert_eq!(parts(1, 16, 16), 1, "a head of its own each");
         assert_eq!(parts(0, 8, 2), 1, "nothing");
         assert_eq!(parts(1, 64, 1), 64, "one tile");
+    }
+
+    #[test]
+    fn sections_are_as_long_as_the_device_is_wide() {
+        let section = |tiles, heads, fit| {
+            let split = Split {
+                owners: tiles * heads,
+                parts: 1,
+            };
+            split.section(heads, 132, fit)
+        };
+        assert_eq!(section(64, 8, 0), 4, "two heads have 128 tiles");
+        assert_eq!(section(64, 8, 8), 8, "all fit");
+        assert_eq!(section(256, 8, 0), 1);
+        assert_eq!(section(256, 8, 3), 2, "a divisor");
+        assert_eq!(section(32, 6, 1), 6, "never filled by fewer");
+        assert_eq!(section(8, 4, 1), 4, "not even by all");
     }
 }
