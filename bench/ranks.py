@@ -49,10 +49,11 @@ class Config(magi.Sized):
         ("forward_gflops", C.c_int64 * 3),
         ("backward_gflops", C.c_int64 * 3),
         *((name, C.c_int64) for name in ("link_mb_per_s", "link_latency_ns", "kernel_latency_ns")),
-        *((name, C.c_int32) for name in ("placement", "effort", "degree_forward", "degree_backward", "dsink_reduce")),
+        *((name, C.c_int32) for name in ("placement", "effort", "degree_forward", "degree_backward")),
+        *((name, C.c_int32) for name in ("bwd_hide_tail_reduce", "dsink_reduce")),
         *((name, C.c_int32) for name in ("backward_high_precision_reduce", "hierarchical_comm", "qo_comm")),
-        *((name, C.c_int32) for name in ("forward_high_precision_reduce", "sanity_check")),
-        *((name, C.c_int32) for name in ("backend", "deterministic", "forward_sm_margin", "backward_sm_margin")),
+        *((name, C.c_int32) for name in ("forward_high_precision_reduce", "sanity_check", "backend", "deterministic")),
+        *((name, C.c_int32) for name in ("forward_sm_margin", "backward_sm_margin")),
         *((name, C.c_void_p) for name in ("alloc", "free", "userdata")),
     ]
 

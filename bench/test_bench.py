@@ -19,13 +19,16 @@ import xml.etree.ElementTree as ET
 from contextlib import redirect_stderr, redirect_stdout
 
 import attention
+import calibrate
 import distributed
+import group
 import host
 import host_dist
 import magi
 import masks
 import plot
 import ranks
+import rates
 import results
 from row import Row
 
@@ -52,7 +55,7 @@ class Layout(unittest.TestCase):
     @unittest.skipUnless(shutil.which("cc"), "no C compiler")
     def test_structs_and_constants(self):
         lines = ["#include <magi_attn.h>"]
-        for name, struct in {**magi.STRUCTS, **ranks.STRUCTS}.items():
+        for name, struct in {**magi.STRUCTS, **ranks.STRUCTS, **group.STRUCTS}.items():
             lines.append(f'_Static_assert(sizeof({name}) == {magi.C.sizeof(struct)}, "{name}");')
             for field, _ in struct._fields_:
                 offset = getattr(struct, field).offset
@@ -223,7 +226,7 @@ class LocalRanks(unittest.TestCase):
         self.assertFalse(local.data.check(8, 5)["good"])
 
     def test_settings_reach_the_plan(self):
-        plan = self.local(2, mask="full", chunk_size=8, degree_backward=2).plan
+        plan = self.local(2, mask="full", chunk_size=8, degree_backward=2, bwd_hide_tail_reduce=0).plan
         self.assertEqual((plan["chunk_size"], len(plan["predicted_stages"])), (8, 3))
         # What stages receive is what the rank receives; k and v of 2 heads and 16 f32 each, and their gradients back.
         received = sum(stage["tokens_received"] for stage in plan["predicted_stages"])
@@ -267,6 +270,68 @@ class LocalRanks(unittest.TestCase):
         self.assertIn("585   2.00 | timed", lines[1])
         self.assertTrue(lines[2].endswith("wrong"))
         self.assertEqual({line.rindex("|") for line in lines}, {lines[0].rindex("|")})
+
+
+class Rates(unittest.TestCase):
+    """What calibrate.py makes of times, and that the library takes what it prints."""
+
+    RATES = {
+        "forward_gflops": [1, 2, 3],
+        "backward_gflops": [4, 5, 6],
+        "link_mb_per_s": 7,
+        "link_latency_ns": 8,
+        "kernel_latency_ns": 9,
+    }
+
+    def test_lines(self):
+        points = [(10.0**i, 30.0 + 0.5 * 10**i) for i in range(5)]
+        start, slope = rates.line(points)
+        self.assertAlmostEqual(start, 30)
+        self.assertAlmostEqual(slope, 0.5)
+        self.assertEqual(rates.line([(4.0, 8.0)]), (0.0, 2.0))
+        # No latency is below nothing, and no link gets quicker with what it carries.
+        for points in ([(1.0, 0.5), (2.0, 2.0)], [(1.0, 4.0), (2.0, 2.0)]):
+            start, slope = rates.line(points)
+            self.assertEqual(start, 0)
+            self.assertGreater(slope, 0)
+
+    def test_rates(self):
+        def row(what, kind, dim, ms, flops):
+            return {"what": what, "pass": kind, "head_dim": dim, "ms": ms, "flops": flops}
+
+        # 600 TFLOP/s forward and 300 backward beyond 0.01 and 0.03 ms; 100 GB/s beyond 20 us.
+        rows = [row("tiny", "forward", 128, 0.01, 1), row("tiny", "backward", 128, 0.03, 1)]
+        rows += [row("kernel", "forward", 128, 0.01 + ms, ms * 6e11) for ms in (2.0, 1.0)]
+        rows += [row("kernel", "backward", 128, 0.03 + ms, ms * 3e11) for ms in (4.0, 2.0)]
+        rows += [{"what": "link", "bytes_received": n * 10**6, "ms": 0.02 + n * 0.01} for n in (1, 10, 100)]
+        found = rates.rates_of(rows, self.RATES)
+        want = {"forward_gflops": [1, 600_000, 3], "backward_gflops": [4, 300_000, 6], "link_mb_per_s": 100_000}
+        self.assertEqual(found, {**want, "link_latency_ns": 20_000, "kernel_latency_ns": 20_000})
+        self.assertEqual(rates.rates_of([], self.RATES), self.RATES)
+
+    def test_exchanges_of_every_size(self):
+        self.assertEqual(calibrate.rows_of_size(4096 * 30, 4, 2), (10, 4096 * 30))
+        self.assertEqual(calibrate.rows_of_size(1, 3, 2), (1, 8192))
+
+    def test_the_command(self):
+        words = ["--device", "cpu", "--world", "2", "--head-dims", "64", "--tokens", "32", "--rounds", "3", "--warmup", "1"]
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()):
+            path = os.path.join(folder, "rates.json")
+            self.assertEqual(calibrate.main([*words, "--library", library().path, "--out", path]), 0)
+            found = results.load(path)
+        self.assertEqual([row["what"] for row in found["rows"]], ["kernel"] * 4 + ["tiny"] * 2 + ["link"] * 2)
+        self.assertEqual([row["bytes_received"] for row in found["rows"][-2:]], [8192, 65536])
+        self.assertTrue(all(row["ms"] > 0 for row in found["rows"]))
+        self.assertEqual(found["rates"]["forward_gflops"][1:], rates.defaults_of(ranks.config_of(library(), {}))["forward_gflops"][1:])
+        self.assertIn(f"MAGI_ATTENTION_RATES='{found['text']}'", printed.getvalue())
+        self.assertIn(f"config.link_mb_per_s = {found['rates']['link_mb_per_s']};", printed.getvalue())
+
+    def test_the_library_takes_the_text(self):
+        program = "import magi, ranks, rates, sys; print(rates.defaults_of(ranks.config_of(magi.Library(sys.argv[1]), {})))"
+        environment = {**os.environ, "MAGI_ATTENTION_RATES": rates.text(self.RATES), "PYTHONPATH": os.path.dirname(calibrate.__file__)}
+        command = [sys.executable, "-c", program, os.path.abspath(library().path)]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+        self.assertEqual(done.stdout.strip(), str(self.RATES), done.stderr)
 
 
 class Faults(unittest.TestCase):

@@ -3,7 +3,7 @@
 
 enum { TOKENS = 4096, WORLD = 4, INTER = 2, INTRA = 2 };
 
-static magi_key *key_of(const magi_comm *comm, int32_t forward, int32_t backward, int32_t hierarchical) {
+static magi_key *key_of(const magi_comm *comm, int32_t forward, int32_t backward, int32_t hide, int32_t hierarchical) {
     magi_mask *mask = causal_mask(TOKENS);
     const magi_attn_shape shape = shape_of(2, 1, 64, 64, MAGI_DTYPE_BF16);
     magi_config config = default_config();
@@ -11,6 +11,7 @@ static magi_key *key_of(const magi_comm *comm, int32_t forward, int32_t backward
     config.chunk_size = 64;
     config.degree_forward = forward;
     config.degree_backward = backward;
+    config.bwd_hide_tail_reduce = hide;
     config.hierarchical_comm = hierarchical;
     config.link_mb_per_s = 1500; // slow enough for waits
     CHECK_OK(magi_key_create(comm, mask, &shape, &config, &key));
@@ -44,7 +45,8 @@ static int64_t larger(int64_t a, int64_t b) {
 }
 
 // One pass of one rank: stages add up to the rank's figures, follow each other, and end when the rank is said to.
-static void check_pass(const magi_key *key, int32_t pass, int32_t rank, int64_t stages, int32_t degree) {
+// `host` is the host stage, -1 for none.
+static void check_pass(const magi_key *key, int32_t pass, int32_t rank, int64_t stages, int32_t host) {
     const magi_rank_stats of_rank = rank_stats_of(key, rank);
     int64_t area = 0, sent = 0, received = 0, end = 0, free_at = 0, waits = 0;
     for (int32_t i = 0; i < stages; i++) {
@@ -52,7 +54,7 @@ static void check_pass(const magi_key *key, int32_t pass, int32_t rank, int64_t 
         area += s.area;
         sent += s.tokens_sent;
         received += s.tokens_received;
-        if (degree > 0 && i == 0) {
+        if (i == host) {
             CHECK_INT(s.tokens_received, 0);
             CHECK_INT(s.fetch_end_ns, s.fetch_start_ns);
         }
@@ -80,15 +82,18 @@ static void stages(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     static const int32_t degrees[][2] = {{0, 0}, {1, 2}, {3, 1}, {2, 2}};
     (void)data;
     for (size_t d = 0; d < sizeof degrees / sizeof *degrees; d++) {
-        const int32_t forward = degrees[d][0], backward = degrees[d][1];
-        magi_key *key = key_of(comm, forward, backward, 0);
+        const int32_t forward = degrees[d][0], backward = degrees[d][1], hide = (int32_t)d % 3;
+        magi_key *key = key_of(comm, forward, backward, hide, 0);
         const magi_key_stats s = stats_of(key);
         CHECK_INT(s.stages_forward, forward + 1);
-        CHECK_INT(s.stages_backward, backward + 1);
+        CHECK_INT(s.stages_backward, backward + 1 + (hide == 2));
         int64_t slowest[2] = {0, 0};
         for (int32_t r = 0; r < size; r++) {
-            check_pass(key, MAGI_PASS_FORWARD, r, s.stages_forward, forward);
-            check_pass(key, MAGI_PASS_BACKWARD, r, s.stages_backward, backward);
+            check_pass(key, MAGI_PASS_FORWARD, r, s.stages_forward, forward > 0 ? 0 : -1);
+            check_pass(key, MAGI_PASS_BACKWARD, r, s.stages_backward,
+                       backward == 0 ? -1
+                       : hide == 0   ? 0
+                                     : backward + hide - 1);
             slowest[0] = larger(slowest[0], rank_stats_of(key, r).forward_ns);
             slowest[1] = larger(slowest[1], rank_stats_of(key, r).backward_ns);
         }
@@ -98,7 +103,7 @@ static void stages(magi_comm *comm, int32_t rank, int32_t size, void *data) {
         CHECK(rank_stats_of(key, 0).forward_wait_ns > 0);
         magi_key_destroy(key);
     }
-    magi_key *key = key_of(comm, 1, 2, 0);
+    magi_key *key = key_of(comm, 1, 2, 1, 0);
     magi_stage_stats one;
     one.size = sizeof one;
     one.area = -5;
@@ -116,14 +121,14 @@ static void stages(magi_comm *comm, int32_t rank, int32_t size, void *data) {
 // What crosses hosts and what stays inside adds up, and two levels cross less.
 static void hosts(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     (void)data;
-    magi_key *flat = key_of(comm, 1, 1, 0);
+    magi_key *flat = key_of(comm, 1, 1, -1, 0);
     magi_key_stats s = stats_of(flat);
     CHECK_INT(s.tokens_inter_host, -1);
     CHECK_INT(s.tokens_intra_host, -1);
     CHECK_INT(rank_stats_of(flat, rank).tokens_sent_inter_host, -1);
     CHECK_INT(rank_stats_of(flat, rank).tokens_received_intra_host, -1);
     CHECK_OK(magi_comm_set_mesh(comm, INTER, INTRA));
-    magi_key *keys[2] = {flat, key_of(comm, 1, 1, 1)};
+    magi_key *keys[2] = {flat, key_of(comm, 1, 1, -1, 1)};
     int64_t crossing[2];
     for (int i = 0; i < 2; i++) {
         int64_t sums[4] = {0, 0, 0, 0};

@@ -16,6 +16,7 @@ static void defaults(void) {
     CHECK(c.forward_gflops[1] > 0 && c.backward_gflops[1] > 0 && c.link_mb_per_s > 0);
     CHECK_INT(c.degree_forward, 1);
     CHECK_INT(c.degree_backward, 1);
+    CHECK_INT(c.bwd_hide_tail_reduce, -1);
     CHECK_INT(c.dsink_reduce, MAGI_DSINK_REDUCE_NONE);
     CHECK_INT(c.backward_high_precision_reduce, 0);
     CHECK_INT(c.sanity_check, 0);
@@ -81,6 +82,7 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     c.deterministic = 1;
     c.forward_sm_margin = c.backward_sm_margin = 1024;
     c.placement = MAGI_PLACEMENT_SEQUENTIAL;
+    c.bwd_hide_tail_reduce = 2;
     CHECK_OK(magi_key_create(comm, mask, &shape, &c, &key));
     magi_key_stats stats;
     stats.size = sizeof stats;

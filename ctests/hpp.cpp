@@ -253,6 +253,7 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     const magi_attn_shape shape = magi::attn_shape(heads, 1, dim, MAGI_DTYPE_F64);
     magi_config config = magi::config();
     config.chunk_size = 3;
+    config.profile = 1;
     const magi::key key(comm, m, shape, config), same(comm, m, shape, &config), other(comm, m, shape);
     CHECK(key.hash() == same.hash() && key.hash() != other.hash());
     key.prepare();
@@ -266,6 +267,7 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     const std::string words = key.explain();
     CHECK_HAS(words.c_str(), "forward pass of this rank");
     CHECK(words.back() == '\n' && key.draw().find("</svg>") != std::string::npos);
+    throws(MAGI_STATUS_INVALID_ARGUMENT, "config.profile", [&] { other.trace(); });
     CHECK_INT(key.stats().tokens_inter_host, -1);
     comm.set_mesh(1, 3);
     CHECK_INT(key.stats().tokens_inter_host, 0);
@@ -303,6 +305,9 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     b.dk = &tdk;
     b.dv = &tdv;
     magi::calc_attn_backward(key, b);
+    CHECK(key.stage_times(MAGI_PASS_BACKWARD, 1).pass_ns > 0);
+    CHECK(key.trace().find("backward stage 1: compute") != std::string::npos);
+    CHECK(key.draw_profile().find("measured above predicted") != std::string::npos);
 
     std::vector<double> whole(p.q.size()), half(p.k.size());
     magi::undispatch(key, MAGI_SIDE_Q, tout, p.wide(whole));

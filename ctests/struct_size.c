@@ -109,6 +109,11 @@ static void outputs(const one_rank *o) {
     CHECK_SIZES(stage, magi_key_get_stage_stats(o->key, MAGI_PASS_BACKWARD, 0, 0, &stage.known), "stats", 0);
     CHECK_INT(stage.known.area, 21);
     CHECK_INT(stage.known.size, sizeof stage);
+    LATER(magi_stage_times) times;
+    memset(&times, 0x5a, sizeof times);
+    // The size is taken, and what is refused is a key that measures nothing.
+    CHECK_SIZES(times, magi_key_get_stage_times(o->key, MAGI_PASS_BACKWARD, 0, &times.known), "times",
+                MAGI_STATUS_INVALID_ARGUMENT);
 }
 
 int main(void) {

@@ -839,14 +839,18 @@ typedef struct magi_config {
     int32_t deterministic;
     /**
      * Multiprocessors that the forward kernel leaves to communication in stages that overlap it, 0 to 1024; -1 for the
-     * default: none beside one exchange, which is launched first, and 8 where exchanges follow each other. Ranks may differ
-     * in this and the next field.
+     * default. Ranks may differ in this and the next field.
      */
     int32_t forward_sm_margin;
     /**
      * The same for the backward kernels.
      */
     int32_t backward_sm_margin;
+    /**
+     * 0 or 1: measure each attention call on the key, for magi_key_get_stage_times, magi_key_trace and
+     * magi_key_draw_profile, and name its parts for profilers that follow NVTX (0). Ranks may differ.
+     */
+    int32_t profile;
     /**
      * Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
      * takes it from the system, or from the CUDA device. Both
@@ -1271,6 +1275,55 @@ typedef struct magi_stage_stats {
      */
     int64_t queries_sent;
 } magi_stage_stats;
+
+/**
+ * One stage of the last measured call of a pass on this rank, in nanoseconds from the start of the call's work. Times end
+ * where they start when there was nothing to do. On a CUDA device they are those of events on the streams; in host memory
+ * those of the host's clock, where a transfer ends when this rank has taken what came in.
+ */
+typedef struct magi_stage_times {
+    /**
+     * sizeof(magi_stage_times), set by the caller.
+     */
+    size_t size;
+    /**
+     * Its fetch has what it needs, and the transfers before it are over. Includes waiting for ranks that are late.
+     */
+    int64_t fetch_start_ns;
+    /**
+     * Its keys, and queries of others, are there.
+     */
+    int64_t fetch_end_ns;
+    /**
+     * Its kernels begin.
+     */
+    int64_t compute_start_ns;
+    /**
+     * They have ended.
+     */
+    int64_t compute_end_ns;
+    /**
+     * Backward: its gradients start to go back. Where queries travel: results of its queries too, also forward.
+     */
+    int64_t reduce_start_ns;
+    /**
+     * Those of the other ranks are there, to be added.
+     */
+    int64_t reduce_end_ns;
+    /**
+     * How long nothing was computed because of its fetch: the caller's stream stood still.
+     */
+    int64_t fetch_wait_ns;
+    /**
+     * How long nothing was computed because of its reduction.
+     */
+    int64_t reduce_wait_ns;
+    /**
+     * The whole call, from the start of its work to its end; the same in every stage. The waits of all stages, divided by it,
+     * are the share of communication that computing did not hide.
+     */
+    int64_t pass_ns;
+} magi_stage_times;
 
 /**
  * Arguments of magi_calc_attn_forward. Start from MAGI_FORWARD_ARGS_INIT. "acc" is the accumulator type: f64 for f64
@@ -1714,21 +1767,6 @@ magi_status magi_comm_split_mesh(const struct magi_comm *comm,
 magi_status magi_comm_device(const struct magi_comm *comm, int32_t *device_type, int32_t *device_index);
 
 /**
- * Bytes that this rank has sent to other ranks, and received from them, in exchanges since the communicator was made:
- * what keys, movement and group collectives move, counted when it starts. A forward pass on a key adds bytes_sent and
- * bytes_received of its magi_rank_stats, and 4 bytes a query head for every other rank if max_logits is asked for on a CUDA
- * device.
- *
- * Errors: NULL_POINTER, POISONED. Any thread.
- *
- * # Safety
- * `sent` and `received` must each point to an int64_t.
- */
-magi_status magi_comm_traffic(const struct magi_comm *comm,
-                              int64_t *sent,
-                              int64_t *received);
-
-/**
  * MAGI_STATUS_OK while the communicator is good, else what ended it, which magi_last_error_message then explains.
  * Any thread at any time.
  */
@@ -2012,14 +2050,10 @@ magi_status magi_key_create(const struct magi_comm *comm,
 
 /**
  * Compares plans with all ranks and takes workspace, so that later calls neither allocate nor compare. The first
- * collective call on a key does it when this was not called. On a CUDA device it also loads kernels, which it compiles where
- * that was not done ahead of time, and uploads tile lists for calls without softcap and max_logits; the first call with
- * one of them adds its own. Not while `stream` is captured.
+ * collective call on a key does it when this was not called.
  *
  * Errors: NULL_POINTER, PLAN_MISMATCH (on every rank, naming ranks and hashes), OUT_OF_MEMORY (on every rank), HANDLE_BUSY,
- * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device also DEVICE_MISMATCH (a stream of another one),
- * NOT_SUPPORTED (config.backend is FFA and cannot, or a captured stream), CUDA_FAILED, COMPILE_FAILED (the other ranks get
- * OUT_OF_MEMORY, which names this one). Collective.
+ * COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
  */
 magi_status magi_key_prepare(const struct magi_key *key,
                              magi_stream stream);
@@ -2070,12 +2104,9 @@ magi_status magi_key_get_stats(const struct magi_key *key, struct magi_key_stats
 magi_status magi_key_get_rank_stats(const struct magi_key *key, int32_t rank, struct magi_rank_stats *stats);
 
 /**
- * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys. On a CUDA
- * device what kernels work in is part of it, so the first call loads kernels and uploads the key's tile lists, as
- * magi_key_prepare does.
+ * Bytes of workspace that forward and backward of this key use. The communicator holds the largest of its keys.
  *
- * Errors: NULL_POINTER, COMM_DESTROYED, POISONED; on a CUDA device also OUT_OF_MEMORY, NOT_SUPPORTED, CUDA_FAILED,
- * COMPILE_FAILED. Any thread.
+ * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
  *
  * # Safety
  * `bytes` must point to a size_t.
@@ -2113,6 +2144,54 @@ magi_status magi_key_get_stage_stats(const struct magi_key *key,
                                      int32_t rank,
                                      int32_t stage,
                                      struct magi_stage_stats *stats);
+
+/**
+ * Fills `times`, whose `size` the caller has set, with what stage `stage` of the last call of `pass` (a magi_pass) on a key with
+ * config.profile was measured to do on this rank. Keys of equal requests share a plan, and so their last call. Reductions of
+ * max_logits and dsink over ranks count to no stage. A call in a graph that is being captured is not measured. Waits until the
+ * device has done what was enqueued.
+ *
+ * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT (stage; the key was made without config.profile; no call came
+ * to its end), CUDA_FAILED, HANDLE_BUSY, COMM_DESTROYED, POISONED, and what ended the communicator. One call at a time on the
+ * communicator; not collective.
+ *
+ * # Safety
+ * `times` must point to a magi_stage_times.
+ */
+magi_status magi_key_get_stage_times(const struct magi_key *key,
+                                     int32_t pass,
+                                     int32_t stage,
+                                     struct magi_stage_times *times);
+
+/**
+ * The last measured calls of both passes in the trace event format (JSON), which chrome://tracing and ui.perfetto.dev show: the
+ * rank is a process with rows for what was computed, fetched and reduced; waits lie in the row of what is computed. Times start
+ * with the first call. To see several ranks side by side, join their lists `traceEvents`; clocks of ranks are not compared.
+ *
+ * `json`: room for `*size` bytes, or NULL to ask; `*size` becomes the size, the ending zero byte included. A call in between may
+ * change it. Errors: NULL_POINTER, BUFFER_TOO_SMALL, and as magi_key_get_stage_times. One call at a time on the communicator;
+ * not collective.
+ *
+ * # Safety
+ * `json` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_key_trace(const struct magi_key *key,
+                           char *json,
+                           size_t *size);
+
+/**
+ * Draws the last measured calls of both passes on this rank as SVG, each above its prediction on one line of time: lanes of
+ * computing, fetching and reducing, by stage; waits hatched, with their share in the caption. Follows the viewer's light or dark
+ * scheme.
+ *
+ * `svg`: as `json` of magi_key_trace. Errors: as there. One call at a time on the communicator; not collective.
+ *
+ * # Safety
+ * `svg` must be NULL or have room for `*size` bytes; `size` must point to a size_t.
+ */
+magi_status magi_key_draw_profile(const struct magi_key *key,
+                                  char *svg,
+                                  size_t *size);
 
 /**
  * Plans another mask with the same totals for tokens that lie as `key` placed them: dispatched tensors of one key fit
@@ -2355,9 +2434,7 @@ magi_status magi_compute_pad_size(int64_t total,
  *
  * Errors: NULL_POINTER, STRUCT_SIZE, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
  * INVALID_ARGUMENT, HANDLE_BUSY, COMM_DESTROYED, POISONED; PLAN_MISMATCH, OUT_OF_MEMORY when the key was not prepared;
- * COMM_FAILED, TIMEOUT, ABORTED; on a CUDA device NOT_SUPPORTED (config.backend is FFA and cannot compute this call, or a
- * captured stream with more than one rank), CUDA_FAILED. Collective: every rank of the key calls it, also one without
- * tokens.
+ * COMM_FAILED, TIMEOUT, ABORTED. Collective: every rank of the key calls it, also one without tokens.
  *
  * # Safety
  * `args` must be NULL or as its type says, its tensors as magi_tensor says.
@@ -2499,7 +2576,7 @@ magi_status magi_group_plan_prepare(const struct magi_group_plan *plan,
 
 /**
  * Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
- * tensors and no reduction, unless many small pieces go between two ranks and travel packed.
+ * tensors and no reduction.
  *
  * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
  *

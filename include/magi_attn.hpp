@@ -475,6 +475,21 @@ class key : public detail::handle<magi_key, magi_key_destroy> {
     std::string draw() const {
         return detail::text([&](char *svg, std::size_t *size) { return magi_key_draw(get(), svg, size); });
     }
+    // What the last call of a pass was measured to do on this rank, with config.profile.
+    magi_stage_times stage_times(magi_pass pass, std::int32_t stage) const {
+        magi_stage_times t{};
+        t.size = sizeof t;
+        check(magi_key_get_stage_times(get(), pass, stage, &t));
+        return t;
+    }
+    // The last measured calls in the trace event format.
+    std::string trace() const {
+        return detail::text([&](char *json, std::size_t *size) { return magi_key_trace(get(), json, size); });
+    }
+    // The picture of the last measured calls above what was predicted, as SVG.
+    std::string draw_profile() const {
+        return detail::text([&](char *svg, std::size_t *size) { return magi_key_draw_profile(get(), svg, size); });
+    }
     std::size_t workspace_size() const {
         return detail::out<std::size_t>([&](auto *p) { return magi_key_workspace_size(get(), p); });
     }

@@ -10,7 +10,7 @@ use common::any_mask;
 use common_backend::{Layout, Random, operands, random_sink, shape};
 use common_ranks::{Job, assert_close, over_ranks};
 use common_reference::{Arithmetic, attention};
-use magi_attn::types::{Config, DType, Mask, MaskType, PlacementKind, Range, TypedSlice};
+use magi_attn::types::{Config, DType, HostStage, Mask, MaskType, PlacementKind, Range, TypedSlice};
 use proptest::prelude::*;
 
 const LAYOUTS: [Layout; 4] = [
@@ -25,6 +25,8 @@ const LAYOUTS: [Layout; 4] = [
 struct Setting {
     world: usize,
     degrees: [i32; 2],
+    /// When backward computes the host stage: a number of `HostStage`.
+    order: i64,
     chunk_size: i64,
     sequential: bool,
     /// Key heads, query heads of each, head dimensions.
@@ -39,18 +41,25 @@ struct Setting {
 }
 
 fn any_setting() -> impl Strategy<Value = Setting> {
-    let plan = (1..=8usize, [0..=8i32, 0..=8i32], 0..=20i64, any::<bool>());
+    let plan = (
+        1..=8usize,
+        [0..=8i32, 0..=8i32],
+        -1..=2i64,
+        0..=20i64,
+        any::<bool>(),
+    );
     let shape = ([1..=2i64, 1..=3i64], [8..=20i64, 8..=20i64], 0..4usize);
     let rest = (0..=8usize, any::<bool>(), any::<bool>(), any::<u64>());
     (plan, shape, rest).prop_map(
         |(
-            (world, degrees, chunk_size, sequential),
+            (world, degrees, order, chunk_size, sequential),
             (heads, dims, layout),
             (sinks, per_token, capped, seed),
         )| {
             Setting {
                 world,
                 degrees,
+                order,
                 chunk_size,
                 sequential,
                 heads,
@@ -89,6 +98,7 @@ fn check(mask: &Mask, t: &Setting) {
     job.layout = LAYOUTS[t.layout];
     job.config = Config {
         degree_backward: t.degrees[1],
+        bwd_hide_tail_reduce: HostStage::numbered(t.order).unwrap(),
         placement: if t.sequential {
             PlacementKind::Sequential
         } else {
@@ -126,6 +136,7 @@ fn check_on_all_worlds(slices: &[TypedSlice], total_q: i64, total_k: i64) {
             let setting = Setting {
                 world,
                 degrees: [degree, 3 - degree],
+                order: -1,
                 chunk_size: 0,
                 sequential: world % 2 == 0,
                 heads: [1, 2],

@@ -212,7 +212,9 @@ fn output(source: &str, folder: &Path) -> String {
 #[test]
 fn examples_compile_and_print_what_they_should() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    compile("examples/quickstart.c", &folder.join("quickstart"));
+    for name in ["quickstart", "profile"] {
+        compile(&format!("examples/{name}.c"), &folder.join(name));
+    }
     let printed = output("examples/readme.c", folder);
     assert!(
         read("README.md").contains(&format!("`{printed}`")),

@@ -79,7 +79,7 @@ fn all_gathers_of_any_length_keep_ranks_and_order() {
         }
     });
     for link in &links {
-        link.leave(0);
+        link.leave(vec![0; 5]);
         link.close();
     }
     hub.wait(LONG);
@@ -256,7 +256,7 @@ fn an_end_reaches_everybody_and_the_first_one_stands() {
 fn who_leaves_is_missed_only_by_those_who_wait() {
     let hub = hub(3);
     let links = all(&hub, 3);
-    links[1].leave(4);
+    links[1].leave(vec![4, 0, 0]);
     links[1].close();
     let begun = Instant::now();
     while links[0].left(1).is_none() {
@@ -339,7 +339,7 @@ fn a_killed_process_is_noticed_at_once() {
     for child in &mut children {
         child.wait().unwrap();
     }
-    link.leave(0);
+    link.leave(vec![0; 3]);
     link.close();
 
     // The same port again, at once, with the ranks that are left.

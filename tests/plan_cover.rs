@@ -2,7 +2,7 @@
 
 mod plan_common;
 
-use magi_attn::plan::{Pass, Placement, Stats, verify};
+use magi_attn::plan::{Pass, Placement, Plan, Stage, Stats, verify};
 use magi_attn::types::*;
 use plan_common::*;
 use std::collections::BTreeSet;
@@ -46,13 +46,44 @@ fn group_cast(local: &[Vec<i64>], transfers: &[&Transfer]) -> Vec<Vec<i64>> {
     buffers
 }
 
+/// Which of the stages of a pass with remote stages are the host stage, or halves of it.
+fn host_stages(passes: &[&Pass], degree: usize) -> Vec<usize> {
+    let stages = passes[0].stages.len();
+    if stages == degree + 2 {
+        return vec![0, stages - 1];
+    }
+    let has = |stage: &Stage, source| stage.slices.iter().any(|s| s.source == source);
+    let is_last = |p: &&Pass| {
+        let (first, last) = (&p.stages[0], &p.stages[stages - 1]);
+        first.transfer != Transfer::default() || has(first, 1) || has(last, 0)
+    };
+    if passes.iter().any(is_last) {
+        vec![stages - 1]
+    } else {
+        vec![0]
+    }
+}
+
 /// Checks one pass of all ranks against the table of cells.
 fn check_pass(mask: &Mask, placement: &Placement, passes: &[&Pass], degree: i32) {
     let visible = cells(mask);
     let queries = tokens_of(placement.side(Side::Q));
     let keys = tokens_of(placement.side(Side::K));
     let world = queries.len();
-    let stages = if degree == 0 { 1 } else { 1 + degree as usize };
+    let stages = passes[0].stages.len();
+    let hosts = if degree == 0 {
+        Vec::new()
+    } else {
+        host_stages(passes, degree as usize)
+    };
+    assert_eq!(
+        stages,
+        if degree == 0 {
+            1
+        } else {
+            hosts.len() + degree as usize
+        }
+    );
     let mut computed: Cells = vec![vec![0; mask.total_k() as usize]; mask.total_q() as usize];
     let mut received: Vec<Vec<i64>> = vec![Vec::new(); world];
     let mut area = 0;
@@ -67,11 +98,12 @@ fn check_pass(mask: &Mask, placement: &Placement, passes: &[&Pass], degree: i32)
                 flat(&stage.recv),
                 "receive buffer of rank {rank}, stage {i}"
             );
-            assert!(degree == 0 || i > 0 || stage.transfer == Transfer::default());
+            let is_host = hosts.contains(&i);
+            assert!(!is_host || stage.transfer == Transfer::default());
             received[rank].extend(&buffers[rank]);
             let mut found = 0;
             for s in &stage.slices {
-                assert!(degree == 0 || usize::from(s.source) == usize::from(i > 0));
+                assert!(degree == 0 || usize::from(s.source) == usize::from(!is_host));
                 let source = if s.source == 0 {
                     &keys[rank]
                 } else {
@@ -113,17 +145,63 @@ fn check_pass(mask: &Mask, placement: &Placement, passes: &[&Pass], degree: i32)
     }
 }
 
-fn check(mask: &Mask, placement: Placement, forward: i32, backward: i32) {
+/// Degrees and order of the stages of round `round`.
+fn settings(round: usize) -> Config {
+    let (forward, backward) = DEGREES[round % DEGREES.len()];
+    Config {
+        bwd_hide_tail_reduce: ORDERS[round / 3 % ORDERS.len()],
+        ..config(forward, backward)
+    }
+}
+
+fn check(mask: &Mask, placement: Placement, settings: &Config) {
     let placement = Arc::new(placement);
-    let plans = plans(mask, &placement, &config(forward, backward));
-    for (pass, degree) in passes(&plans).iter().zip([forward, backward]) {
+    let plans = plans(mask, &placement, settings);
+    let degrees = [settings.degree_forward, settings.degree_backward];
+    for (pass, degree) in passes(&plans).iter().zip(degrees) {
         check_pass(mask, &placement, pass, degree);
     }
+    check_orders(&plans, degrees, settings);
     for plan in &plans {
         verify(plan, mask).unwrap();
         assert_eq!(plan.hash, plans[0].hash);
     }
 }
+
+/// The host stage is where the settings say; forward it is always the first.
+fn check_orders(plans: &[Plan], degrees: [i32; 2], settings: &Config) {
+    let [forward, backward] = degrees.map(|d| d as usize);
+    for plan in plans {
+        let stages = &plan.backward.stages;
+        assert_eq!(plan.forward.stages.len(), forward + 1);
+        if backward == 0 {
+            assert_eq!(stages.len(), 1);
+            continue;
+        }
+        let more = stages.len() - backward;
+        assert!(match settings.bwd_hide_tail_reduce {
+            HostStage::First | HostStage::Last => more == 1,
+            HostStage::Split => more == 2,
+            HostStage::Auto => more == 1 || more == 2,
+        });
+        let host = &plan.forward.stages[0];
+        match settings.bwd_hide_tail_reduce {
+            HostStage::First if forward > 0 => assert_eq!(&stages[0], host),
+            HostStage::Last if forward > 0 => assert_eq!(&stages[backward], host),
+            HostStage::Split if forward > 0 => {
+                assert_eq!(stages[0].area + stages[backward + 1].area, host.area);
+            }
+            _ => {}
+        }
+    }
+}
+
+const ORDERS: [HostStage; 4] = [
+    HostStage::Split,
+    HostStage::Last,
+    HostStage::Auto,
+    HostStage::First,
+];
 
 const DEGREES: [(i32, i32); 6] = [(0, 1), (1, 1), (2, 4), (4, 2), (1, 0), (8, 3)];
 
@@ -135,8 +213,7 @@ fn random_masks_on_random_placements() {
         let mask = random_mask(&mut random, total, total, 12);
         let world = random.within(1, 9) as usize;
         let placement = random_placement(&mut random, &mask, world);
-        let (forward, backward) = DEGREES[round % DEGREES.len()];
-        check(&mask, placement, forward, backward);
+        check(&mask, placement, &settings(round));
     }
 }
 
@@ -147,17 +224,11 @@ fn random_masks_on_the_planners_own_placement() {
         let total = random.within(1, 48);
         let mask = random_mask(&mut random, total, total, 12);
         let world = random.within(1, 9) as usize;
-        let (forward, backward) = DEGREES[round % DEGREES.len()];
         let settings = Config {
             chunk_size: random.within(0, 7),
-            ..config(forward, backward)
+            ..settings(round)
         };
-        check(
-            &mask,
-            Placement::new(&mask, world, &settings).unwrap(),
-            forward,
-            backward,
-        );
+        check(&mask, Placement::new(&mask, world, &settings).unwrap(), &settings);
     }
 }
 
@@ -187,6 +258,7 @@ fn every_placement_and_every_degree() {
                 placement,
                 effort,
                 chunk_size: if few { (total + 7) / 8 } else { random.within(0, 4) },
+                bwd_hide_tail_reduce: ORDERS[round % 4],
                 ..config(degree(0), degree(i + 1))
             };
             let joint = random_mask(&mut random, total, total_k, 6);
@@ -219,6 +291,7 @@ fn check_chosen(mask: &Mask, placement: Placement, settings: &Config) {
     for (pass, degree) in passes(&plans).iter().zip(degrees) {
         check_pass(mask, &placement, pass, degree);
     }
+    check_orders(&plans, degrees, settings);
     for plan in &plans {
         verify(plan, mask).unwrap();
         assert_eq!(plan.hash, plans[0].hash);
@@ -232,13 +305,12 @@ fn queries_and_keys_of_different_totals() {
         let (total_q, total_k) = (random.within(0, 40), random.within(0, 40));
         let mask = random_mask(&mut random, total_q, total_k, 10);
         let world = random.within(1, 9) as usize;
-        let (forward, backward) = DEGREES[round % DEGREES.len()];
         let placement = if round % 2 == 0 {
-            Placement::new(&mask, world, &config(forward, backward)).unwrap()
+            Placement::new(&mask, world, &settings(round)).unwrap()
         } else {
             random_placement(&mut random, &mask, world)
         };
-        check(&mask, placement, forward, backward);
+        check(&mask, placement, &settings(round));
     }
 }
 
@@ -253,17 +325,12 @@ fn regular_masks() {
     };
     for mask in [causal, full, packed, window] {
         for world in 1..=9 {
-            for (forward, backward) in DEGREES {
+            for round in 0..12 {
                 let settings = Config {
                     chunk_size: 3,
-                    ..config(forward, backward)
+                    ..settings(round)
                 };
-                check(
-                    &mask,
-                    Placement::new(&mask, world, &settings).unwrap(),
-                    forward,
-                    backward,
-                );
+                check(&mask, Placement::new(&mask, world, &settings).unwrap(), &settings);
             }
         }
     }
@@ -274,12 +341,8 @@ fn nothing_to_compute() {
     for total in [0, 1, 5, 33] {
         let mask = Mask::from_slices(vec![], total, total).unwrap();
         for world in [1, 2, 8, 40] {
-            check(
-                &mask,
-                Placement::new(&mask, world, &Config::default()).unwrap(),
-                2,
-                0,
-            );
+            let settings = config(2, 0);
+            check(&mask, Placement::new(&mask, world, &settings).unwrap(), &settings);
         }
     }
 }
@@ -287,11 +350,14 @@ fn nothing_to_compute() {
 #[test]
 fn remote_stages_are_equal_to_a_token() {
     let mask = documents(&[4096], MaskType::Full);
-    let settings = config(4, 3);
+    let settings = Config {
+        bwd_hide_tail_reduce: HostStage::Last,
+        ..config(4, 3)
+    };
     let placement = Arc::new(Placement::new(&mask, 4, &settings).unwrap());
     for plan in plans(&mask, &placement, &settings) {
         let rows = |pass: &Pass| -> Vec<i64> { pass.stages.iter().map(|s| s.transfer.recv_rows).collect() };
         assert_eq!(rows(&plan.forward), [0, 768, 768, 768, 768]);
-        assert_eq!(rows(&plan.backward), [0, 1024, 1024, 1024]);
+        assert_eq!(rows(&plan.backward), [1024, 1024, 1024, 0]);
     }
 }

@@ -248,6 +248,7 @@ fn random_masks_on_random_placements() {
             balance_slack: [0, 9, 100, 1000][random.within(0, 3) as usize],
             backward_high_precision_reduce: round % 2 == 0,
             forward_high_precision_reduce: round % 5 == 0,
+            bwd_hide_tail_reduce: HostStage::numbered(round as i64 / 4 % 4 - 1).unwrap(),
             ..config(degree(&mut random), degree(&mut random))
         });
         let plans = plans_of(&mask, &placement, &shape, &settings);

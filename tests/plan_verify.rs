@@ -186,7 +186,7 @@ fn hashes_differ_when_anything_that_shapes_a_plan_differs() {
         hash(&documents(&[30, 34], MaskType::Full), shape(), 4, &base),
         hash(&documents(&[30, 35], MaskType::Causal), shape(), 4, &base),
     ];
-    let settings: [fn(&mut Config); 8] = [
+    let settings: [fn(&mut Config); 10] = [
         |c| c.chunk_size = 5,
         |c| c.placement = PlacementKind::Sequential,
         |c| c.degree_forward = 2,
@@ -195,6 +195,8 @@ fn hashes_differ_when_anything_that_shapes_a_plan_differs() {
         |c| c.dsink_reduce = DsinkReduce::Sum,
         |c| c.dsink_reduce = DsinkReduce::Avg,
         |c| (c.degree_forward, c.degree_backward) = (2, 2),
+        |c| c.bwd_hide_tail_reduce = HostStage::Last,
+        |c| c.bwd_hide_tail_reduce = HostStage::Split,
     ];
     for change in settings {
         let mut config = base;
@@ -237,8 +239,16 @@ fn hashes_differ_when_anything_that_shapes_a_plan_differs() {
 }
 
 #[test]
-fn equal_degrees_share_a_pass() {
+fn equal_stages_share_a_pass() {
     let mask = documents(&[64], MaskType::Causal);
-    let plan = Plan::new(&mask, &shape(), 4, 2, &config(2, 2)).unwrap();
-    assert!(Arc::ptr_eq(&plan.forward, &plan.backward));
+    let shared = |bwd_hide_tail_reduce| {
+        let settings = Config {
+            bwd_hide_tail_reduce,
+            ..config(2, 2)
+        };
+        let plan = Plan::new(&mask, &shape(), 4, 2, &settings).unwrap();
+        Arc::ptr_eq(&plan.forward, &plan.backward)
+    };
+    assert!(shared(HostStage::First));
+    assert!(!shared(HostStage::Last) && !shared(HostStage::Split));
 }

@@ -39,6 +39,11 @@ pub trait Communicator: Send + Sync {
     /// Where the bytes that it moves lie.
     fn device(&self) -> Device;
 
+    /// The stream of its own on which exchanges run, one after the other; `None` where they run on no device.
+    fn own_stream(&self) -> Option<Stream> {
+        None
+    }
+
     /// Starts one grouped exchange. Never waits for a peer. Sources must be ready on `stream`; on a local
     /// communicator they are copied, and may be reused when `start` returns.
     ///

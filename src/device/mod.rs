@@ -5,6 +5,7 @@ pub mod carver;
 pub mod cuda;
 pub mod fault;
 pub mod log;
+pub mod nvtx;
 pub mod places;
 pub mod process;
 pub mod stream;

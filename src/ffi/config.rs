@@ -5,7 +5,8 @@ use std::ffi::c_void;
 use super::{guard::guard, input, single};
 use crate::device::log::{self, Level};
 use crate::types::{
-    Allocator, Compute, Config, DsinkReduce, Effort, Error, PlacementKind, Rates, Result, Status, env,
+    Allocator, Compute, Config, DsinkReduce, Effort, Error, HostStage, PlacementKind, Rates, Result, Status,
+    env,
 };
 
 /// Allocates `bytes` aligned to 256; returns NULL when it cannot.
@@ -52,6 +53,10 @@ pub struct magi_config {
     pub degree_forward: i32,
     /// Remote stages of the backward pass, likewise (1).
     pub degree_backward: i32,
+    /// When the backward pass computes the host stage (-1). 0: before the remote stages, where it hides the first fetch; 1:
+    /// behind them, where it hides the last reduction; 2: half of it at either end, in two kernels; -1: as the slowest rank
+    /// is predicted to be ready first, by the rates above. Of no effect with a degree_backward of 0.
+    pub bwd_hide_tail_reduce: i32,
     /// A magi_dsink_reduce: what backward does across ranks with the gradient of a sink that all queries share.
     pub dsink_reduce: i32,
     /// 0 or 1: partial dk and dv, and dq of queries that travelled, travel in the accumulator type instead of the input
@@ -76,6 +81,9 @@ pub struct magi_config {
     pub forward_sm_margin: i32,
     /// The same for the backward kernels.
     pub backward_sm_margin: i32,
+    /// 0 or 1: measure each attention call on the key, for magi_key_get_stage_times, magi_key_trace and
+    /// magi_key_draw_profile, and name its parts for profilers that follow NVTX (0). Ranks may differ.
+    pub profile: i32,
     /// Allocates workspace, aligned to 256 bytes, in prepare only: memory of the communicator's device; NULL (with free)
     /// takes it from the system, or from the CUDA device. Both
     /// functions may be called from any thread with the communicator's lock held: they must not call back.
@@ -121,6 +129,7 @@ pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize)
             effort: c.effort as i32,
             degree_forward: c.degree_forward,
             degree_backward: c.degree_backward,
+            bwd_hide_tail_reduce: c.bwd_hide_tail_reduce as i32,
             dsink_reduce: c.dsink_reduce as i32,
             backward_high_precision_reduce: i32::from(c.backward_high_precision_reduce),
             hierarchical_comm: i32::from(c.hierarchical_comm),
@@ -131,6 +140,7 @@ pub unsafe extern "C" fn magi_config_init(config: *mut magi_config, size: usize)
             deterministic: i32::from(c.compute.deterministic),
             forward_sm_margin: c.compute.forward_sm_margin.unwrap_or(-1),
             backward_sm_margin: c.compute.backward_sm_margin.unwrap_or(-1),
+            profile: i32::from(c.compute.profile),
             alloc: None,
             free: None,
             userdata: std::ptr::null_mut(),
@@ -188,6 +198,10 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         2 => DsinkReduce::Avg,
         v => return Err(bad("dsink_reduce", v.into(), "a magi_dsink_reduce (0, 1 or 2)")),
     };
+    let hide = i64::from(c.bwd_hide_tail_reduce);
+    let host_stage = HostStage::numbered(hide);
+    let bwd_hide_tail_reduce =
+        host_stage.ok_or_else(|| bad("bwd_hide_tail_reduce", hide, "-1, 0, 1 or 2"))?;
     let cache_size = usize::try_from(c.cache_size).map_err(|_| {
         Error::argument(format!(
             "{param}.cache_size is {}; it must be 0 or more",
@@ -210,6 +224,7 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
         },
         degree_forward: c.degree_forward,
         degree_backward: c.degree_backward,
+        bwd_hide_tail_reduce,
         backward_high_precision_reduce: input::flag(
             "config.backward_high_precision_reduce",
             c.backward_high_precision_reduce,
@@ -229,6 +244,7 @@ pub(super) unsafe fn read_config(param: &str, config: *const magi_config) -> Res
             deterministic: input::flag("config.deterministic", c.deterministic)?,
             forward_sm_margin: (c.forward_sm_margin != -1).then_some(c.forward_sm_margin),
             backward_sm_margin: (c.backward_sm_margin != -1).then_some(c.backward_sm_margin),
+            profile: input::flag("config.profile", c.profile)?,
         },
         allocator: read_allocator(param, &c)?,
     };

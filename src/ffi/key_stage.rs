@@ -49,10 +49,10 @@ pub struct magi_stage_stats {
     pub queries_sent: i64,
 }
 
-fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
+/// 0 forward, 1 backward.
+pub(super) fn pass_of(pass: i32) -> Result<usize> {
     match pass {
-        0 => Ok(&stats.forward),
-        1 => Ok(&stats.backward),
+        0 | 1 => Ok(pass as usize),
         _ => Err(Error::new(
             Status::InvalidEnum,
             format!("pass is {pass}; it must be 0 (forward) or 1 (backward)"),
@@ -60,9 +60,13 @@ fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
     }
 }
 
-/// Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Stage 0
-/// is the host stage, which fetches nothing, unless the degree is 0: then it is the only one. magi_key_get_stats tells how many
-/// stages there are.
+fn timeline(pass: i32, stats: &Stats) -> Result<&Timeline> {
+    Ok([&stats.forward, &stats.backward][pass_of(pass)?])
+}
+
+/// Fills `stats`, whose `size` the caller has set, with the figures of `rank` in stage `stage` of `pass` (a magi_pass). Forward,
+/// stage 0 is the host stage, which fetches nothing; backward, bwd_hide_tail_reduce says where it is. With a degree of 0 there is
+/// one stage, which is both. magi_key_get_stats tells how many stages there are.
 ///
 /// Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ENUM, INVALID_ARGUMENT, COMM_DESTROYED, POISONED. Any thread.
 ///

@@ -28,6 +28,8 @@ pub mod key;
 
 pub mod key_stage;
 
+pub mod key_profile;
+
 pub mod key_more;
 
 pub mod key_joint;

@@ -90,52 +90,44 @@ impl Cost {
         self.link(load, self.price.key_back, self.price.query_back)
     }
 
-    /// The end of a pass whose remote stages are `remote` beside a host stage of `host` cells. While a stage is computed
-    /// the next one is fetched, and gradients and results of the one before travel back the other way.
-    pub fn pass(&self, host: i64, remote: &[Load]) -> i64 {
-        self.walk(host, remote, |_, _, _| ())
+    /// The end of a pass of these stages, in the order in which they are computed. While a stage is computed the next one is
+    /// fetched, and gradients and results of the one before travel back the other way.
+    pub fn pass(&self, stages: &[Load]) -> i64 {
+        self.walk(stages, |_, _, _| ())
     }
 
-    /// The stages of that pass, the host stage first.
-    pub fn pass_times(&self, host: i64, remote: &[Load]) -> Vec<StageTimes> {
-        let mut stages = vec![StageTimes::default(); remote.len() + 1];
-        self.walk(host, remote, |stage, lane, at| {
-            let times = &mut stages[stage];
+    /// The stages of that pass.
+    pub fn pass_times(&self, stages: &[Load]) -> Vec<StageTimes> {
+        let mut all = vec![StageTimes::default(); stages.len()];
+        self.walk(stages, |stage, lane, at| {
+            let times = &mut all[stage];
             match lane {
                 Lane::Fetch => times.fetch = at,
                 Lane::Compute => times.compute = at,
                 Lane::Reduce => times.reduce = at,
             }
         });
-        stages
+        all
     }
 
     /// Goes through that pass in steps: each begins when all of the one before is done. Gives its end.
-    fn walk(&self, host: i64, remote: &[Load], mut see: impl FnMut(usize, Lane, Range)) -> i64 {
+    fn walk(&self, stages: &[Load], mut see: impl FnMut(usize, Lane, Range)) -> i64 {
         let mut start = 0i64;
-        // Stage `i` is computed in step `i`; the last step computes nothing.
-        for step in 0..remote.len() + 2 {
-            let area = match step.checked_sub(1) {
-                None => host,
-                Some(i) => remote.get(i).map_or(0, |s| s.area),
-            };
-            let fetched = remote.get(step).map_or(0, |s| self.fetch(s));
-            let returned = step.checked_sub(2).map_or(0, |i| self.reduce(&remote[i]));
+        // Stage `i` is fetched in step `i`, computed in the next and reduced in the one after that.
+        for step in 0..stages.len() + 2 {
             let mut end = start;
-            for (stage, lane, time) in [
-                (step + 1, Lane::Fetch, fetched),
-                (step, Lane::Compute, self.compute(area)),
-                (step.wrapping_sub(1), Lane::Reduce, returned),
-            ] {
-                let at = Range::new(start, start.saturating_add(time));
-                let last = match lane {
-                    Lane::Fetch => step < remote.len(),
-                    Lane::Compute => step <= remote.len(),
-                    Lane::Reduce => step >= 2,
+            for (lane, behind) in [(Lane::Fetch, 0), (Lane::Compute, 1), (Lane::Reduce, 2)] {
+                let Some(stage) = step.checked_sub(behind).filter(|s| *s < stages.len()) else {
+                    continue;
                 };
-                if last {
-                    see(stage, lane, at);
-                }
+                let load = &stages[stage];
+                let time = match lane {
+                    Lane::Fetch => self.fetch(load),
+                    Lane::Compute => self.compute(load.area),
+                    Lane::Reduce => self.reduce(load),
+                };
+                let at = Range::new(start, start.saturating_add(time));
+                see(stage, lane, at);
                 end = end.max(at.end);
             }
             start = end;
@@ -163,6 +155,7 @@ fn clamp(ns: i128) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::sequence::Sequence;
     use crate::types::DType;
 
     /// One FLOP a cell and nanosecond; 1 MB/s and a token of 4 bytes: 4,000 ns a token.
@@ -202,13 +195,18 @@ mod tests {
                 queries: 0,
             },
         ];
+        let pass = |direction, sequence: Sequence, host: i64| {
+            cost(direction).pass(&sequence.loads([host / 4, host - host / 4], remote))
+        };
         // max(fetch 4005, host 1003), max(compute 7003, fetch 8005), compute 103.
-        assert_eq!(cost(Direction::Forward).pass(1000, &remote), 4005 + 8005 + 103);
+        assert_eq!(pass(Direction::Forward, Sequence::First, 1000), 4005 + 8005 + 103);
         // The first reduce, 8005, hides the last compute; the last reduce, 16005, hides behind nothing.
-        assert_eq!(
-            cost(Direction::Backward).pass(1000, &remote),
-            4005 + 8005 + 8005 + 16005
-        );
+        let backward = |sequence, host| pass(Direction::Backward, sequence, host);
+        assert_eq!(backward(Sequence::First, 1000), 4005 + 8005 + 8005 + 16005);
+        // Behind the host stage of 20,003; the first fetch then hides behind nothing, or behind a quarter of it.
+        assert_eq!(backward(Sequence::First, 20_000), 20_003 + 8005 + 8005 + 16005);
+        assert_eq!(backward(Sequence::Last, 20_000), 4005 + 8005 + 8005 + 20_003);
+        assert_eq!(backward(Sequence::Split, 20_000), 5003 + 8005 + 8005 + 16005);
         let all = Load {
             tokens: 3,
             area: 7100,
@@ -219,7 +217,7 @@ mod tests {
             cost(Direction::Backward).at_once(1000, all).end(),
             12005 + 8103 + 24005
         );
-        assert_eq!(cost(Direction::Forward).pass(0, &[Load::default()]), 0);
+        assert_eq!(cost(Direction::Forward).pass(&[Load::default(); 2]), 0);
         let guests = Load { queries: 4, ..all };
         // 12 + 8 bytes out, one kernel, 4 bytes back.
         let end = cost(Direction::Forward).at_once(1000, guests).end();
@@ -241,7 +239,8 @@ mod tests {
             },
         ];
         let r = Range::new;
-        let stages = cost(Direction::Backward).pass_times(1000, &remote);
+        let all = Sequence::First.loads([300, 700], remote);
+        let stages = cost(Direction::Backward).pass_times(&all);
         let lanes = |f: fn(&StageTimes) -> Range| stages.iter().map(f).collect::<Vec<_>>();
         let (first, second, third) = (4005, 4005 + 8005, 4005 + 8005 + 8005);
         assert_eq!(lanes(|s| s.fetch), [r(0, 0), r(0, first), r(first, first + 8005)]);
@@ -251,9 +250,9 @@ mod tests {
         );
         assert_eq!(
             lanes(|s| s.reduce),
-            [r(0, 0), r(second, third), r(third, third + 16005)]
+            [r(first, first), r(second, third), r(third, third + 16005)]
         );
-        let forward = cost(Direction::Forward).pass_times(1000, &remote);
+        let forward = cost(Direction::Forward).pass_times(&all);
         assert!(forward.iter().all(|s| s.reduce.is_empty()));
         assert_eq!(forward[2].compute, r(second, second + 103));
     }

@@ -2,9 +2,10 @@
 
 use super::cost::{Cost, Load};
 use super::placement::Placement;
+use super::sequence::{self, Sequence};
 use super::side::concatenate;
 use super::slices::local_slices;
-use super::stage::{Pass, Stage, stage, stage_of};
+use super::stage::{Pass, Stage, stage_of};
 use super::timeline::{StageStats, Timeline};
 use super::transfer::transfer;
 use super::work::{Work, parts_of};
@@ -28,6 +29,8 @@ pub struct Guests {
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     pub degree: i32,
+    /// When the host stage is computed; of no effect with degree 0.
+    pub sequence: Sequence,
     pub keys: Vec<Vec<Ranges>>,
     pub queries: Vec<Vec<Ranges>>,
 }
@@ -43,56 +46,80 @@ impl Schedule {
         };
         Schedule {
             degree,
+            sequence: Sequence::First,
             keys: split(&work.keys, &work.foreign_keys),
             queries: split(&work.queries, &work.foreign_queries),
         }
     }
 
-    /// The schedule of `asked` stages, or for `Config::AUTO_DEGREE` of as many as the slowest rank is soonest ready with.
-    pub fn of(work: &Work, cost: &Cost, asked: i32) -> Schedule {
-        if asked != Config::AUTO_DEGREE {
-            return Schedule::new(work, asked);
-        }
-        let slowest = |s: &Schedule| s.times(work, cost).into_iter().max().unwrap_or(0);
-        let all = (1..=Config::MAX_DEGREE).map(|degree| Schedule::new(work, degree));
-        // One schedule is tried at least.
-        all.min_by_key(slowest).unwrap_or_else(|| Schedule::new(work, 1))
+    /// The schedule of `asked` stages, or for `Config::AUTO_DEGREE` of as many as the slowest rank is soonest ready with, in
+    /// that order of `sequences` with which it is.
+    pub fn of(work: &Work, cost: &Cost, asked: i32, sequences: &[Sequence]) -> Schedule {
+        let degrees = match asked {
+            Config::AUTO_DEGREE => 1..=Config::MAX_DEGREE,
+            degree => degree..=degree,
+        };
+        let in_best_order = |degree| {
+            let mut schedule = Schedule::new(work, degree);
+            if degree == 0 {
+                return (0, schedule);
+            }
+            let end_in = |&sequence: &Sequence| {
+                schedule.sequence = sequence;
+                (schedule.end(work, cost), sequence)
+            };
+            // One order is tried at least.
+            let ends = sequences.iter().map(end_in);
+            let (end, sequence) = ends.min_by_key(|e| e.0).unwrap_or_default();
+            schedule.sequence = sequence;
+            (end, schedule)
+        };
+        // And one schedule.
+        let best = degrees.map(in_best_order).min_by_key(|b| b.0);
+        best.map_or_else(|| Schedule::new(work, 1), |b| b.1)
     }
 
-    /// Predicted time of the pass on each rank, in nanoseconds.
-    fn times(&self, work: &Work, cost: &Cost) -> Vec<i64> {
-        let time = |rank: usize| {
+    /// Stages before the first that fetches.
+    pub fn before(&self) -> usize {
+        if self.degree == 0 {
+            0
+        } else {
+            self.sequence.before()
+        }
+    }
+
+    /// When the slowest rank is predicted to be done with the pass, in nanoseconds.
+    fn end(&self, work: &Work, cost: &Cost) -> i64 {
+        let end = |rank: usize| {
             let (host, loads) = self.loads(work, rank);
-            cost.pass(host, &loads)
+            cost.pass(&self.sequence.loads([host / 2, host - host / 2], loads))
         };
-        (0..work.area.len()).map(time).collect()
+        (0..work.area.len()).map(end).max().unwrap_or(0)
     }
 
     /// Every stage of every rank, with the cells that it really has, but for what is sent.
     pub fn timeline(&self, mask: &Mask, placement: &Placement, work: &Work, cost: &Cost) -> Timeline {
         let areas = self.areas(mask, placement, work);
-        let count = self.keys.first().map_or(0, Vec::len) + usize::from(self.degree > 0);
+        let remote = self.keys.first().map_or(0, Vec::len);
+        let count = if self.degree == 0 {
+            1
+        } else {
+            self.sequence.stages(remote)
+        };
         let mut stages = vec![Vec::with_capacity(work.area.len()); count];
         for (rank, area) in areas.iter().enumerate() {
             let (_, mut loads) = self.loads(work, rank);
-            let host = area[0];
-            for (load, area) in loads.iter_mut().zip(&area[1..]) {
+            let [front, back] = [area[0], area[1]];
+            for (load, area) in loads.iter_mut().zip(&area[2..]) {
                 load.area = *area;
             }
             let times = if self.degree == 0 {
-                let times = cost.at_once(host, loads[0]);
-                loads[0].area += host;
+                let times = cost.at_once(front + back, loads[0]);
+                loads[0].area += front + back;
                 vec![times]
             } else {
-                let times = cost.pass_times(host, &loads);
-                loads.insert(
-                    0,
-                    Load {
-                        area: host,
-                        ..Load::default()
-                    },
-                );
-                times
+                loads = self.sequence.loads([front, back], loads);
+                cost.pass_times(&loads)
             };
             for (stage, (load, times)) in stages.iter_mut().zip(loads.into_iter().zip(times)) {
                 stage.push(StageStats {
@@ -107,13 +134,13 @@ impl Schedule {
         Timeline { stages }
     }
 
-    /// Cells of each rank: of the host stage, then of each remote stage.
+    /// Cells of each rank: of the halves of the host stage, then of each remote stage.
     fn areas(&self, mask: &Mask, placement: &Placement, work: &Work) -> Vec<Vec<i64>> {
         let flat = |fetched: &[Vec<Ranges>]| -> Vec<Vec<(Range, usize)>> {
             let of_rank = |stages: &Vec<Ranges>| {
                 let numbered = stages.iter().enumerate();
                 let mut all: Vec<(Range, usize)> = numbered
-                    .flat_map(|(i, set)| set.iter().map(move |&r| (r, i + 1)))
+                    .flat_map(|(i, set)| set.iter().map(move |&r| (r, i + 2)))
                     .collect();
                 all.sort_unstable();
                 all
@@ -121,7 +148,11 @@ impl Schedule {
             fetched.iter().map(of_rank).collect()
         };
         let (keys, queries) = (flat(&self.keys), flat(&self.queries));
-        let mut areas: Vec<Vec<i64>> = self.keys.iter().map(|k| vec![0; k.len() + 1]).collect();
+        let mut areas: Vec<Vec<i64>> = self.keys.iter().map(|k| vec![0; k.len() + 2]).collect();
+        let own = placement.side(Side::K);
+        let fronts: Vec<Vec<Range>> = (0..areas.len())
+            .map(|rank| sequence::front(own.runs(rank)))
+            .collect();
         work.for_each(mask, placement, |rank, row_owner, slice| {
             // A guest's cells belong to the stage in which it comes, others to that of their keys.
             let guest = rank != row_owner;
@@ -141,7 +172,14 @@ impl Schedule {
                 areas[rank][*stage] += cut.area();
                 left -= cut.area();
             }
-            areas[rank][0] += left;
+            if !guest {
+                let first = fronts[rank].partition_point(|f| f.end <= slice.k.start);
+                let met = fronts[rank][first..].iter().take_while(|f| f.start < slice.k.end);
+                let front: i64 = met.map(|f| slice.cut(&slice.q, f).area()).sum();
+                areas[rank][0] += front;
+                left -= front;
+            }
+            areas[rank][1] += left;
         });
         areas
     }
@@ -212,8 +250,7 @@ pub(super) fn pass(
     let (queries, keys) = (placement.side(Side::Q), placement.side(Side::K));
     let (needs, guests) = work.of_rank(mask, placement, rank);
     let own = concatenate(keys.runs(rank).as_slice());
-    let host = stage(&needs, &own, 0);
-    let mut stages: Vec<Stage> = (0..schedule.keys[rank].len())
+    let stages: Vec<Stage> = (0..schedule.keys[rank].len())
         .map(|i| {
             let recv = schedule.queries[rank][i].clone();
             let fetched = schedule.keys[rank][i].clone();
@@ -232,14 +269,7 @@ pub(super) fn pass(
             }
         })
         .collect();
-    match (schedule.degree, stages.first_mut()) {
-        (0, Some(only)) => {
-            only.slices.splice(0..0, host.slices);
-            only.area += host.area;
-        }
-        _ => stages.insert(0, host),
-    }
-    Pass { stages }
+    Pass::around(&needs, &own, schedule.degree, schedule.sequence, stages)
 }
 
 #[cfg(test)]

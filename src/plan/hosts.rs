@@ -6,7 +6,7 @@ use super::side::SidePlacement;
 use super::staging::Staging;
 use super::stats::sent;
 use super::work::Work;
-use crate::types::{AttnShape, Config, Mask, Mesh, Ranges, Result, Side};
+use crate::types::{AttnShape, Config, HostStage, Mask, Mesh, Ranges, Result, Side};
 
 /// Keys that travel in a forward pass, by rank: between hosts, and inside them. Over two levels, what a rank passes on
 /// inside its host counts there.
@@ -44,7 +44,12 @@ impl HostVolume {
             // In which stage a key travels makes no difference where there is one level only.
             [Some(work), _] => work.keys.iter().map(|keys| vec![keys.clone()]).collect(),
             _ => {
-                let [forward, _] = Staging::both(mask, placement, &needs.remote, shape, config)?;
+                // Only what is fetched counts here.
+                let config = Config {
+                    bwd_hide_tail_reduce: HostStage::First,
+                    ..*config
+                };
+                let [forward, _] = Staging::both(mask, placement, &needs.remote, shape, &config)?;
                 forward.groups
             }
         };

@@ -20,6 +20,7 @@ mod heap;
 mod hierarchy;
 mod hosts;
 mod locality;
+mod measured;
 mod needs;
 mod order;
 mod pieces;
@@ -29,6 +30,7 @@ mod reach;
 mod search;
 mod seed;
 mod sends;
+mod sequence;
 mod side;
 mod slices;
 mod stage;
@@ -36,21 +38,24 @@ mod staging;
 mod stats;
 pub mod tiles;
 mod timeline;
+mod trace;
 mod traffic;
 mod transfer;
 mod verify;
 mod volume;
 mod work;
 
-pub use draw::draw_key;
+pub use draw::{MeasuredPass, draw_key, draw_measured};
 pub use explain::{Explanation, Origin, explain};
 pub use guests::Guests;
 pub use hosts::HostVolume;
+pub use measured::{Measured, Travel, Wait};
 pub use placement::Placement;
 pub use side::{OwnedRun, SidePlacement};
 pub use stage::{Pass, Stage};
 pub use stats::Stats;
 pub use timeline::{StageStats, StageTimes, Timeline};
+pub use trace::{Traced, trace};
 pub use verify::verify;
 pub use volume::Volume;
 
@@ -59,6 +64,7 @@ use cost::{Cost, Direction};
 use guests::Schedule;
 pub(crate) use hash::Hasher;
 use needs::Needs;
+use sequence::Sequence;
 use staging::{Staging, check_degree};
 use std::sync::Arc;
 use work::Work;
@@ -74,7 +80,7 @@ pub struct Plan {
     pub placement: Arc<Placement>,
     /// Stages of the forward pass.
     pub forward: Arc<Pass>,
-    /// Stages of the backward pass; the same object when both passes have the same degree.
+    /// Stages of the backward pass; the same object when both passes have the same stages.
     pub backward: Arc<Pass>,
     /// The work of all ranks in the forward and in the backward pass, where queries travel.
     work: [Option<Arc<Work>>; 2],
@@ -113,14 +119,15 @@ impl Plan {
             )));
         }
         let work = travelling(mask, &placement, shape, config)?;
-        let [(first, forward), (second, backward)] = passes(mask, shape, &placement, rank, config, &work)?;
+        let [first, second] = passes(mask, shape, &placement, rank, config, &work)?;
+        let stages = [(first.0, first.1), (second.0, second.1)];
         let plan = Plan {
             rank,
             world,
-            hash: plan_hash(mask, shape, &placement, config, [first, second], &work),
+            hash: plan_hash(mask, shape, &placement, config, stages, &work),
             placement,
-            forward,
-            backward,
+            forward: first.2,
+            backward: second.2,
             work,
         };
         if config.sanity_check {
@@ -154,7 +161,10 @@ fn travelling(
     Ok(Work::both(mask, placement, shape, config))
 }
 
-/// The degrees and stages of both passes of `rank`.
+/// A pass, the number of its remote stages, and when it computes the host stage.
+type Staged = (i32, Sequence, Arc<Pass>);
+
+/// Both passes of `rank`.
 fn passes(
     mask: &Mask,
     shape: &AttnShape,
@@ -162,10 +172,10 @@ fn passes(
     rank: usize,
     config: &Config,
     work: &[Option<Arc<Work>>; 2],
-) -> Result<[(i32, Arc<Pass>); 2]> {
+) -> Result<[Staged; 2]> {
     check_degree("degree_forward", config.degree_forward)?;
     check_degree("degree_backward", config.degree_backward)?;
-    let mut made = [(0, Arc::default()), (0, Arc::default())];
+    let mut made = [Staged::default(), Staged::default()];
     if work.iter().any(Option::is_none) {
         made = key_passes(mask, shape, placement, rank, config)?;
     }
@@ -175,9 +185,10 @@ fn passes(
     ];
     for (i, (direction, asked)) in directions.into_iter().enumerate() {
         if let Some(work) = &work[i] {
-            let schedule = Schedule::of(work, &Cost::new(shape, config, direction), asked);
+            let sequences = Sequence::choices(config, direction);
+            let schedule = Schedule::of(work, &Cost::new(shape, config, direction), asked, sequences);
             let pass = guests::pass(mask, placement, rank, work, &schedule);
-            made[i] = (schedule.degree, Arc::new(pass));
+            made[i] = (schedule.degree, schedule.sequence, Arc::new(pass));
         }
     }
     Ok(made)
@@ -190,23 +201,27 @@ fn key_passes(
     placement: &Placement,
     rank: usize,
     config: &Config,
-) -> Result<[(i32, Arc<Pass>); 2]> {
+) -> Result<[Staged; 2]> {
     let needs = Needs::new(mask, placement, Some(rank));
     let stagings = Staging::both(mask, placement, &needs.remote, shape, config)?;
     let [first, second] = &stagings;
     let forward = Arc::new(Pass::new(placement, rank, &needs, first, config.mesh));
-    let backward = if second.groups == first.groups && second.degree == first.degree {
+    let same_order = (second.degree, second.sequence) == (first.degree, first.sequence);
+    let backward = if same_order && second.groups == first.groups {
         Arc::clone(&forward)
     } else {
         Arc::new(Pass::new(placement, rank, &needs, second, config.mesh))
     };
-    Ok([(first.degree, forward), (second.degree, backward)])
+    Ok([
+        (first.degree, first.sequence, forward),
+        (second.degree, second.sequence, backward),
+    ])
 }
 
-/// A degree in the hash. The same one asked for and chosen are two: chosen stages are made of pieces that were cut before
-/// their number was known, so their sizes differ.
-fn degree_word(asked: i32, degree: i32) -> i64 {
-    i64::from(degree) + if asked == Config::AUTO_DEGREE { 256 } else { 0 }
+/// A pass's stages in the hash. The same degree asked for and chosen are two: chosen stages are made of pieces that were cut
+/// before their number was known, so their sizes differ. An order is the same however it came about.
+fn stages_word(asked: i32, (degree, sequence): (i32, Sequence)) -> i64 {
+    i64::from(degree) + if asked == Config::AUTO_DEGREE { 256 } else { 0 } + 512 * sequence as i64
 }
 
 fn plan_hash(
@@ -214,7 +229,7 @@ fn plan_hash(
     shape: &AttnShape,
     placement: &Placement,
     config: &Config,
-    degrees: [i32; 2],
+    stages: [(i32, Sequence); 2],
     work: &[Option<Arc<Work>>; 2],
 ) -> u64 {
     let mut h = Hasher::new();
@@ -231,8 +246,8 @@ fn plan_hash(
     }
     h.words([
         placement.world() as i64,
-        degree_word(config.degree_forward, degrees[0]),
-        degree_word(config.degree_backward, degrees[1]),
+        stages_word(config.degree_forward, stages[0]),
+        stages_word(config.degree_backward, stages[1]),
         i64::from(config.backward_high_precision_reduce),
         config.dsink_reduce as i64,
         config.mesh.map_or(0, |m| m.intra as i64),

@@ -3,8 +3,9 @@
 use super::cost::{Cost, Load};
 use super::needs::for_each_meeting;
 use super::placement::Placement;
+use super::sequence::{self, Sequence};
 use super::timeline::StageTimes;
-use crate::types::{Config, Mask, Range, Ranges, Side, Slice};
+use crate::types::{Mask, Range, Ranges, Side, Slice};
 use std::cmp::Reverse;
 
 /// A transfer of fewer tokens costs more latency than it hides.
@@ -23,14 +24,15 @@ struct Piece {
 #[derive(Debug)]
 pub(super) struct Pieces {
     ranks: Vec<Vec<Piece>>,
-    /// Cells of each rank that need no other rank's keys.
-    host: Vec<i64>,
+    /// Cells of each rank that need no other rank's keys, by halves of the host stage; all in the second where it is never
+    /// cut.
+    host: Vec<[i64; 2]>,
 }
 
 impl Pieces {
     /// Cuts what ranks fetch into pieces of equal tokens, a multiple of `degree` of them, so that stages are equal to a
-    /// token. O(pairs of slices, runs and pieces that meet) over all ranks.
-    pub fn new(mask: &Mask, placement: &Placement, remote: &[Ranges], degree: i32) -> Pieces {
+    /// token. O(pairs of slices, runs and pieces that meet) over all ranks; with `halves` those of runs and own keys too.
+    pub fn new(mask: &Mask, placement: &Placement, remote: &[Ranges], degree: i32, halves: bool) -> Pieces {
         let degree = i64::from(degree.max(1));
         let mut ranks: Vec<Vec<Piece>> = Vec::with_capacity(remote.len());
         for keys in remote {
@@ -38,10 +40,10 @@ impl Pieces {
             ranks.push(cut_even(keys, (most / degree).max(1) * degree));
         }
         let mut pieces = Pieces {
-            host: vec![0; remote.len()],
+            host: vec![[0; 2]; remote.len()],
             ranks,
         };
-        pieces.count_areas(mask, placement);
+        pieces.count_areas(mask, placement, halves);
         for own in &mut pieces.ranks {
             // Pieces are equally long to a token, so areas alone tell what they unlock a token. By the rule of Johnson for
             // two machines this order ends soonest, fetching being equally long for all.
@@ -50,8 +52,11 @@ impl Pieces {
         pieces
     }
 
-    fn count_areas(&mut self, mask: &Mask, placement: &Placement) {
-        let flat: Vec<Flat> = self.ranks.iter().map(|own| Flat::new(own)).collect();
+    fn count_areas(&mut self, mask: &Mask, placement: &Placement, halves: bool) {
+        let flat: Vec<Flat> = self.ranks.iter().map(|own| Flat::of(own)).collect();
+        let keys = placement.side(Side::K);
+        let front = |rank| Flat::new([sequence::front(keys.runs(rank))]);
+        let fronts: Option<Vec<Flat>> = halves.then(|| (0..flat.len()).map(front).collect());
         let queries = placement.side(Side::Q);
         for_each_meeting(mask, queries, |run, cut| {
             let owner = queries.all_runs()[run].owner as usize;
@@ -61,7 +66,12 @@ impl Pieces {
                 own[piece].load.area += area;
                 remote += area;
             });
-            self.host[owner] += cut.area() - remote;
+            let mut front = 0;
+            if let Some(fronts) = &fronts {
+                fronts[owner].for_each_area(&cut, |_, area| front += area);
+            }
+            self.host[owner][0] += front;
+            self.host[owner][1] += cut.area() - remote - front;
         });
     }
 
@@ -78,37 +88,48 @@ impl Pieces {
         })
     }
 
-    /// Predicted time of a pass of `degree` remote stages, at least one, on one rank, in nanoseconds.
-    fn time(&self, rank: usize, degree: i32, cost: &Cost) -> i64 {
-        let loads: Vec<Load> = self.loads(rank, degree as usize).collect();
-        cost.pass(self.host[rank], &loads)
+    /// The loads of a pass of `degree` remote stages, at least one, in the order in which they are computed.
+    fn pass(&self, rank: usize, degree: i32, sequence: Sequence) -> Vec<Load> {
+        sequence.loads(self.host[rank], self.loads(rank, degree as usize))
     }
 
     /// The stages of a pass of `degree` on one rank: what each fetches and computes, and when.
-    pub fn stages(&self, rank: usize, degree: i32, cost: &Cost) -> Vec<(Load, StageTimes)> {
-        let host = self.host[rank];
-        let mut loads: Vec<Load> = self.loads(rank, degree.max(1) as usize).collect();
+    pub fn stages(
+        &self,
+        rank: usize,
+        degree: i32,
+        sequence: Sequence,
+        cost: &Cost,
+    ) -> Vec<(Load, StageTimes)> {
         if degree == 0 {
-            let times = cost.at_once(host, loads[0]);
-            loads[0].area += host;
-            return vec![(loads[0], times)];
+            let host = self.host[rank].iter().sum();
+            let all: Load = self.loads(rank, 1).fold(Load::default(), |_, load| load);
+            let whole = Load {
+                area: all.area + host,
+                ..all
+            };
+            return vec![(whole, cost.at_once(host, all))];
         }
-        let times = cost.pass_times(host, &loads);
-        let first = Load {
-            area: host,
-            ..Load::default()
-        };
-        loads.insert(0, first);
+        let loads = self.pass(rank, degree, sequence);
+        let times = cost.pass_times(&loads);
         loads.into_iter().zip(times).collect()
     }
 
-    /// The number of stages at which the slowest rank is soonest ready; the smallest of equals. The same on every rank.
-    pub fn best_degree(&self, cost: &Cost) -> i32 {
-        let slowest = |degree: &i32| {
-            let times = (0..self.ranks.len()).map(|r| self.time(r, *degree, cost));
+    /// The number of remote stages among `degrees`, and the order among `sequences`, with which the slowest rank is soonest
+    /// ready; the first of equals. The same on every rank.
+    pub fn best(
+        &self,
+        degrees: std::ops::RangeInclusive<i32>,
+        sequences: &[Sequence],
+        cost: &Cost,
+    ) -> (i32, Sequence) {
+        let slowest = |&(degree, sequence): &(i32, Sequence)| {
+            let times = (0..self.ranks.len()).map(|r| cost.pass(&self.pass(r, degree, sequence)));
             times.max().unwrap_or(0)
         };
-        (1..=Config::MAX_DEGREE).min_by_key(slowest).unwrap_or(1)
+        let each = |degree| sequences.iter().map(move |&s| (degree, s));
+        // There is one at least.
+        degrees.flat_map(each).min_by_key(slowest).unwrap_or_default()
     }
 
     /// What each rank fetches in each of `degree` stages.
@@ -136,7 +157,12 @@ struct Flat {
 }
 
 impl Flat {
-    fn new(pieces: &[Piece]) -> Flat {
+    fn of(pieces: &[Piece]) -> Flat {
+        Flat::new(pieces.iter().map(|p| &p.keys))
+    }
+
+    /// Of the keys of every piece.
+    fn new(pieces: impl IntoIterator<Item: AsRef<[Range]>>) -> Flat {
         let mut flat = Flat {
             keys: Vec::new(),
             before: vec![0],
@@ -144,7 +170,7 @@ impl Flat {
         };
         let mut tokens = 0;
         for piece in pieces {
-            for &range in &piece.keys {
+            for &range in piece.as_ref() {
                 tokens += range.len();
                 flat.keys.push(range);
                 flat.before.push(tokens);

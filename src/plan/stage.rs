@@ -4,6 +4,7 @@ use super::guests::Guests;
 use super::hierarchy::Routes;
 use super::needs::Needs;
 use super::placement::Placement;
+use super::sequence::{HostPart, Sequence, keys_of};
 use super::side::{PlacedRun, concatenate};
 use super::slices::local_slices;
 use super::staging::Staging;
@@ -68,8 +69,9 @@ impl Stage {
 
 /// The stages of a forward or backward pass.
 ///
-/// With a degree of 1 or more, `stages[0]` is the host stage (nothing is fetched for it) and `degree` remote stages
-/// follow, on every rank equally many, however empty. With degree 0 there is one stage: everything is fetched, and its
+/// With a degree of 1 or more there are `degree` remote stages, on every rank equally many, however empty, and the host stage,
+/// for which nothing is fetched: before them, or in a backward pass perhaps behind them, or half of it at either end, on every
+/// rank alike. With degree 0 there is one stage: everything is fetched, and its
 /// slices use both sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
@@ -90,9 +92,8 @@ impl Pass {
     ) -> Pass {
         let keys = placement.side(Side::K);
         let own = concatenate(keys.runs(rank).as_slice());
-        let host = stage(needs, &own, 0);
         let groups = &staging.groups;
-        let mut remote: Vec<Stage> = (0..groups[rank].len())
+        let remote: Vec<Stage> = (0..groups[rank].len())
             .map(|i| {
                 let recv = groups[rank][i].clone();
                 Stage {
@@ -102,14 +103,27 @@ impl Pass {
                 }
             })
             .collect();
-        match (staging.degree, remote.first_mut()) {
-            (0, Some(only)) => {
-                only.slices.splice(0..0, host.slices);
-                only.area += host.area;
-            }
-            _ => remote.insert(0, host),
+        Pass::around(needs, &own, staging.degree, staging.sequence, remote)
+    }
+
+    /// `remote` stages and the host stage of a rank whose keys are `own`.
+    pub(super) fn around(
+        needs: &Needs,
+        own: &[PlacedRun],
+        degree: i32,
+        sequence: Sequence,
+        mut remote: Vec<Stage>,
+    ) -> Pass {
+        let host = |part| stage(needs, &keys_of(part, own), 0);
+        if let (0, Some(only)) = (degree, remote.first_mut()) {
+            let host = host(HostPart::Whole);
+            only.slices.splice(0..0, host.slices);
+            only.area += host.area;
+            return Pass { stages: remote };
         }
-        Pass { stages: remote }
+        Pass {
+            stages: sequence.around(host, remote),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::cost::{Cost, Direction};
 use super::pieces::Pieces;
 use super::placement::Placement;
+use super::sequence::Sequence;
 use super::timeline::{StageStats, Timeline};
 use crate::types::{AttnShape, Config, Error, Mask, Ranges, Result};
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use std::sync::Arc;
 pub(super) struct Staging {
     /// Remote stages, on every rank equally many; 0 fetches everything at once.
     pub degree: i32,
+    /// When the host stage is computed; of no effect with degree 0.
+    pub sequence: Sequence,
     /// `[rank][stage]`: the keys fetched, one stage with degree 0.
     pub groups: Vec<Vec<Ranges>>,
     cost: Cost,
@@ -32,33 +35,38 @@ impl Staging {
         check_degree("degree_forward", config.degree_forward)?;
         check_degree("degree_backward", config.degree_backward)?;
         let mut made: Option<(i32, Arc<Pieces>)> = None;
+        let halves = Sequence::choices(config, Direction::Backward).contains(&Sequence::Split);
         Ok([
             (Direction::Forward, config.degree_forward),
             (Direction::Backward, config.degree_backward),
         ]
         .map(|(direction, asked)| {
             let cost = Cost::new(shape, config, direction);
+            let sequences = Sequence::choices(config, direction);
+            let settled = asked == 0 || sequences.len() == 1 || remote.iter().all(Ranges::is_empty);
             // One stage or none fetches everything together, so nothing need be cut.
-            if asked == 0 || asked == 1 {
-                let groups = remote.iter().map(|keys| vec![keys.clone()]).collect();
+            if settled && (asked == 0 || asked == 1) {
                 return Staging {
                     degree: asked,
-                    groups,
+                    sequence: if asked == 0 { Sequence::First } else { sequences[0] },
+                    groups: remote.iter().map(|keys| vec![keys.clone()]).collect(),
                     cost,
                     pieces: None,
                 };
             }
             let pieces = match &made {
                 Some((degree, pieces)) if *degree == asked => Arc::clone(pieces),
-                _ => Arc::new(Pieces::new(mask, placement, remote, asked)),
+                _ => Arc::new(Pieces::new(mask, placement, remote, asked, halves)),
             };
             made = Some((asked, Arc::clone(&pieces)));
-            let degree = match asked {
-                Config::AUTO_DEGREE => pieces.best_degree(&cost),
-                degree => degree,
+            let degrees = match asked {
+                Config::AUTO_DEGREE => 1..=Config::MAX_DEGREE,
+                degree => degree..=degree,
             };
+            let (degree, sequence) = pieces.best(degrees, sequences, &cost);
             Staging {
                 degree,
+                sequence,
                 groups: pieces.groups(degree),
                 cost,
                 pieces: Some(pieces),
@@ -74,24 +82,34 @@ impl Staging {
         remote: &[Ranges],
     ) -> [Timeline; 2] {
         let mut uncut: Option<Pieces> = None;
+        let halves = both.iter().any(|s| s.sequence == Sequence::Split);
         both.each_ref().map(|staging| {
             let pieces = match &staging.pieces {
                 Some(pieces) => pieces.as_ref(),
-                None => uncut.get_or_insert_with(|| Pieces::new(mask, placement, remote, 1)),
+                None => uncut.get_or_insert_with(|| Pieces::new(mask, placement, remote, 1, halves)),
             };
             staging.timeline(pieces, remote.len())
         })
+    }
+
+    /// Stages before the first that fetches.
+    pub fn before(&self) -> usize {
+        if self.degree == 0 {
+            0
+        } else {
+            self.sequence.before()
+        }
     }
 
     fn timeline(&self, pieces: &Pieces, world: usize) -> Timeline {
         let count = if self.degree == 0 {
             1
         } else {
-            self.degree as usize + 1
+            self.sequence.stages(self.degree as usize)
         };
         let mut stages = vec![Vec::with_capacity(world); count];
         for rank in 0..world {
-            let own = pieces.stages(rank, self.degree, &self.cost);
+            let own = pieces.stages(rank, self.degree, self.sequence, &self.cost);
             for (stage, (load, times)) in stages.iter_mut().zip(own) {
                 stage.push(StageStats {
                     area: load.area,

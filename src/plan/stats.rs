@@ -7,6 +7,7 @@ use super::guests::Schedule;
 use super::needs::Needs;
 use super::placement::Placement;
 use super::price::Price;
+use super::sequence::Sequence;
 use super::side::SidePlacement;
 use super::staging::Staging;
 use super::timeline::{StageStats, Timeline};
@@ -77,7 +78,7 @@ impl Stats {
         let work = Work::both(mask, placement, shape, config);
         let [mut forward, mut backward] = Staging::timelines(&stagings, mask, placement, &needs.remote);
         for (staging, timeline) in stagings.iter().zip([&mut forward, &mut backward]) {
-            fill_sent(timeline, &staging.groups, k, |s| &mut s.sent);
+            fill_sent(timeline, staging.before(), (&staging.groups, k), |s| &mut s.sent);
         }
         let mut degrees = stagings.each_ref().map(|s| s.degree);
         let directions = [Direction::Forward, Direction::Backward];
@@ -85,10 +86,12 @@ impl Stats {
         for (i, timeline) in [&mut forward, &mut backward].into_iter().enumerate() {
             if let Some(work) = &work[i] {
                 let cost = Cost::new(shape, config, directions[i]);
-                let schedule = Schedule::of(work, &cost, asked[i]);
+                let sequences = Sequence::choices(config, directions[i]);
+                let schedule = Schedule::of(work, &cost, asked[i], sequences);
                 *timeline = schedule.timeline(mask, placement, work, &cost);
-                fill_sent(timeline, &schedule.keys, k, |s| &mut s.sent);
-                fill_sent(timeline, &schedule.queries, q, |s| &mut s.queries_sent);
+                let before = schedule.before();
+                fill_sent(timeline, before, (&schedule.keys, k), |s| &mut s.sent);
+                fill_sent(timeline, before, (&schedule.queries, q), |s| &mut s.queries_sent);
                 degrees[i] = schedule.degree;
             }
         }
@@ -145,15 +148,16 @@ impl Stats {
     }
 }
 
-/// Writes, as the figure that `of` names, what each rank sends for each remote stage: `fetched[rank][stage]` of `side`.
+/// Writes, as the figure that `of` names, what each rank sends for each remote stage: `fetched[rank][stage]` of `side`, behind
+/// `before` other stages.
 fn fill_sent(
     timeline: &mut Timeline,
-    fetched: &[Vec<Ranges>],
-    side: &SidePlacement,
+    before: usize,
+    (fetched, side): (&[Vec<Ranges>], &SidePlacement),
     of: fn(&mut StageStats) -> &mut i64,
 ) {
-    let host = timeline.stages.len() - fetched.first().map_or(0, Vec::len);
-    for (i, stage) in timeline.stages.iter_mut().skip(host).enumerate() {
+    let remote = fetched.first().map_or(0, Vec::len);
+    for (i, stage) in timeline.stages.iter_mut().skip(before).take(remote).enumerate() {
         let fetched: Vec<&Ranges> = fetched.iter().map(|g| &g[i]).collect();
         for (stats, tokens) in stage.iter_mut().zip(sent(side, &fetched)) {
             *of(stats) = tokens;

@@ -33,7 +33,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
         check::no_nan(key.context().on(stream)?.backend(), &inputs)?;
     }
     let fast = stage_backward::choose_for(key, a)?;
-    let session = key.collective(stream)?;
+    let mut session = key.collective(stream)?;
     fault::point("calc_attn_backward", key.context().rank())?;
     let (arena, kernels) = (
         &session.state.arena,
@@ -41,6 +41,7 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
     );
     let mut carver = Carver::over(arena.base(), arena.bytes())?;
     let space = BackwardSpace::carve(key.dims(), kernels, &mut carver)?;
+    session.record(key.tape(1), stream)?;
     let compute = StageBackward {
         key,
         session: &session,
@@ -48,20 +49,24 @@ pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
         workspace: space.kernels,
         stream,
     };
-    session.in_step(|| gradients(a, &compute, &space))
+    session.in_step(|| gradients(a, &compute, &space))?;
+    session.recorded()
 }
 
 /// What follows once arguments are checked and every rank has the same plan.
 fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -> Result<()> {
     let (key, session, stream) = (compute.key, compute.session, compute.stream);
     let backend = session.backend();
-    backend.attn_delta(a.out, a.dout, space.delta)?;
-    if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
-        sink_gradient(compute, a, [*sink, *dsink], space)?;
-    }
-    let dq = Accumulator::new(session, a.dq, space.dq, a.accumulate_dq)?;
-    let dk = Accumulator::new(session, a.dk, space.local.k, a.accumulate_dk)?;
-    let dv = Accumulator::new(session, a.dv, space.local.v, a.accumulate_dv)?;
+    let dq = Accumulator::new(a.dq, space.dq, a.accumulate_dq);
+    let dk = Accumulator::new(a.dk, space.local.k, a.accumulate_dk);
+    let dv = Accumulator::new(a.dv, space.local.v, a.accumulate_dv);
+    let begin = || {
+        backend.attn_delta(a.out, a.dout, space.delta)?;
+        if let (Some(sink), Some(dsink)) = (&a.sink, &a.dsink) {
+            sink_gradient(compute, a, [*sink, *dsink], space)?;
+        }
+        [&dq, &dk, &dv].into_iter().try_for_each(|sum| sum.begin(session))
+    };
     let local = KeyPair {
         k: dk.running,
         v: dv.running,
@@ -78,14 +83,23 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
         packs: &space.packs,
     };
     let stages = &key.plan().backward.stages;
+    // Behind the start of the first fetch, unless that takes delta along, or all ranks add up gradients of sinks: exchanges
+    // have one order on all of them.
+    let is_early = a.sink.is_some() || stages.iter().any(|s| !s.guests.transfer.sends.is_empty());
+    if is_early {
+        begin()?;
+    }
     let queries = Queries {
         local: sendable(session, stages, &[a.q, a.dout, a.lse, space.delta], &space.guests)?,
         buffers: &space.guests.buffers,
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Sum, &[dq.running], stream);
-    stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
+    let begun = || if is_early { Ok(()) } else { begin() };
+    let held = (&keys, &queries);
+    stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
         let exchanges = at.hold(&[homeward.hold(), reduction.hold()])?;
+        let computing = session.computing()?;
         let partial = reduction.partial(stage)?;
         let mine = BackwardArgs {
             q: a.q,
@@ -116,15 +130,16 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
             };
             compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
         }
+        computing.end()?;
         homeward.start(stage)?;
         reduction.start(stage, &packing.0[at.number])
     })?;
     homeward.finish()?;
+    // While the last gradients of keys are on their way.
+    dq.store(session)?;
     reduction.finish()?;
-    for accumulator in [dq, dk, dv] {
-        accumulator.store(session)?;
-    }
-    Ok(())
+    dk.store(session)?;
+    dv.store(session)
 }
 
 /// Where a gradient is added up, and where it goes in the end.
@@ -137,17 +152,21 @@ struct Accumulator {
 impl Accumulator {
     /// Adds up in `target` itself when it has the accumulator type, else in `space`. With `add` the target's content is
     /// the first summand.
-    fn new(session: &Session<'_>, target: Tensor, space: Tensor, add: bool) -> Result<Accumulator> {
-        let backend = session.backend();
+    fn new(target: Tensor, space: Tensor, add: bool) -> Accumulator {
         let running = if target.dtype() == space.dtype() {
             target
         } else {
             space
         };
-        if target.dtype() != space.dtype() || !add {
-            backend.fill_zero(running)?;
+        Accumulator { target, running, add }
+    }
+
+    /// Before anything is added.
+    fn begin(&self, session: &Session<'_>) -> Result<()> {
+        if self.target.dtype() == self.running.dtype() && self.add {
+            return Ok(());
         }
-        Ok(Accumulator { target, running, add })
+        session.backend().fill_zero(self.running)
     }
 
     /// Writes the target, unless the sum was made there.

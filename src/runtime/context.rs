@@ -10,6 +10,8 @@ use super::cache::Cache;
 use super::key::KeyData;
 use super::on_stream::OnStream;
 use super::order::Order;
+use super::profile::Tape;
+use super::watch::Watch;
 use crate::backend::{Backend, CpuBackend};
 use crate::comm::Communicator;
 use crate::device::{Arena, Stream};
@@ -51,6 +53,8 @@ pub struct Session<'a> {
     on: OnStream,
     /// Number of the call's stream, where it has a place in the order.
     number: Option<u64>,
+    /// Measures the call.
+    watch: Option<Watch>,
 }
 
 impl Context {
@@ -215,6 +219,7 @@ impl Context {
             state,
             on,
             number,
+            watch: None,
         })
     }
 }
@@ -234,9 +239,31 @@ impl Session<'_> {
         self.context
     }
 
-    /// Moves this rank's bytes.
+    /// Moves this rank's bytes, and is measured doing so where the call is.
     pub fn comm(&self) -> &dyn Communicator {
-        self.context.comm()
+        match &self.watch {
+            Some(watch) => watch,
+            None => self.context.comm(),
+        }
+    }
+
+    /// Measures the call from here on. Not while its stream is being captured: a graph has no times of its own.
+    pub(super) fn record(&mut self, tape: Option<&Arc<Tape>>, stream: Stream) -> Result<()> {
+        let captured = self.on.cuda().is_some() && self.number.is_none();
+        if let Some(tape) = tape.filter(|_| !captured) {
+            tape.begin(&self.on, stream)?;
+            self.watch = Some(Watch {
+                comm: Arc::clone(&self.context.comm),
+                tape: Arc::clone(tape),
+                stream,
+            });
+        }
+        Ok(())
+    }
+
+    /// What measures the call.
+    pub(super) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
     }
 
     /// Before anything of a collective call is done: `Status::NotSupported` where its stream is being captured, unless this

@@ -36,7 +36,7 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         )?;
     }
     let fast = stage_forward::choose_for(key, a)?;
-    let session = key.collective(stream)?;
+    let mut session = key.collective(stream)?;
     fault::point("calc_attn_forward", key.context().rank())?;
     let (arena, kernels) = (
         &session.state.arena,
@@ -44,6 +44,7 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
     );
     let mut carver = Carver::over(arena.base(), arena.bytes())?;
     let space = ForwardSpace::carve(key.dims(), kernels, &mut carver)?;
+    session.record(key.tape(0), stream)?;
     let compute = StageForward {
         key,
         session: &session,
@@ -52,7 +53,8 @@ pub fn run(key: &Key, a: &Forward, stream: Stream) -> Result<()> {
         workspace: space.kernels,
         stream,
     };
-    session.in_step(|| attend(&compute, &space))
+    session.in_step(|| attend(&compute, &space))?;
+    session.recorded()
 }
 
 /// What follows once arguments are checked and every rank has the same plan.
@@ -77,9 +79,12 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
         buffers: &space.guests.buffers,
     };
     let mut homeward = Homeward::new(session, &space.guests, ReduceOp::Lse, &[out, lse], stream);
-    stages::run(session, stages, &keys, &queries, stream, |at, [k, v], guests| {
+    let begun = || Ok(());
+    let held = (&keys, &queries);
+    stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
         let exchanges = at.hold(&[homeward.hold()])?;
+        let computing = session.computing()?;
         let mine = ForwardArgs {
             q: a.q,
             k,
@@ -105,6 +110,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
             };
             compute.run((at.number, stage), Part::Guests, &theirs, exchanges)?;
         }
+        computing.end()?;
         homeward.start(stage)
     })?;
     homeward.finish()?;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::context::{Context, Session};
 use super::order::Order;
 use super::packing::PassPacking;
+use super::profile::{Tape, Tapes};
 use super::request::{Joint, Placer, Request};
 use super::stage_tiles::PassTiles;
 use super::workspace::{self, Dims, KernelBytes};
@@ -35,6 +36,8 @@ pub(super) struct KeyData {
     order: Arc<Order>,
     /// What kernels work in; `None` while tiles for plain calls have not been made.
     pub kernel_bytes: Mutex<Option<KernelBytes>>,
+    /// What calls were measured to do, where they are.
+    pub tapes: Option<Tapes>,
     stats: OnceLock<Stats>,
     /// What crosses the hosts of the mesh that was asked about last.
     hosts: Mutex<Option<Arc<HostVolume>>>,
@@ -353,6 +356,11 @@ impl Key {
         &self.data.backward_tiles
     }
 
+    /// Where calls of a pass are measured, 0 forward and 1 backward, if they are.
+    pub(super) fn tape(&self, pass: usize) -> Option<&Arc<Tape>> {
+        self.data.tapes.as_ref().map(|t| &t.0[pass])
+    }
+
     /// The plan's hash, equal on ranks that planned the same.
     pub fn hash(&self) -> Result<u64> {
         self.context.check_open()?;
@@ -404,6 +412,13 @@ impl KeyData {
         let dims = Dims::new(&plan, packings, (shape, config), context.device());
         let kernel_bytes = (dims.device == Device::Cpu).then(KernelBytes::default);
         workspace::bytes(&dims, KernelBytes::default())?;
+        let tape = |name, stages: usize| Arc::new(Tape::new(name, stages));
+        let tapes = config.compute.profile.then(|| {
+            Tapes([
+                tape("forward", plan.forward.stages.len()),
+                tape("backward", plan.backward.stages.len()),
+            ])
+        });
         Ok(KeyData {
             forward_packing,
             backward_packing,
@@ -415,6 +430,7 @@ impl KeyData {
             prepared: AtomicBool::new(false),
             order: Arc::clone(context.order()),
             kernel_bytes: Mutex::new(kernel_bytes),
+            tapes,
             stats: OnceLock::new(),
             hosts: Mutex::new(None),
         })

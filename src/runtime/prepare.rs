@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::context::Session;
 use super::gather::{Purpose, gather};
 use super::key::Key;
+use super::profile;
 use crate::device::Stream;
 use crate::types::{Error, Result, Status};
 
@@ -51,7 +52,8 @@ pub(super) fn run(session: &mut Session<'_>, key: &Key, stream: Stream) -> Resul
     let data = key.data();
     let reserved = key
         .workspace_on(stream)
-        .and_then(|bytes| session.state.arena.reserve(bytes, data.request.config.allocator));
+        .and_then(|bytes| session.state.arena.reserve(bytes, data.request.config.allocator))
+        .and_then(|()| profile::reserve(key, session.on()));
     let mine = Word {
         comparison: session.state.comparisons + 1,
         hash: data.plan.hash,

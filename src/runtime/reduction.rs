@@ -70,7 +70,8 @@ impl<'a> Reduction<'a> {
         if stage.is_idle() {
             return Ok(());
         }
-        let (context, space, rows) = (self.session.context(), self.space, stage.transfer.recv_rows);
+        self.session.reduces();
+        let (space, rows) = (self.space, stage.transfer.recv_rows);
         let (partial, wire) = (self.buffer(&space.partial, rows), self.buffer(&space.wire, rows));
         for (from, to) in [(partial.k, wire.k), (partial.v, wire.v)] {
             if from.dtype() != to.dtype() {
@@ -91,7 +92,7 @@ impl<'a> Reduction<'a> {
                 };
                 let pairs = [partial, wire, self.local];
                 Pending::TwoLevel(Box::new(two_level::reduce(
-                    context.comm(),
+                    self.session.comm(),
                     plan,
                     pairs,
                     &space,

@@ -220,29 +220,33 @@ fn buffers(stages: &[Stage], keys: &Keys<'_>, queries: &Queries<'_>) -> Vec<Buff
 }
 
 /// Runs `compute` for every stage in turn, with the next stage's keys and queries being fetched meanwhile. It is given the
-/// stage, k and v by source, and what came of the stage's guests.
+/// stage, k and v by source, and what came of the stage's guests. `begin` comes before all of them, and behind the start of the
+/// first fetch.
 pub(super) fn run<'a>(
     session: &Session<'_>,
     stages: &'a [Stage],
-    keys: &Keys<'a>,
-    queries: &Queries<'_>,
+    (keys, queries): (&Keys<'a>, &Queries<'_>),
     stream: Stream,
+    begin: impl FnOnce() -> Result<()>,
     mut compute: impl FnMut(At<'a, '_>, [Sources; 2], &[Tensor]) -> Result<()>,
 ) -> Result<()> {
-    let (comm, backend) = (session.context().comm(), session.backend());
+    let (comm, backend) = (session.comm(), session.backend());
     let local = keys.sendable(session, stages)?;
     let buffers = buffers(stages, keys, queries);
     let packing = &keys.packing.0;
     let fetch = |i: usize| match (stages.get(i), buffers.get(i)) {
         (Some(stage), Some(b)) => {
+            session.fetches(i);
             let stage = (stage, &packing[i]);
             Fetch::start(session, stage, (&local, &queries.local), b, stream)
         }
         _ => Ok(None),
     };
     let mut pending = fetch(0)?;
+    let mut next = fetch(1)?;
+    begin()?;
     for (number, stage) in stages.iter().enumerate() {
-        let next = fetch(number + 1)?;
+        session.turn(number);
         if let Some(fetch) = pending {
             fetch.finish(comm, backend, stream)?;
         }
@@ -258,6 +262,7 @@ pub(super) fn run<'a>(
             stream,
         };
         compute(at, [k, v], &buffers[number].guests)?;
+        next = fetch(number + 2)?;
     }
     Ok(())
 }

@@ -82,7 +82,7 @@ impl<'a> Homeward<'a> {
         self.finish()?;
         let buffers = &self.space.buffers[self.turn % self.space.buffers.len()];
         self.turn += 1;
-        let context = self.session.context();
+        self.session.reduces();
         let first = |t: &Tensor| t.rows(0, transfer.recv_rows);
         let wire: Vec<Tensor> = buffers.wire.iter().map(first).collect();
         for (from, to) in buffers.partial.iter().map(first).zip(&wire) {
@@ -91,7 +91,7 @@ impl<'a> Homeward<'a> {
             }
         }
         self.pending = Some(group_reduce(
-            context.comm(),
+            self.session.comm(),
             transfer,
             self.op,
             &wire,

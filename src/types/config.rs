@@ -60,6 +60,35 @@ pub enum DsinkReduce {
     Avg = 2,
 }
 
+/// When the backward pass computes the host stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum HostStage {
+    /// As the slowest rank is predicted to be ready first.
+    #[default]
+    Auto = -1,
+    /// Before the remote stages: it hides the first fetch.
+    First = 0,
+    /// Behind them: it hides the last reduction.
+    Last = 1,
+    /// Half of it before and half of it behind them, in two kernels: it hides both.
+    Split = 2,
+}
+
+/// cbindgen:ignore
+impl HostStage {
+    /// The one with this number.
+    pub fn numbered(number: i64) -> Option<HostStage> {
+        match number {
+            -1 => Some(HostStage::Auto),
+            0 => Some(HostStage::First),
+            1 => Some(HostStage::Last),
+            2 => Some(HostStage::Split),
+            _ => None,
+        }
+    }
+}
+
 /// How chunks are given to ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(i32)]
@@ -118,6 +147,8 @@ pub struct Compute {
     pub forward_sm_margin: Option<i32>,
     /// The same for the backward kernels.
     pub backward_sm_margin: Option<i32>,
+    /// Calls on the key are measured.
+    pub profile: bool,
 }
 
 /// cbindgen:ignore
@@ -146,6 +177,8 @@ pub struct Config {
     pub degree_forward: i32,
     /// Remote stages of the backward pass, likewise.
     pub degree_backward: i32,
+    /// When the backward pass computes the host stage; of no effect with a degree of 0.
+    pub bwd_hide_tail_reduce: HostStage,
     /// What the planner takes kernels and links for.
     pub rates: Rates,
     /// Partial dk and dv travel in the accumulator type instead of the input dtype.
@@ -181,6 +214,7 @@ impl Default for Config {
             top_percent: 50,
             degree_forward: 1,
             degree_backward: 1,
+            bwd_hide_tail_reduce: HostStage::Auto,
             rates: Rates::default(),
             backward_high_precision_reduce: false,
             forward_high_precision_reduce: false,

@@ -197,11 +197,12 @@ mod tests {
             ("MAGI_ATTENTION_MIN_CHUNKS_PER_RANK", "3"),
             ("MAGI_ATTENTION_QO_COMM", "1"),
             ("MAGI_ATTENTION_FORWARD_HIGH_PRECISION_REDUCE", "on"),
+            ("MAGI_ATTENTION_PROFILE_MODE", "1"),
         ])
         .unwrap()
         .config;
         assert!(config.backward_high_precision_reduce && config.sanity_check);
-        assert!(config.forward_high_precision_reduce && config.qo_comm);
+        assert!(config.forward_high_precision_reduce && config.qo_comm && config.compute.profile);
         assert_eq!(config.dsink_reduce, DsinkReduce::Avg);
         assert_eq!((config.cache_size, config.min_chunks_per_rank), (0, 3));
         assert_eq!(config.validate(), Ok(()));

@@ -1,7 +1,7 @@
 //! The table of environment variables: all that the library knows about each.
 
 use super::value::{boolean, whole};
-use super::{Compute, Config, DsinkReduce, KernelChoice};
+use super::{Compute, Config, DsinkReduce, HostStage, KernelChoice};
 
 /// What values a variable takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Kind {
     OneOf(&'static str),
     /// Anything.
     Text,
+    /// Text of this form.
+    Form(&'static str),
 }
 
 impl Kind {
@@ -23,7 +25,7 @@ impl Kind {
             Kind::Boolean => c"boolean",
             Kind::Whole(..) => c"integer",
             Kind::OneOf(_) => c"word",
-            Kind::Text => c"text",
+            Kind::Text | Kind::Form(_) => c"text",
         }
     }
 
@@ -32,7 +34,7 @@ impl Kind {
         match self {
             Kind::Boolean => "0 or 1 (also false, true, off, on, no, yes)".to_owned(),
             Kind::Whole(least, most) => format!("a whole number, {least} to {most}"),
-            Kind::OneOf(words) => words.to_owned(),
+            Kind::OneOf(words) | Kind::Form(words) => words.to_owned(),
             Kind::Text => "any text".to_owned(),
         }
     }
@@ -302,6 +304,40 @@ pub const TABLE: &[Variable] = &[
             Some(())
         },
     ),
+    acting(
+        "MAGI_ATTENTION_BWD_HIDE_TAIL_REDUCE",
+        Kind::Whole(-1, 2),
+        "-1",
+        "When backward computes the host stage: 0 first, so that it hides the first fetch; 1 last, so that it hides the last reduction; 2 half of it at either end; -1 as predictions say. Field bwd_hide_tail_reduce of magi_config.",
+        |config, text| {
+            config.bwd_hide_tail_reduce = HostStage::numbered(whole(text, -1, 2)?)?;
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_RATES",
+        Kind::Form(
+            "name=value parts joined by \";\": forward_gflops=A,B,C, backward_gflops=A,B,C, link_mb_per_s=N, link_latency_ns=N, kernel_latency_ns=N, each at most once; or nothing. Rates are 1 to 10^12, latencies 0 to 10^12",
+        ),
+        "",
+        "What predictions take kernels and links for, as bench/calibrate.py measures and prints them; what is not named keeps its default. Fields forward_gflops, backward_gflops, link_mb_per_s, link_latency_ns and kernel_latency_ns of magi_config.",
+        |config, text| {
+            if !text.is_empty() {
+                config.rates = config.rates.with(text)?;
+            }
+            Some(())
+        },
+    ),
+    acting(
+        "MAGI_ATTENTION_PROFILE_MODE",
+        Kind::Boolean,
+        "0",
+        "Measure each attention call on a key (see planning.md), and name its parts for profilers that follow NVTX. Field profile of magi_config.",
+        |config, text| {
+            config.compute.profile = boolean(text)?;
+            Some(())
+        },
+    ),
     building(
         "MAGI_ATTENTION_WORKSPACE_BASE",
         Kind::Text,
@@ -469,14 +505,6 @@ pub const TABLE: &[Variable] = &[
         "the dtype is that of the tensors; accumulators are f64 for f64, else f32",
     ),
     idle(
-        "MAGI_ATTENTION_PROFILE_MODE",
-        Kind::Boolean,
-        "0",
-        Acts::Run,
-        "Ranges and times of stages for profilers.",
-        "there is no device whose profiler could show them",
-    ),
-    idle(
         "MAGI_ATTENTION_LOG_LEVEL",
         Kind::Text,
         "",
@@ -507,14 +535,6 @@ pub const TABLE: &[Variable] = &[
         Acts::Run,
         "Plan the query heads of a key head as rows of one sequence.",
         "heads are never part of a plan",
-    ),
-    idle(
-        "MAGI_ATTENTION_BWD_HIDE_TAIL_REDUCE",
-        Kind::Boolean,
-        "0",
-        Acts::Key,
-        "Compute the host stage last in backward, so that it hides the last reduction.",
-        "the host stage of this build is always computed first",
     ),
     idle(
         "MAGI_ATTENTION_CPP_BACKEND",

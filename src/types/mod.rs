@@ -29,7 +29,7 @@ mod value;
 
 pub use band::Band;
 pub use config::{
-    AllocFn, Allocator, Compute, Config, DsinkReduce, Effort, FreeFn, KernelChoice, PlacementKind,
+    AllocFn, Allocator, Compute, Config, DsinkReduce, Effort, FreeFn, HostStage, KernelChoice, PlacementKind,
 };
 pub use dtype::DType;
 pub use error::{Error, Result, Status};

@@ -39,6 +39,30 @@ impl Rates {
     /// Largest of any rate, and of any latency.
     pub const MAX: i64 = 1_000_000_000_000;
 
+    /// These rates with those in `text` above them: parts `name=value` joined by `;`, the names being those of the fields, three
+    /// values joined by `,` for GFLOP/s. `None` for any other text, a name given twice, or a value that `validate` refuses.
+    pub fn with(self, text: &str) -> Option<Rates> {
+        let (mut rates, mut named) = (self, Vec::new());
+        for part in text.split(';') {
+            let (name, values) = part.split_once('=')?;
+            let values: Vec<i64> = values.split(',').map(|v| v.parse().ok()).collect::<Option<_>>()?;
+            let one = <[i64; 1]>::try_from(values.as_slice()).map(|[one]| one);
+            match name {
+                "forward_gflops" => rates.forward_gflops = values.try_into().ok()?,
+                "backward_gflops" => rates.backward_gflops = values.try_into().ok()?,
+                "link_mb_per_s" => rates.link_mb_per_s = one.ok()?,
+                "link_latency_ns" => rates.link_latency_ns = one.ok()?,
+                "kernel_latency_ns" => rates.kernel_latency_ns = one.ok()?,
+                _ => return None,
+            }
+            if named.contains(&name) {
+                return None;
+            }
+            named.push(name);
+        }
+        rates.validate().ok().map(|()| rates)
+    }
+
     /// `Status::InvalidArgument` naming the first rate outside 1 to `MAX`, or latency outside 0 to `MAX`.
     pub fn validate(&self) -> Result<()> {
         let rates = [
@@ -60,5 +84,52 @@ impl Rates {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_sets_what_it_names() {
+        let all = "forward_gflops=1,2,3;backward_gflops=4,5,6;link_mb_per_s=7;link_latency_ns=0;kernel_latency_ns=9";
+        let want = Rates {
+            forward_gflops: [1, 2, 3],
+            backward_gflops: [4, 5, 6],
+            link_mb_per_s: 7,
+            link_latency_ns: 0,
+            kernel_latency_ns: 9,
+        };
+        assert_eq!(Rates::default().with(all), Some(want));
+        let one = Rates {
+            link_mb_per_s: 1_000_000_000_000,
+            ..want
+        };
+        assert_eq!(want.with("link_mb_per_s=1000000000000"), Some(one));
+    }
+
+    #[test]
+    fn other_text_sets_nothing() {
+        for text in [
+            "",
+            ";",
+            "link_mb_per_s",
+            "link_mb_per_s=",
+            "link_mb_per_s=0",
+            "link_mb_per_s=1000000000001",
+            "link_mb_per_s=1,2",
+            "link_mb_per_s=1;",
+            "link_mb_per_s=1;link_mb_per_s=1",
+            "link_mb_per_s =1",
+            "link_latency_ns=-1",
+            "link_latency_ns=1.5",
+            "forward_gflops=1,2",
+            "forward_gflops=1,2,3,4",
+            "forward_gflops=1,0,3",
+            "gflops=1",
+        ] {
+            assert_eq!(Rates::default().with(text), None, "{text}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 // Streams of drivers for tests: each is a thread that does what was enqueued, one thing after the other; and events.
 #pragma once
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -18,10 +20,12 @@ struct Moment {
     std::mutex mutex;
     std::condition_variable changed;
     bool come = false;
+    std::chrono::steady_clock::time_point when;
 
     void happen() {
         std::lock_guard<std::mutex> lock(mutex);
         come = true;
+        when = std::chrono::steady_clock::now();
         changed.notify_all();
     }
     bool has_come() {
@@ -110,8 +114,9 @@ class Event {
 
   public:
     int *const context;
+    const bool timed;
 
-    explicit Event(int *context) : context(context) {}
+    Event(int *context, bool timed) : context(context), timed(timed) {}
     void record(Stream *stream) {
         const auto moment = std::make_shared<Moment>();
         std::lock_guard<std::mutex> lock(mutex);
@@ -136,6 +141,12 @@ int cuCtxSynchronize(void) {
     streams.drain(current.back());
     return SUCCESS;
 }
+// Events with times that were made so far, for tests.
+static std::atomic<int> timed_events;
+int fake_timed_events(void) {
+    return timed_events;
+}
+
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     NEEDS_CONTEXT;
     *least = 0;
@@ -181,9 +192,10 @@ int cuLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
     stream_of(stream)->put([function, data] { function(data); });
     return SUCCESS;
 }
-int cuEventCreate(void **event, unsigned) {
+int cuEventCreate(void **event, unsigned flags) {
     NEEDS_CONTEXT;
-    *event = new Event(current.back());
+    *event = new Event(current.back(), (flags & 2) == 0); // 2: without a time
+    timed_events += (flags & 2) == 0;
     return SUCCESS;
 }
 int cuEventDestroy_v2(void *event) {
@@ -215,6 +227,23 @@ int cuEventSynchronize(void *event) {
     if (const auto moment = static_cast<Event *>(event)->moment()) {
         moment->wait();
     }
+    return SUCCESS;
+}
+int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
+    NEEDS_CONTEXT;
+    Event *const events[] = {static_cast<Event *>(start), static_cast<Event *>(end)};
+    std::chrono::steady_clock::time_point times[2];
+    for (int i = 0; i < 2; i++) {
+        const auto moment = events[i]->moment();
+        if (!events[i]->timed || events[i]->context != current.back() || moment == nullptr) {
+            return INVALID_HANDLE;
+        }
+        if (!moment->has_come()) {
+            return NOT_READY;
+        }
+        times[i] = moment->when;
+    }
+    *milliseconds = std::chrono::duration<float, std::milli>(times[1] - times[0]).count();
     return SUCCESS;
 }
 }

@@ -109,7 +109,7 @@ pub fn inside_with(
 }
 
 /// A function of a library that is loaded, under the first of its names that there is.
-fn symbol(libraries: &[&str], name: &str) -> *mut c_void {
+pub fn symbol(libraries: &[&str], name: &str) -> *mut c_void {
     let open = |library: &&str| {
         let library = CString::new(*library).unwrap();
         // SAFETY: the string ends with a zero byte; a library may be loaded twice.

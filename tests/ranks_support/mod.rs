@@ -2,6 +2,7 @@
 //! processor (tests/host_ranks), and NCCL between them (tests/host_nccl). Each test runs in a process of its own.
 
 #![allow(dead_code)] // Every test program includes all of it and uses its own part.
+use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
@@ -10,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use crate::common_backend::{Buffer, Layout};
 use crate::common_cuda::{Copy, kernels_for_a_driver};
 use crate::common_ranks::Place;
-use crate::nccl_support::{self, LONG, UserStream, compile, compile_nccl};
+use crate::nccl_support::{self, LONG, UserStream, compile, compile_nccl, driver as driver_function, symbol};
 use magi_attn::backend::cuda::digest::Digest;
 use magi_attn::comm::nccl::NcclComm;
 use magi_attn::comm::{Communicator, RecvOp, SendOp};
@@ -43,6 +44,7 @@ fn build() -> Option<PathBuf> {
     let built = kept.exists()
         || compile(&folder, "libcuda.so", "host_ranks/driver.cpp", &kernels)
             && compile(&folder, "libnvrtc.so.13", "host_ranks/nvrtc.cpp", &[])
+            && compile(&folder, "libnvToolsExt.so.1", "host_ranks/nvtx.cpp", &[])
             && compile_nccl(&folder);
     if built && !kept.exists() {
         // An error: another program was quicker.
@@ -118,6 +120,31 @@ pub fn here(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
 pub fn worlds(wanted: &[usize]) -> impl Iterator<Item = usize> {
     let most = devices().min(DEVICES);
     wanted.iter().copied().filter(move |&w| w <= most)
+}
+
+/// Events with times that were made so far.
+pub fn timed_events() -> i32 {
+    // SAFETY: the type in tests/host_nccl/streams.h.
+    unsafe { driver_function::<unsafe extern "C" fn() -> i32>("fake_timed_events")() }
+}
+
+/// Names of the ranges that profilers have seen, sorted.
+pub fn ranges() -> Vec<String> {
+    let mut text = [0u8; 16384];
+    type Ranges = unsafe extern "C" fn(*mut c_char, usize);
+    // SAFETY: the type in tests/host_ranks/nvtx.cpp; the buffer is as long as it is said to be.
+    unsafe {
+        let ranges: Ranges = std::mem::transmute(symbol(&["libnvToolsExt.so.1"], "fake_ranges"));
+        ranges(text.as_mut_ptr().cast(), text.len());
+    }
+    let text = CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap();
+    let mut names: Vec<String> = text
+        .split(", ")
+        .filter(|n| !n.is_empty())
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names
 }
 
 /// A rank, on the device of its number.

@@ -3,7 +3,7 @@
 use crate::bytes::Bytes;
 use crate::masks::request;
 use magi_attn::plan::{Plan, Stage, Stats, verify};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, Mask, PlacementKind, Status};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, HostStage, Mask, PlacementKind, Status};
 
 /// Most chunks that are planned: what verifying them takes grows with their square.
 const MAX_CHUNKS: i128 = 160;
@@ -65,6 +65,7 @@ fn config(b: &mut Bytes) -> Config {
         ][usize::from(flags) % 5],
         degree_forward: (b.number().wrapping_sub(1)) as i32 & 15,
         degree_backward: b.small_number(),
+        bwd_hide_tail_reduce: HostStage::numbered(i64::from(flags & 3) - 1).unwrap_or_default(),
         backward_high_precision_reduce: flags & 2 != 0,
         dsink_reduce: [DsinkReduce::None, DsinkReduce::Sum, DsinkReduce::Avg][usize::from(flags >> 2) % 3],
         sanity_check: flags & 32 != 0,

@@ -205,6 +205,10 @@ impl Communicator for NcclComm {
         Device::Cuda(self.engine.gpu.ordinal())
     }
 
+    fn own_stream(&self) -> Option<Stream> {
+        Some(self.engine.stream.as_stream())
+    }
+
     unsafe fn start(&self, sends: &[SendOp], recvs: &[RecvOp], stream: Stream) -> Result<Ticket> {
         self.check()?;
         check_ops(sends, recvs, self.size())?;

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
-use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::sys::{self, CUevent, CUresult};
 
 use crate::types::{Error, Result, Status};
 
@@ -126,6 +126,22 @@ fn not_found(search_path: Option<std::ffi::OsString>) -> String {
         "no CUDA driver: neither {last} nor {first} was found by the dynamic loader ({path}); install the NVIDIA driver, \
          or hand in tensors in host memory"
     )
+}
+
+/// The type of cuEventElapsedTime.
+pub(super) type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
+
+/// Looked for by hand, and only by who measures: the bindings name a successor that drivers before CUDA 12.8 lack.
+pub(super) fn elapsed_time() -> Result<ElapsedTime> {
+    init()?;
+    // SAFETY: `init` found the library, and the type is that of the function in every driver.
+    unsafe {
+        let found = sys::culib().get::<ElapsedTime>(b"cuEventElapsedTime\0");
+        found.map(|f| *f).map_err(|e| {
+            let message = format!("the CUDA driver cannot measure: {e}");
+            Error::new(Status::CudaFailed, message)
+        })
+    }
 }
 
 /// Number of CUDA devices.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUevent, CUevent_flags_enum as Flags, CUresult};
 
-use super::driver::check;
+use super::driver::{check, elapsed_time};
 use super::{Gpu, stream};
 use crate::device::Stream;
 use crate::types::Result;
 
-/// An event without a time, which is the cheapest kind.
+/// An event; without a time, which is the cheapest kind, unless `timed`.
 #[derive(Debug)]
 pub struct Event {
     gpu: Arc<Gpu>,
@@ -24,9 +24,18 @@ unsafe impl Sync for Event {}
 impl Event {
     /// A new event. Allocates: make it ahead of the calls that use it.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Event> {
+        Event::of_kind(gpu, Flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that keeps the time at which the device came to it.
+    pub fn timed(gpu: &Arc<Gpu>) -> Result<Event> {
+        Event::of_kind(gpu, Flags::CU_EVENT_DEFAULT)
+    }
+
+    fn of_kind(gpu: &Arc<Gpu>, kind: Flags) -> Result<Event> {
         let _current = gpu.enter()?;
         let mut event = std::ptr::null_mut();
-        let flags = Flags::CU_EVENT_DISABLE_TIMING as u32;
+        let flags = kind as u32;
         // SAFETY: the pointer is good for an event.
         check(unsafe { sys::cuEventCreate(&mut event, flags) }, "cuEventCreate")?;
         Ok(Event {
@@ -69,6 +78,17 @@ impl Event {
             unsafe { sys::cuEventSynchronize(self.event) },
             "cuEventSynchronize",
         )
+    }
+
+    /// Nanoseconds from `earlier` to this event, less than 0 if it came first. Both are timed, of one device, and done.
+    pub fn ns_since(&self, earlier: &Event) -> Result<i64> {
+        let elapsed_time = elapsed_time()?;
+        let _current = self.gpu.enter()?;
+        let mut milliseconds = 0.0f32;
+        // SAFETY: both events live, and the pointer is good for a number.
+        let code = unsafe { elapsed_time(&mut milliseconds, earlier.event, self.event) };
+        check(code, "cuEventElapsedTime")?;
+        Ok((f64::from(milliseconds) * 1e6).round() as i64)
     }
 }
 

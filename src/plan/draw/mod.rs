@@ -1,8 +1,10 @@
 //! The picture of a plan: who computes what, how evenly, and what travels.
 
+mod axis;
 mod bars;
 mod lanes;
 mod matrix;
+mod measured;
 
 use super::timeline::StageStats;
 use super::traffic::Traffic;
@@ -12,6 +14,7 @@ use crate::types::{Mask, Side, Slice};
 use bars::Bars;
 use lanes::Lanes;
 use matrix::matrix;
+pub use measured::{MeasuredPass, draw_measured};
 
 const WIDTH: i64 = 1000;
 /// Side of the mask's plot.

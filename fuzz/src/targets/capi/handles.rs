@@ -211,6 +211,7 @@ fn config(b: &mut Bytes, total: i64) -> magi_config {
         placement: b.u8() as i32 % 5,
         degree_forward: b.mostly(-1) as i32,
         degree_backward: b.mostly(2) as i32,
+        bwd_hide_tail_reduce: b.mostly(-1) as i32,
         dsink_reduce: b.mostly(1) as i32,
         backward_high_precision_reduce: b.mostly(0) as i32,
         hierarchical_comm: b.mostly(0) as i32,
