@@ -149,37 +149,33 @@ impl Schedule {
         };
         let (keys, queries) = (flat(&self.keys), flat(&self.queries));
         let mut areas: Vec<Vec<i64>> = self.keys.iter().map(|k| vec![0; k.len() + 2]).collect();
-        let own = placement.side(Side::K);
-        let fronts: Vec<Vec<Range>> = (0..areas.len())
-            .map(|rank| sequence::front(own.runs(rank)))
-            .collect();
+        let own = placement.side(Side::Q);
+        let boundary = |rank| sequence::boundary(own.runs(rank));
+        let boundaries: Vec<i64> = (0..areas.len()).map(boundary).collect();
         work.for_each(mask, placement, |rank, row_owner, slice| {
-            // A guest's cells belong to the stage in which it comes, others to that of their keys.
+            // A guest's cells belong to the stage in which it comes, others to that of their keys or, held here, to a half of
+            // the host stage.
             let guest = rank != row_owner;
-            let (fetched, tokens) = if guest {
-                (&queries[rank], slice.q)
-            } else {
-                (&keys[rank], slice.k)
-            };
-            let first = fetched.partition_point(|f| f.0.end <= tokens.start);
-            let mut left = slice.area();
-            for (range, stage) in fetched[first..].iter().take_while(|f| f.0.start < tokens.end) {
-                let cut = if guest {
-                    slice.cut(range, &slice.k)
+            for (half, rows) in sequence::halves(slice.q, boundaries[rank]) {
+                let part = slice.cut(&rows, &slice.k);
+                let (fetched, tokens) = if guest {
+                    (&queries[rank], part.q)
                 } else {
-                    slice.cut(&slice.q, range)
+                    (&keys[rank], part.k)
                 };
-                areas[rank][*stage] += cut.area();
-                left -= cut.area();
+                let first = fetched.partition_point(|f| f.0.end <= tokens.start);
+                let mut left = part.area();
+                for (range, stage) in fetched[first..].iter().take_while(|f| f.0.start < tokens.end) {
+                    let cut = if guest {
+                        part.cut(range, &part.k)
+                    } else {
+                        part.cut(&part.q, range)
+                    };
+                    areas[rank][*stage] += cut.area();
+                    left -= cut.area();
+                }
+                areas[rank][half] += left;
             }
-            if !guest {
-                let first = fronts[rank].partition_point(|f| f.end <= slice.k.start);
-                let met = fronts[rank][first..].iter().take_while(|f| f.start < slice.k.end);
-                let front: i64 = met.map(|f| slice.cut(&slice.q, f).area()).sum();
-                areas[rank][0] += front;
-                left -= front;
-            }
-            areas[rank][1] += left;
         });
         areas
     }
@@ -269,7 +265,8 @@ pub(super) fn pass(
             }
         })
         .collect();
-    Pass::around(&needs, &own, schedule.degree, schedule.sequence, stages)
+    let order = (schedule.degree, schedule.sequence);
+    Pass::around(&needs, placement, rank, order, stages)
 }
 
 #[cfg(test)]

@@ -24,15 +24,14 @@ struct Piece {
 #[derive(Debug)]
 pub(super) struct Pieces {
     ranks: Vec<Vec<Piece>>,
-    /// Cells of each rank that need no other rank's keys, by halves of the host stage; all in the second where it is never
-    /// cut.
+    /// Cells of each rank that need no other rank's keys, by halves of the host stage.
     host: Vec<[i64; 2]>,
 }
 
 impl Pieces {
     /// Cuts what ranks fetch into pieces of equal tokens, a multiple of `degree` of them, so that stages are equal to a
-    /// token. O(pairs of slices, runs and pieces that meet) over all ranks; with `halves` those of runs and own keys too.
-    pub fn new(mask: &Mask, placement: &Placement, remote: &[Ranges], degree: i32, halves: bool) -> Pieces {
+    /// token. O(pairs of slices, runs and pieces that meet) over all ranks.
+    pub fn new(mask: &Mask, placement: &Placement, remote: &[Ranges], degree: i32) -> Pieces {
         let degree = i64::from(degree.max(1));
         let mut ranks: Vec<Vec<Piece>> = Vec::with_capacity(remote.len());
         for keys in remote {
@@ -43,7 +42,7 @@ impl Pieces {
             host: vec![[0; 2]; remote.len()],
             ranks,
         };
-        pieces.count_areas(mask, placement, halves);
+        pieces.count_areas(mask, placement);
         for own in &mut pieces.ranks {
             // Pieces are equally long to a token, so areas alone tell what they unlock a token. By the rule of Johnson for
             // two machines this order ends soonest, fetching being equally long for all.
@@ -52,26 +51,23 @@ impl Pieces {
         pieces
     }
 
-    fn count_areas(&mut self, mask: &Mask, placement: &Placement, halves: bool) {
-        let flat: Vec<Flat> = self.ranks.iter().map(|own| Flat::of(own)).collect();
-        let keys = placement.side(Side::K);
-        let front = |rank| Flat::new([sequence::front(keys.runs(rank))]);
-        let fronts: Option<Vec<Flat>> = halves.then(|| (0..flat.len()).map(front).collect());
+    fn count_areas(&mut self, mask: &Mask, placement: &Placement) {
+        let flat: Vec<Flat> = self.ranks.iter().map(|own| Flat::new(own)).collect();
         let queries = placement.side(Side::Q);
+        let boundary = |rank| sequence::boundary(queries.runs(rank));
+        let boundaries: Vec<i64> = (0..flat.len()).map(boundary).collect();
         for_each_meeting(mask, queries, |run, cut| {
             let owner = queries.all_runs()[run].owner as usize;
             let own = &mut self.ranks[owner];
-            let mut remote = 0;
-            flat[owner].for_each_area(&cut, |piece, area| {
-                own[piece].load.area += area;
-                remote += area;
-            });
-            let mut front = 0;
-            if let Some(fronts) = &fronts {
-                fronts[owner].for_each_area(&cut, |_, area| front += area);
+            for (half, rows) in sequence::halves(cut.q, boundaries[owner]) {
+                let part = cut.cut(&rows, &cut.k);
+                let mut remote = 0;
+                flat[owner].for_each_area(&part, |piece, area| {
+                    own[piece].load.area += area;
+                    remote += area;
+                });
+                self.host[owner][half] += part.area() - remote;
             }
-            self.host[owner][0] += front;
-            self.host[owner][1] += cut.area() - remote - front;
         });
     }
 
@@ -157,12 +153,7 @@ struct Flat {
 }
 
 impl Flat {
-    fn of(pieces: &[Piece]) -> Flat {
-        Flat::new(pieces.iter().map(|p| &p.keys))
-    }
-
-    /// Of the keys of every piece.
-    fn new(pieces: impl IntoIterator<Item: AsRef<[Range]>>) -> Flat {
+    fn new(pieces: &[Piece]) -> Flat {
         let mut flat = Flat {
             keys: Vec::new(),
             before: vec![0],
@@ -170,7 +161,7 @@ impl Flat {
         };
         let mut tokens = 0;
         for piece in pieces {
-            for &range in piece.as_ref() {
+            for &range in &piece.keys {
                 tokens += range.len();
                 flat.keys.push(range);
                 flat.before.push(tokens);

@@ -1,10 +1,11 @@
 //! When a pass computes the host stage: before the remote stages, behind them, or half of it at either end.
 
 use super::cost::{Direction, Load};
-use super::side::PlacedRun;
+use super::needs::Part;
 use crate::types::{Config, HostStage, Range, Ranges};
 
-/// Rows that the cut of a host stage is a multiple of, where it has as many: kernels take keys in tiles of so many.
+/// Rows that the cut of a host stage is a multiple of, where it has as many: kernels take queries in tiles of so many or
+/// fewer.
 const TILE: i64 = 128;
 
 /// The order of a pass's stages, the same on every rank.
@@ -23,9 +24,9 @@ pub(super) enum Sequence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HostPart {
     Whole,
-    /// Keys of the first half of the rank's rows.
+    /// The first half of the rank's queries: kernels whose thread blocks own keys are as well filled by each half as by both.
     Front,
-    /// The other keys.
+    /// The other half.
     Back,
 }
 
@@ -79,69 +80,96 @@ impl Sequence {
     }
 }
 
-/// The row at which `rows` own keys are cut in two.
-fn middle(rows: i64) -> i64 {
-    let half = rows / 2;
-    if half < TILE { half } else { half - half % TILE }
-}
-
-/// Those of a rank's keys that a part of its host stage has. `own`: all of them, in rows from 0.
-pub(super) fn keys_of(part: HostPart, own: &[PlacedRun]) -> Vec<PlacedRun> {
-    let rows = own.last().map_or(0, |run| run.row + run.tokens.len());
-    let part = match part {
-        HostPart::Whole => Range::new(0, rows),
-        HostPart::Front => Range::new(0, middle(rows)),
-        HostPart::Back => Range::new(middle(rows), rows),
-    };
-    let cut = |run: &PlacedRun| {
-        let shift = run.row - run.tokens.start;
-        let rows = run.tokens.shift(shift).intersect(&part);
-        PlacedRun {
-            tokens: rows.shift(-shift),
-            row: rows.start,
+/// The global token at which the host stage of a rank that owns `queries` is cut: those below are in front.
+pub(super) fn boundary(queries: &Ranges) -> i64 {
+    let half = queries.tokens() / 2;
+    let mut row = if half < TILE { half } else { half - half % TILE };
+    for run in queries.iter() {
+        if row < run.len() {
+            return run.start + row;
         }
-    };
-    own.iter().map(cut).filter(|run| !run.tokens.is_empty()).collect()
+        row -= run.len();
+    }
+    0
 }
 
-/// The keys of `own` that are in the front half.
-pub(super) fn front(own: &Ranges) -> Vec<Range> {
-    let placed = super::side::concatenate(own.as_slice());
-    let kept = keys_of(HostPart::Front, &placed);
-    kept.into_iter().map(|run| run.tokens).collect()
+/// The parts of `q` below `boundary` and from there on, each with the number of its half; none that is empty.
+pub(super) fn halves(q: Range, boundary: i64) -> impl Iterator<Item = (usize, Range)> {
+    let cut = boundary.clamp(q.start, q.end);
+    let both = [Range::new(q.start, cut), Range::new(cut, q.end)];
+    both.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty())
+}
+
+/// What of `parts` a part of the host stage has.
+pub(super) fn parts_in(part: HostPart, parts: &[Part], boundary: i64) -> Vec<Part> {
+    let half = match part {
+        HostPart::Whole => return parts.to_vec(),
+        HostPart::Front => 0,
+        HostPart::Back => 1,
+    };
+    let cut = |p: &Part| {
+        let (_, rows) = halves(p.slice.q, boundary).find(|h| h.0 == half)?;
+        let slice = p.slice.cut(&rows, &p.slice.k).tighten();
+        (!slice.is_empty()).then_some(Part { slice, ..*p })
+    };
+    parts.iter().filter_map(cut).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::side::concatenate;
+    use crate::types::{Band, Slice};
 
     #[test]
     fn halves_are_all_of_it_and_cut_at_a_tile() {
-        for (lengths, cut) in [
+        for (lengths, front) in [
             (vec![300, 5, 400], 256),
             (vec![100, 51], 75),
+            (vec![2, 2], 2),
             (vec![1], 0),
             (vec![], 0),
         ] {
             let mut at = 7;
-            let tokens: Vec<Range> = lengths
+            let runs: Vec<Range> = lengths
                 .iter()
                 .map(|n| {
                     at += 2 * n;
                     Range::new(at - n, at)
                 })
                 .collect();
-            let own = concatenate(&tokens);
-            let [front_keys, back] = [HostPart::Front, HostPart::Back].map(|part| keys_of(part, &own));
-            assert_eq!(front_keys.iter().map(|r| r.tokens.len()).sum::<i64>(), cut);
-            let both: Ranges = front_keys.iter().chain(&back).map(|r| r.tokens).collect();
-            assert_eq!(both.as_slice(), tokens);
-            assert!(back.first().is_none_or(|r| r.row == cut));
-            let rows = |runs: &[PlacedRun]| -> Vec<_> { runs.iter().map(|r| (r.tokens, r.row)).collect() };
-            assert_eq!(rows(&keys_of(HostPart::Whole, &own)), rows(&own));
-            let ranges = Ranges::from_unsorted(tokens);
-            assert_eq!(front(&ranges).iter().map(Range::len).sum::<i64>(), cut);
+            let cut = boundary(&Ranges::from_unsorted(runs.clone()));
+            let mut tokens = [0, 0];
+            for run in &runs {
+                let parts: Vec<_> = halves(*run, cut).collect();
+                parts.iter().for_each(|(half, rows)| tokens[*half] += rows.len());
+                assert_eq!(parts[0].1.start, run.start);
+                assert_eq!(parts[parts.len() - 1].1.end, run.end);
+            }
+            assert_eq!(tokens, [front, lengths.iter().sum::<i64>() - front]);
+        }
+    }
+
+    #[test]
+    fn parts_of_a_stage_have_its_cells() {
+        let q = Range::new(10, 30);
+        let slice = Slice::new(q, Range::new(0, 25), Band::new(-30, -4)).tighten();
+        let all = [Part {
+            slice,
+            run: 1,
+            row_shift: -5,
+        }];
+        let area = |part, at| {
+            parts_in(part, &all, at)
+                .iter()
+                .map(|p| p.slice.area())
+                .sum::<i64>()
+        };
+        for at in [0, 10, 11, 17, 30, 99] {
+            assert_eq!(area(HostPart::Whole, at), slice.area());
+            let front = area(HostPart::Front, at);
+            assert_eq!(front + area(HostPart::Back, at), slice.area());
+            let below = Range::new(10, at.clamp(10, 30));
+            assert_eq!(front, slice.cut(&below, &slice.k).area());
         }
     }
 

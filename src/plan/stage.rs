@@ -2,9 +2,9 @@
 
 use super::guests::Guests;
 use super::hierarchy::Routes;
-use super::needs::Needs;
+use super::needs::{Needs, Part};
 use super::placement::Placement;
-use super::sequence::{HostPart, Sequence, keys_of};
+use super::sequence::{self, HostPart, Sequence, parts_in};
 use super::side::{PlacedRun, concatenate};
 use super::slices::local_slices;
 use super::staging::Staging;
@@ -91,7 +91,6 @@ impl Pass {
         mesh: Option<Mesh>,
     ) -> Pass {
         let keys = placement.side(Side::K);
-        let own = concatenate(keys.runs(rank).as_slice());
         let groups = &staging.groups;
         let remote: Vec<Stage> = (0..groups[rank].len())
             .map(|i| {
@@ -103,18 +102,21 @@ impl Pass {
                 }
             })
             .collect();
-        Pass::around(needs, &own, staging.degree, staging.sequence, remote)
+        let order = (staging.degree, staging.sequence);
+        Pass::around(needs, placement, rank, order, remote)
     }
 
-    /// `remote` stages and the host stage of a rank whose keys are `own`.
+    /// `remote` stages, as many as the order says (0: one that has the host stage's slices too), and the host stage of `rank`.
     pub(super) fn around(
         needs: &Needs,
-        own: &[PlacedRun],
-        degree: i32,
-        sequence: Sequence,
+        placement: &Placement,
+        rank: usize,
+        (degree, sequence): (i32, Sequence),
         mut remote: Vec<Stage>,
     ) -> Pass {
-        let host = |part| stage(needs, &keys_of(part, own), 0);
+        let own = concatenate(placement.side(Side::K).runs(rank).as_slice());
+        let boundary = sequence::boundary(placement.side(Side::Q).runs(rank));
+        let host = |part| stage(&parts_in(part, &needs.parts, boundary), &own, 0);
         if let (0, Some(only)) = (degree, remote.first_mut()) {
             let host = host(HostPart::Whole);
             only.slices.splice(0..0, host.slices);
@@ -127,8 +129,8 @@ impl Pass {
     }
 }
 
-pub(super) fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
-    let slices = local_slices(&needs.parts, keys, source);
+fn stage(parts: &[Part], keys: &[PlacedRun], source: u8) -> Stage {
+    let slices = local_slices(parts, keys, source);
     Stage {
         area: slices.iter().map(|s| s.slice.area()).sum(),
         slices,
@@ -137,6 +139,6 @@ pub(super) fn stage(needs: &Needs, keys: &[PlacedRun], source: u8) -> Stage {
 }
 
 pub(super) fn stage_of(needs: &Needs, recv: Ranges) -> Stage {
-    let slices = stage(needs, &concatenate(recv.as_slice()), 1);
+    let slices = stage(&needs.parts, &concatenate(recv.as_slice()), 1);
     Stage { recv, ..slices }
 }

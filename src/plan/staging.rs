@@ -35,7 +35,6 @@ impl Staging {
         check_degree("degree_forward", config.degree_forward)?;
         check_degree("degree_backward", config.degree_backward)?;
         let mut made: Option<(i32, Arc<Pieces>)> = None;
-        let halves = Sequence::choices(config, Direction::Backward).contains(&Sequence::Split);
         Ok([
             (Direction::Forward, config.degree_forward),
             (Direction::Backward, config.degree_backward),
@@ -56,7 +55,7 @@ impl Staging {
             }
             let pieces = match &made {
                 Some((degree, pieces)) if *degree == asked => Arc::clone(pieces),
-                _ => Arc::new(Pieces::new(mask, placement, remote, asked, halves)),
+                _ => Arc::new(Pieces::new(mask, placement, remote, asked)),
             };
             made = Some((asked, Arc::clone(&pieces)));
             let degrees = match asked {
@@ -82,11 +81,10 @@ impl Staging {
         remote: &[Ranges],
     ) -> [Timeline; 2] {
         let mut uncut: Option<Pieces> = None;
-        let halves = both.iter().any(|s| s.sequence == Sequence::Split);
         both.each_ref().map(|staging| {
             let pieces = match &staging.pieces {
                 Some(pieces) => pieces.as_ref(),
-                None => uncut.get_or_insert_with(|| Pieces::new(mask, placement, remote, 1, halves)),
+                None => uncut.get_or_insert_with(|| Pieces::new(mask, placement, remote, 1)),
             };
             staging.timeline(pieces, remote.len())
         })
