@@ -58,15 +58,15 @@ typedef struct magi_attn_forward_params {
     const magi_tile *tiles; /* in the order of the work */
     const magi_item *items;
     const magi_row_limits *limits;
-    int *counters;     /* {next work, blocks done}; 0 before a launch, and after it */
-    unsigned *maxima;  /* [heads_q], order-preserving bits; 0 before a launch, and after it */
-    void *out;         /* [tokens, heads_q, head_dim_v] */
-    float *lse;        /* [tokens, heads_q], or NULL */
-    float *max_logits; /* [heads_q] */
-    const float *sink; /* NULL, or [sinks] of every token and head by the strides below */
-    float *piece_out;  /* [slots, units, rows of a tile, head_dim_v] in the order of registers */
-    float *piece_lse;  /* [slots, units, rows of a tile] */
-    int *piece_done;   /* [slots, units, warps of a tile]; 0 before a launch, and after it */
+    int *counters;        /* {next work, blocks done}; 0 before a launch, and after it */
+    unsigned *maxima;     /* [heads_q], order-preserving bits; 0 before a launch, and after it */
+    void *out;            /* [tokens, heads_q, head_dim_v] */
+    float *lse;           /* [tokens, heads_q], or NULL */
+    float *max_logits;    /* [heads_q] */
+    const float *sink;    /* NULL, or [sinks] of every token and head by the strides below */
+    float *piece_out;     /* [slots, units, rows of a tile, head_dim_v] in the order of registers */
+    float *piece_lse;     /* [slots, units, rows of a tile] */
+    int *piece_done;      /* [slots, units, warps of a tile]; 0 before a launch, and after it */
     const float *earlier; /* MAGI_FORWARD_ACCUMULATE: the output to merge into, which may be out itself */
     long long out_token, out_head, lse_token, lse_head, sink_token, sink_row, sink_head, earlier_token, earlier_head;
     int tile_count, units, group, section; /* group: units of a key head; section: units walked together */
