@@ -222,6 +222,7 @@ fn config(b: &mut Bytes, total: i64) -> magi_config {
         deterministic: b.mostly(0) as i32,
         forward_sm_margin: b.mostly(-1) as i32,
         backward_sm_margin: b.mostly(-1) as i32,
+        profile: b.mostly(0) as i32,
         alloc: None,
         free: None,
         userdata: null_mut(),
