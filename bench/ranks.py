@@ -53,7 +53,7 @@ class Config(magi.Sized):
         *((name, C.c_int32) for name in ("bwd_hide_tail_reduce", "dsink_reduce")),
         *((name, C.c_int32) for name in ("backward_high_precision_reduce", "hierarchical_comm", "qo_comm")),
         *((name, C.c_int32) for name in ("forward_high_precision_reduce", "sanity_check", "backend", "deterministic")),
-        *((name, C.c_int32) for name in ("forward_sm_margin", "backward_sm_margin")),
+        *((name, C.c_int32) for name in ("forward_sm_margin", "backward_sm_margin", "profile")),
         *((name, C.c_void_p) for name in ("alloc", "free", "userdata")),
     ]
 
