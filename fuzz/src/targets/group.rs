@@ -74,7 +74,9 @@ fn fit(requests: &mut [GroupRequest], b: &mut Bytes) {
         let mut at = 0i64;
         for (source, list) in sends.iter().enumerate() {
             for p in list.iter().filter(|p| p.peer as usize == rank) {
-                let rows = Range::new(at, at.saturating_add(p.rows.len()));
+                // Its ends may be any two numbers.
+                let length = p.rows.end.saturating_sub(p.rows.start).max(0);
+                let rows = Range::new(at, at.saturating_add(length));
                 at = rows.end;
                 request.receives.push(Piece {
                     peer: b.mostly(source as i64) as u32,
