@@ -90,6 +90,10 @@ copy_library "$BUILD/lib" "$stage/lib"
 copy_library "$BUILD/fault" "$stage/lib-fault"
 copy_tests >"$stage/tests.txt"
 find "$stage/tests" -maxdepth 1 -type f ! -name bench_tools ! -name 'gpu_*' -exec strip {} +
+# Every Rust program has the kernels inside: together they are hardly larger than one.
+if [ "${#rust[@]}" -gt 0 ] && have xz; then
+    (cd "$stage/tests" && tar -cf - rust_* | xz -6 --lzma2=preset=6,dict=64MiB >rust.tar.xz && rm rust_*)
+fi
 cp tests/cases/*.json "$stage/tests/cases/"
 cp -r tests/gpu "$stage/tests/gpu"
 cp bench/*.py "$stage/bench/"
