@@ -179,13 +179,7 @@ class Local:
                 meet.abort()
                 comms[rank].abort(str(error))
 
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.world)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for comm in comms:
-            comm.close()
+        ranks.on_threads(comms, work)
         if failed:
             raise failed[0]
         return [

@@ -1,7 +1,6 @@
 """Rows on local ranks, threads of this process in host memory, against sums in plain Python. For small shapes."""
 import ctypes as C
 import math
-import threading
 
 import magi
 import ranks
@@ -34,13 +33,7 @@ class LocalRow:
                 failed[rank] = error
                 comms[rank].abort(str(error))
 
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.world)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for comm in comms:
-            comm.close()
+        ranks.on_threads(comms, work)
         for error in sorted((e for e in failed if e), key=lambda e: "aborted" in str(e)):
             raise error
 

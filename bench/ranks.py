@@ -1,5 +1,6 @@
 """Communicators, keys and what plans say of themselves, through ctypes: what magi.py is for one device."""
 import ctypes as C
+import threading
 
 import magi
 
@@ -103,6 +104,17 @@ class StageStats(Stats):
         *((name, C.c_int64) for name in ("compute_start_ns", "compute_end_ns", "reduce_start_ns", "reduce_end_ns", "wait_ns")),
         *((name, C.c_int64) for name in ("queries_received", "queries_sent")),
     ]
+
+
+def on_threads(comms, work):
+    """Calls `work(rank)` on a thread for each rank, waits for all, and closes their communicators."""
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(comms))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for comm in comms:
+        comm.close()
 
 
 # C name of each struct above, for the test that compares layouts.

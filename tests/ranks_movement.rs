@@ -12,9 +12,7 @@ mod ranks_support;
 use std::sync::Arc;
 
 use common_cuda::Copy;
-use common_movement::{
-    DTYPES, Kind, Memory, ORDERS, Order, ROWS, Site, add_partial_gradients, full, key_of, move_all,
-};
+use common_movement::{Kind, Memory, Order, Site, add_partial_gradients, full, key_of, kinds, move_all};
 use magi_attn::device::Stream;
 use magi_attn::runtime::{Key, movement};
 use magi_attn::types::{DType, Mask, Result, Side, Status, Tensor};
@@ -44,23 +42,7 @@ fn rows_move_as_position_ids_say() {
     here("rows_move_as_position_ids_say", &[], || {
         for world in worlds(&[1, 2, 3, 4]) {
             with_keys(world, &full(45, 45), |r, key| {
-                for (i, dtype) in DTYPES.into_iter().enumerate() {
-                    for (j, row) in ROWS.into_iter().enumerate() {
-                        let orders = [ORDERS[(i + j) % 3], ORDERS[(i + 2 * j + world) % 3]];
-                        let side = Side::Q;
-                        move_all(
-                            r,
-                            key,
-                            Kind {
-                                side,
-                                dtype,
-                                row,
-                                orders,
-                            },
-                        )?;
-                    }
-                }
-                Ok(())
+                kinds(world).try_for_each(|kind| move_all(r, key, kind))
             });
         }
     });

@@ -5,7 +5,7 @@ mod common_movement;
 use std::sync::Arc;
 
 use common_movement::{
-    DTYPES, Host, Kind, Memory, ORDERS, Order, POISON, ROWS, add_partial_gradients, full, key_of, move_all,
+    Host, Kind, Memory, Order, POISON, add_partial_gradients, full, key_of, kinds, move_all,
 };
 use magi_attn::comm::local;
 use magi_attn::device::Stream;
@@ -21,23 +21,7 @@ fn with_keys(world: usize, mask: &Arc<Mask>, f: impl Fn(usize, &Key) -> Result<(
 fn rows_move_as_position_ids_say() {
     for world in 1..=8 {
         with_keys(world, &full(45, 45), |_, key| {
-            for (i, dtype) in DTYPES.into_iter().enumerate() {
-                for (j, row) in ROWS.into_iter().enumerate() {
-                    let orders = [ORDERS[(i + j) % 3], ORDERS[(i + 2 * j + world) % 3]];
-                    let side = Side::Q;
-                    move_all(
-                        &Host,
-                        key,
-                        Kind {
-                            side,
-                            dtype,
-                            row,
-                            orders,
-                        },
-                    )?;
-                }
-            }
-            Ok(())
+            kinds(world).try_for_each(|kind| move_all(&Host, key, kind))
         });
     }
 }

@@ -304,3 +304,16 @@ pub fn add_partial_gradients(site: &impl Site, key: &Key) -> Result<()> {
     }
     Ok(())
 }
+
+/// Every dtype and row shape, with orders that differ from one to the next and with the number of ranks.
+pub fn kinds(world: usize) -> impl Iterator<Item = Kind<'static>> {
+    let rows = move |(i, dtype)| {
+        ROWS.into_iter().enumerate().map(move |(j, row)| Kind {
+            side: Side::Q,
+            dtype,
+            row,
+            orders: [ORDERS[(i + j) % 3], ORDERS[(i + 2 * j + world) % 3]],
+        })
+    };
+    DTYPES.into_iter().enumerate().flat_map(rows)
+}

@@ -10,13 +10,15 @@ use std::sync::{Arc, OnceLock};
 
 use crate::common_backend::{Buffer, Layout};
 use crate::common_cuda::{Copy, kernels_for_a_driver};
-use crate::common_ranks::Place;
+use crate::common_ranks::{Job, Place, agreed, rank_on};
+use crate::common_reference::{Answer, Operands};
 use crate::nccl_support::{self, LONG, UserStream, compile, compile_nccl, driver as driver_function, symbol};
 use magi_attn::backend::cuda::digest::Digest;
 use magi_attn::comm::nccl::NcclComm;
 use magi_attn::comm::{Communicator, RecvOp, SendOp};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{Gpu, driver};
+use magi_attn::runtime::{Context, Key};
 use magi_attn::types::{DType, Tensor};
 
 /// Devices that there are.
@@ -307,4 +309,24 @@ impl Gate {
     pub fn open(self) {
         self.0.send(()).unwrap();
     }
+}
+
+/// A key of the job on one rank's device.
+pub fn key_of(job: &Job, r: &Rank) -> Arc<Key> {
+    let comm: Arc<dyn Communicator> = r.comm.clone();
+    let context = Context::new(comm);
+    if let Some((inter, intra)) = job.mesh {
+        context.set_mesh(inter, intra).unwrap();
+    }
+    Key::create(&context, &job.mask, job.shape, job.config).unwrap()
+}
+
+/// Runs the job on devices, `times` on one key; every rank and every time has the same bits.
+pub fn over_devices(job: &Job, o: &Operands, times: usize) -> Answer {
+    let answers = on_ranks(job.world, |r| {
+        let key = key_of(job, r);
+        let runs: Vec<Answer> = (0..times).map(|_| rank_on(r, job, o, &key).unwrap()).collect();
+        agreed(runs)
+    });
+    agreed(answers)
 }

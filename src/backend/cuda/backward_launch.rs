@@ -5,6 +5,7 @@ use std::ptr::null_mut;
 use super::backward_kernel::BackwardKernel;
 use super::backward_maps::{self, BackwardMaps};
 use super::backward_params::BackwardParams;
+use super::section;
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch};
 use crate::types::{AttnShape, Item, Result, RowLimits, Tensor, Tile};
@@ -259,7 +260,7 @@ impl KeysLaunch<'_> {
         let sums = out.dq.map_or(0, |_| shape.head_dim * size_of::<f32>() as i64);
         let row = (shape.head_dim + shape.head_dim_v) * size + sums;
         let bytes = o.q.tokens() * (shape.heads_q / shape.heads_kv) * row;
-        let fit = i64::from(self.gpu.properties().l2_bytes) * 5 / 8 / bytes.max(1);
+        let fit = section::fit(self.gpu, bytes);
         self.split.section(shape.heads_kv, processors, fit)
     }
 }

@@ -4,6 +4,7 @@ use super::backward_kernel::BackwardKernel;
 use super::backward_launch::{DeviceList, Operands};
 use super::backward_maps::{self, BackwardMaps};
 use super::backward_queries_params::BackwardQueriesParams;
+use super::section;
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch};
 use crate::types::{AttnShape, Result, Tensor};
@@ -96,17 +97,6 @@ impl QueriesLaunch<'_> {
 
     /// Query heads whose keys and values stay in the L2 cache together: those of a divisor of the key heads.
     fn section(&self, o: &Operands) -> i64 {
-        let heads = self.shape.heads_kv;
-        let tensors = [o.k, o.v];
-        let bytes = tensors.iter().flatten().flatten();
-        let bytes: i64 = bytes
-            .map(|t| t.tokens() * t.shape()[2] * t.dtype().size() as i64)
-            .sum();
-        let fit = i64::from(self.gpu.properties().l2_bytes) * 5 / 8 / bytes.max(1);
-        let together = (1..=heads)
-            .rev()
-            .find(|n| heads % n == 0 && *n <= fit)
-            .unwrap_or(1);
-        together * self.shape.group()
+        section::key_heads(self.gpu, self.shape.heads_kv, &o.k, &o.v) * self.shape.group()
     }
 }

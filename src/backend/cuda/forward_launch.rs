@@ -3,6 +3,7 @@
 use super::forward_kernel::ForwardKernel;
 use super::forward_maps::{self, ForwardMaps};
 use super::forward_params::ForwardParams;
+use super::section;
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch, fill_words};
 use crate::types::{AttnShape, Item, Result, RowLimits, Tensor, Tile};
@@ -194,17 +195,6 @@ impl ForwardLaunch<'_> {
     /// Units whose keys and values stay in the L2 cache together: those of a divisor of the key heads.
     fn section(&self, call: &ForwardCall) -> i64 {
         let heads = self.shape.heads_kv;
-        let bytes: i64 = [call.k, call.v]
-            .iter()
-            .flatten()
-            .flatten()
-            .map(|t| t.tokens() * t.shape()[2] * t.dtype().size() as i64)
-            .sum();
-        let fit = i64::from(self.gpu.properties().l2_bytes) * 5 / 8 / bytes.max(1);
-        let together = (1..=heads)
-            .rev()
-            .find(|n| heads % n == 0 && *n <= fit)
-            .unwrap_or(1);
-        together * (self.shape.heads_q / self.lists.pack / heads)
+        section::key_heads(self.gpu, heads, &call.k, &call.v) * (self.shape.heads_q / self.lists.pack / heads)
     }
 }

@@ -30,6 +30,7 @@ pub mod nvrtc_places;
 pub mod pieces;
 pub mod range_tiles;
 pub mod ranges;
+mod section;
 pub mod source;
 pub mod textbook;
 pub mod textbook_params;

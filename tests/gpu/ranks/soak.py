@@ -11,7 +11,6 @@ import os
 import random
 import statistics
 import sys
-import threading
 import time
 
 from sites import CudaSite, HostSite, Part
@@ -167,13 +166,7 @@ def on_threads(options, library):
             found[rank] = {"error": str(error)}
             comms[rank].abort(str(error))
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(options.world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for comm in comms:
-        comm.close()
+    ranks.on_threads(comms, work)
     return found
 
 
