@@ -123,7 +123,25 @@ fn check(list: &TileList, rows: [i64; 2], tokens: [i64; 2]) -> [[Cells; 2]; 2] {
     let mut order = list.order.clone();
     order.sort_unstable();
     assert_eq!(order, (0..list.tiles.len() as i32).collect::<Vec<_>>());
+    check_without_idle(list);
     all
+}
+
+/// The busy tiles of `list`, in the order of the work, and what belongs to them; nothing else.
+fn check_without_idle(list: &TileList) {
+    let busy = list.clone().without_idle();
+    let work = |l: &TileList| -> Vec<(Tile, i64)> {
+        let of = |&i: &i32| (l.tiles[i as usize], l.areas[i as usize]);
+        l.order.iter().map(of).filter(|(t, _)| t.items > 0).collect()
+    };
+    assert_eq!(work(&busy), work(list));
+    assert_eq!(busy.order.len(), busy.tiles.len(), "each tile once");
+    assert!(busy.tiles.iter().all(|t| t.items > 0));
+    assert_eq!(busy.areas.len(), busy.tiles.len());
+    assert_eq!(
+        (&busy.items, &busy.limits, busy.area()),
+        (&list.items, &list.limits, list.area())
+    );
 }
 
 fn turned(cells: &Cells, keys: i64) -> Cells {
