@@ -474,6 +474,34 @@ fn events_and_memory_in_the_order_of_a_stream() {
 }
 
 #[test]
+fn largest_of_rows() {
+    let Some(gpu) = gpu() else { return };
+    let mut r = Random(41);
+    for (rows, heads) in [(0, 5), (1, 1), (4, 300), (7, 64)] {
+        for (i, layout) in [Layout::Dense, Layout::Padded].into_iter().enumerate() {
+            let mut values = r.normals((rows * heads) as usize, 3.0, DType::F32);
+            // A NaN counts for nothing, and a head may have seen nothing anywhere.
+            for (at, value) in values.iter_mut().enumerate() {
+                match at as i64 % heads {
+                    3 => *value = f64::NEG_INFINITY,
+                    2 if at as i64 / heads == 1 => *value = f64::NAN,
+                    _ => {}
+                }
+            }
+            let mut src = Buffer::new(&values, &[rows, heads], DType::F32, layout);
+            let mut dst = Buffer::poisoned(&[heads], DType::F32, Layout::Dense);
+            let got = both(&gpu, &mut [&mut src, &mut dst], 1, |b, t| {
+                b.max_rows(t[0], t[1]).unwrap();
+            });
+            same(&got, &format!("{rows} rows of {heads}, layout {i}"));
+            if rows == 0 {
+                assert!(got[1].iter().all(|&x| x == f64::NEG_INFINITY));
+            }
+        }
+    }
+}
+
+#[test]
 fn the_same_launches_give_the_same_on_the_processor() {
-    run_on_the_processor("cuda_helpers", &[], 11);
+    run_on_the_processor("cuda_helpers", &[], 12);
 }
