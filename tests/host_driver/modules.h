@@ -101,6 +101,7 @@ int cuFuncSetAttribute(void *, int, int) {
 }
 int cuTensorMapEncodeTiled(void *map, int, unsigned rank, void *data, const uint64_t *dims, const uint64_t *strides,
                            const unsigned *box, const unsigned *, int, int, int, int) {
+    NEEDS_CONTEXT;
     Map made = {};
     made.data = (char *)data;
     made.rank = (int)rank;

@@ -183,7 +183,8 @@ impl KeysLaunch<'_> {
         if work == 0 {
             return Ok(());
         }
-        let maps = backward_maps::of_keys(o, outputs.dq.as_ref(), self.kernel)?;
+        let current = self.gpu.enter()?;
+        let maps = backward_maps::of_keys(&current, o, outputs.dq.as_ref(), self.kernel)?;
         let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
         let params = self.params(o, outputs, &maps, processors);
         let launch = Launch {

@@ -4,7 +4,7 @@
 use super::backward_kernel::BackwardKernel;
 use super::backward_launch::{Operands, Stats};
 use super::forward_maps::{rows, stride};
-use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
+use crate::device::cuda::{Current, Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{DType, Error, Result, Tensor};
 
 /// Rows that one copy of queries brings to the dq kernel: those of a warpgroup.
@@ -33,60 +33,72 @@ struct Extents {
 }
 
 /// Maps of the kernel over key tiles, which adds to `dq` where it is given.
-pub fn of_keys(o: &Operands, dq: Option<&Tensor>, kernel: &BackwardKernel) -> Result<BackwardMaps> {
+pub fn of_keys(
+    current: &Current<'_>,
+    o: &Operands,
+    dq: Option<&Tensor>,
+    kernel: &BackwardKernel,
+) -> Result<BackwardMaps> {
     let extents = Extents {
         queries: kernel.step.into(),
         keys: kernel.rows.into(),
         stats: kernel.step,
     };
-    let mut found = encode(o, kernel.choice.head_dims, &extents)?;
+    let mut found = encode(current, o, kernel.choice.head_dims, &extents)?;
     if let Some(t) = dq.filter(|t| t.tokens() > 0) {
-        found.maps[7] = sums(t, kernel.step)?;
+        found.maps[7] = sums(current, t, kernel.step)?;
     }
     Ok(found)
 }
 
 /// Maps of the kernel over query tiles.
-pub fn of_queries(o: &Operands, kernel: &BackwardKernel) -> Result<BackwardMaps> {
+pub fn of_queries(current: &Current<'_>, o: &Operands, kernel: &BackwardKernel) -> Result<BackwardMaps> {
     let extents = Extents {
         queries: QUERIES_COPY,
         keys: kernel.step.into(),
         stats: kernel.rows,
     };
-    encode(o, kernel.choice.head_dims, &extents)
+    encode(current, o, kernel.choice.head_dims, &extents)
 }
 
 /// lse2 and delta of some queries of a head.
-fn stats(s: &Stats, tokens: i64, heads: i64, queries: i32) -> Result<TensorMap> {
+fn stats(current: &Current<'_>, s: &Stats, tokens: i64, heads: i64, queries: i32) -> Result<TensorMap> {
     let bytes = |elements: i64| elements as u64 * size_of::<f32>() as u64;
-    TensorMap::tiled(&Tiled {
-        dtype: DType::F32,
-        data: s.lse2.cast(),
-        dims: &[tokens as u64, 2, heads as u64],
-        strides: &[bytes(s.padded * heads), bytes(s.padded)],
-        extent: &[queries as u32, 2, 1],
-        swizzle: Swizzle::None,
-        promotion: Promotion::B128,
-    })
+    TensorMap::tiled(
+        current,
+        &Tiled {
+            dtype: DType::F32,
+            data: s.lse2.cast(),
+            dims: &[tokens as u64, 2, heads as u64],
+            strides: &[bytes(s.padded * heads), bytes(s.padded)],
+            extent: &[queries as u32, 2, 1],
+            swizzle: Swizzle::None,
+            promotion: Promotion::B128,
+        },
+    )
 }
 
 /// dq in f32, by the boxes that are added at a time: the queries of a step and 128 bytes of their columns.
-fn sums(dq: &Tensor, step: i32) -> Result<TensorMap> {
+fn sums(current: &Current<'_>, dq: &Tensor, step: i32) -> Result<TensorMap> {
     let dims = [dq.shape()[2], dq.tokens(), dq.shape()[1]].map(|n| n as u64);
-    TensorMap::tiled(&Tiled {
-        dtype: DType::F32,
-        data: dq.data(),
-        dims: &dims,
-        strides: &[stride(dq, 0), stride(dq, 1)],
-        extent: &[32, step as u32, 1],
-        swizzle: Swizzle::B128,
-        promotion: Promotion::None,
-    })
+    TensorMap::tiled(
+        current,
+        &Tiled {
+            dtype: DType::F32,
+            data: dq.data(),
+            dims: &dims,
+            strides: &[stride(dq, 0), stride(dq, 1)],
+            extent: &[32, step as u32, 1],
+            swizzle: Swizzle::B128,
+            promotion: Promotion::None,
+        },
+    )
 }
 
 /// Of the queries' tensor and of both sources of keys, and the number of copies; a tensor that is not there, or has no
 /// tokens, has no map.
 fn side(
+    current: &Current<'_>,
     queries: &Tensor,
     sources: &[Option<Tensor>; 2],
     head_dim: i64,
@@ -97,7 +109,7 @@ fn side(
         let Some(t) = t.filter(|t| t.tokens() > 0) else {
             return Ok(None);
         };
-        let (map, needed) = rows(&t, head_dim, tokens)?;
+        let (map, needed) = rows(current, &t, head_dim, tokens)?;
         copies = needed;
         Ok::<_, Error>(Some(map))
     };
@@ -109,9 +121,14 @@ fn side(
     Ok((maps, copies))
 }
 
-fn encode(o: &Operands, head_dims: (i64, i64), extents: &Extents) -> Result<BackwardMaps> {
-    let ([q, k0, k1], copies_k) = side(&o.q, &o.k, head_dims.0, extents)?;
-    let ([dout, v0, v1], copies_v) = side(&o.dout, &o.v, head_dims.1, extents)?;
+fn encode(
+    current: &Current<'_>,
+    o: &Operands,
+    head_dims: (i64, i64),
+    extents: &Extents,
+) -> Result<BackwardMaps> {
+    let ([q, k0, k1], copies_k) = side(current, &o.q, &o.k, head_dims.0, extents)?;
+    let ([dout, v0, v1], copies_v) = side(current, &o.dout, &o.v, head_dims.1, extents)?;
     let all = [q, dout, k0, k1, v0, v1];
     let any = all.iter().flatten().next();
     // No copy names what is not there.
@@ -119,7 +136,7 @@ fn encode(o: &Operands, head_dims: (i64, i64), extents: &Extents) -> Result<Back
     let [q, dout, k0, k1, v0, v1] = all.map(|map| map.unwrap_or(any));
     let stats = match o.q.tokens() {
         0 => any,
-        tokens => stats(&o.stats, tokens, o.q.shape()[1], extents.stats)?,
+        tokens => stats(current, &o.stats, tokens, o.q.shape()[1], extents.stats)?,
     };
     Ok(BackwardMaps {
         maps: [q, dout, k0, k1, v0, v1, stats, any],

@@ -41,7 +41,8 @@ impl QueriesLaunch<'_> {
         if work == 0 {
             return Ok(());
         }
-        let maps = backward_maps::of_queries(o, self.kernel)?;
+        let current = self.gpu.enter()?;
+        let maps = backward_maps::of_queries(&current, o, self.kernel)?;
         let params = self.params(o, dq, accumulate, &maps);
         let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
         let launch = Launch {

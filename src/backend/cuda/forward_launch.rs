@@ -111,7 +111,8 @@ impl ForwardLaunch<'_> {
                 _ => Ok(()),
             };
         }
-        let maps = forward_maps::encode(call, self.kernel, self.lists.pack)?;
+        let current = self.gpu.enter()?;
+        let maps = forward_maps::encode(&current, call, self.kernel, self.lists.pack)?;
         let params = self.params(call, &maps, units);
         let processors = i64::from(self.gpu.properties().multiprocessors - call.sm_margin).max(1);
         let launch = Launch {

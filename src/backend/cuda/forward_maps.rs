@@ -2,7 +2,7 @@
 
 use super::forward_kernel::ForwardKernel;
 use super::forward_launch::ForwardCall;
-use crate::device::cuda::{Promotion, Swizzle, TensorMap, Tiled};
+use crate::device::cuda::{Current, Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{Error, Result, Status, Tensor};
 
 /// Rows of the output that a warp copies at once.
@@ -62,69 +62,80 @@ pub(super) fn stride(t: &Tensor, dimension: usize) -> u64 {
 }
 
 /// Queries: `pack` heads of a token are neighbouring rows of a tile.
-fn queries(q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
+fn queries(current: &Current<'_>, q: &Tensor, block_q: i64, pack: i64) -> Result<TensorMap> {
     let (tokens, heads) = (q.tokens() as u64, q.shape()[1] as u64);
     let (head, token) = (stride(q, 1), stride(q, 0));
-    TensorMap::tiled(&Tiled {
-        dtype: q.dtype(),
-        data: q.data(),
-        dims: &[q.shape()[2] as u64, pack as u64, tokens, heads / pack as u64],
-        strides: &[
-            head,
-            token,
-            if heads > pack as u64 {
-                head * pack as u64
-            } else {
-                16
-            },
-        ],
-        extent: &[CHUNK as u32, pack as u32, (block_q / pack) as u32, 1],
-        swizzle: Swizzle::B128,
-        promotion: Promotion::B128,
-    })
+    TensorMap::tiled(
+        current,
+        &Tiled {
+            dtype: q.dtype(),
+            data: q.data(),
+            dims: &[q.shape()[2] as u64, pack as u64, tokens, heads / pack as u64],
+            strides: &[
+                head,
+                token,
+                if heads > pack as u64 {
+                    head * pack as u64
+                } else {
+                    16
+                },
+            ],
+            extent: &[CHUNK as u32, pack as u32, (block_q / pack) as u32, 1],
+            swizzle: Swizzle::B128,
+            promotion: Promotion::B128,
+        },
+    )
 }
 
 /// Rows of keys, values or the output: one copy for all columns of a block when they are whole chunks, else one for each
 /// chunk, which ends where the columns do. Returns the number of copies too.
-pub(super) fn rows(t: &Tensor, head_dim: i64, block: i64) -> Result<(TensorMap, i32)> {
+pub(super) fn rows(current: &Current<'_>, t: &Tensor, head_dim: i64, block: i64) -> Result<(TensorMap, i32)> {
     let own = t.shape()[2];
     let chunks = (head_dim + CHUNK - 1) / CHUNK;
     let whole = own == head_dim && own % CHUNK == 0;
-    let map = TensorMap::tiled(&Tiled {
-        dtype: t.dtype(),
-        data: t.data(),
-        dims: &[
-            if whole { CHUNK } else { own } as u64,
-            t.tokens() as u64,
-            if whole { chunks } else { 1 } as u64,
-            t.shape()[1] as u64,
-        ],
-        strides: &[stride(t, 0), 128, stride(t, 1)],
-        extent: &[
-            CHUNK as u32,
-            block as u32,
-            if whole { chunks } else { 1 } as u32,
-            1,
-        ],
-        swizzle: Swizzle::B128,
-        promotion: Promotion::B128,
-    })?;
+    let map = TensorMap::tiled(
+        current,
+        &Tiled {
+            dtype: t.dtype(),
+            data: t.data(),
+            dims: &[
+                if whole { CHUNK } else { own } as u64,
+                t.tokens() as u64,
+                if whole { chunks } else { 1 } as u64,
+                t.shape()[1] as u64,
+            ],
+            strides: &[stride(t, 0), 128, stride(t, 1)],
+            extent: &[
+                CHUNK as u32,
+                block as u32,
+                if whole { chunks } else { 1 } as u32,
+                1,
+            ],
+            swizzle: Swizzle::B128,
+            promotion: Promotion::B128,
+        },
+    )?;
     Ok((map, if whole { 1 } else { chunks as i32 }))
 }
 
 /// The maps of a call. A source that is not there gets the other's map, and one without tokens that of q: no item names
 /// it.
-pub fn encode(call: &ForwardCall, kernel: &ForwardKernel, pack: i64) -> Result<ForwardMaps> {
+pub fn encode(
+    current: &Current<'_>,
+    call: &ForwardCall,
+    kernel: &ForwardKernel,
+    pack: i64,
+) -> Result<ForwardMaps> {
     let (d, dv) = kernel.choice.head_dims;
     let (block_q, block_k) = (i64::from(kernel.block_q), i64::from(kernel.block_k));
-    let q = queries(&call.q, block_q, pack)?;
+    let q = queries(current, &call.q, block_q, pack)?;
     let side = |sources: &[Option<Tensor>; 2], head_dim: i64| -> Result<([TensorMap; 2], i32)> {
         let mut maps = [q; 2];
         let mut copies = 1;
         let there = |t: &Option<Tensor>| t.filter(|t| t.tokens() > 0);
         for (map, source) in maps.iter_mut().zip(sources) {
             if let Some(t) = there(source) {
-                (*map, copies) = rows(&t, head_dim, block_k)?;
+                (*map, copies) = rows(current, &t, head_dim, block_k)?;
             }
         }
         Ok((maps, copies))
@@ -134,7 +145,7 @@ pub fn encode(call: &ForwardCall, kernel: &ForwardKernel, pack: i64) -> Result<F
     let mut out = q;
     if !kernel.choice.general && call.out.tokens() > 0 {
         // As many copies as for values, which may have no tokens.
-        (out, copies_v) = rows(&call.out, dv, OUT_ROWS)?;
+        (out, copies_v) = rows(current, &call.out, dv, OUT_ROWS)?;
     }
     let chunks = (d + CHUNK - 1) / CHUNK;
     Ok(ForwardMaps {

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{
 };
 
 use super::driver::check;
+use super::gpu::Current;
 use crate::types::{DType, Error, Result, Status};
 
 /// How 16-byte pieces of a row are permuted in shared memory.
@@ -60,14 +61,14 @@ pub struct Tiled<'a> {
 pub struct TensorMap(CUtensorMap);
 
 impl TensorMap {
-    /// Encodes the map. Only computes: allowed while a stream is captured. `Status::InvalidStride` says which rule of the
-    /// hardware the tensor breaks.
-    pub fn tiled(of: &Tiled<'_>) -> Result<TensorMap> {
+    /// Encodes the map. Only computes: allowed while a stream is captured. The driver refuses on a thread without a current
+    /// context, hence the guard. `Status::InvalidStride` says which rule of the hardware the tensor breaks.
+    pub fn tiled(_: &Current<'_>, of: &Tiled<'_>) -> Result<TensorMap> {
         let dtype = data_type(of.dtype)?;
         expect_mappable(of)?;
         let mut map = CUtensorMap { opaque: [0; 16] };
         let steps = [1u32; 5];
-        // SAFETY: the arrays have as many elements as the rank says, or one fewer for strides, which was checked; the
+        // SAFETY: a context is current; the arrays have as many elements as the rank says, or one fewer for strides, which was checked; the
         // tensor's memory is not touched.
         let code = unsafe {
             sys::cuTensorMapEncodeTiled(
