@@ -43,7 +43,7 @@ fn steps_whose_dq_is_transposed() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DSTEP=80"],
+        defines: &["-DORDER=2","-DSEG=2"],
     };
     masks(&v, &PLAIN, 4);
     masks(
@@ -65,7 +65,7 @@ fn blocks_of_all_heads_together() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DSTEP=80", "-DHEADS_INSIDE=1"],
+        defines: &["-DORDER=2","-DSEG=4","-DSKIP=1"],
     };
     masks(
         &v,
@@ -84,13 +84,7 @@ fn warpgroups_compute_dq_in_turn() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &[
-            "-DALTERNATE=1",
-            "-DPACK_EARLY=1",
-            "-DLSE_LATE=1",
-            "-DVALUES_KEPT=5",
-            "-DDS_ROWS=1",
-        ],
+        defines: &["-DORDER=2"],
     };
     masks(&v, &PLAIN, 5);
 }

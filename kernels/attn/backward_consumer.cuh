@@ -10,11 +10,8 @@ constexpr int OWN_COLUMNS = 32 * BOXES;
 
 struct Consumer {
     float dk[D / 2], dv[DV / 2];
-#if VALUES_KEPT
-    u32 v[VALUES_KEPT][4]; // V of 16 columns each
-#endif
     float x[BQ / 2], y[BQ / 2]; // S, then P; dP - delta, and between two blocks dQ of the one before
-#if SOFTCAP || PACK_EARLY
+#if SOFTCAP || TRANSPOSED
     u32 p[BQ / 16][4]; // P; with SOFTCAP x has P times the slope then
 #endif
 #if CAPPED_LATE
@@ -30,16 +27,6 @@ struct Place {
     int group, lane, row; // row: the thread's first key of the tile
 };
 
-#if VALUES_KEPT
-// The warpgroup's first columns of V as fragments.
-DEV void load_values(Consumer &c, const Place &at) {
-    const u32 row = (at.row & ~15) + (at.lane & 15), from = AT(v) + row * 128;
-#pragma unroll
-    for (int j = 0; j < VALUES_KEPT; j++) {
-        ldmatrix_x4(c.v[j], from + j / 4 * BK * 128 + (((j % 4 * 2 + at.lane / 16) ^ (row & 7)) * 16));
-    }
-}
-#endif
 
 // S = K Q^T of block n.
 DEV void scores(Consumer &c, const Place &at) {
@@ -63,12 +50,6 @@ DEV void probability_gradients(Consumer &c, const Place &at) {
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < DV / 16; j++) {
-#if VALUES_KEPT
-        if (j < VALUES_KEPT) {
-            wgmma_rs(c.y, c.v[j], dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, 1);
-            continue;
-        }
-#endif
         wgmma_ss(c.y, v + (j / 4 * BK * 128 + j % 4 * 32) / 16, dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, 1);
     }
     wgmma_commit();
@@ -92,7 +73,7 @@ DEV void capped_gradients(Consumer &c, const magi_attn_backward_params &p, u32 l
 }
 #endif
 
-#if PACK_EARLY
+#if TRANSPOSED
 // y = dS, and P as fragments: what S and dP took is then free for fragments of dS and for dQ. The order of these steps
 // is what the compiler needs; it would keep S beside both fragments.
 DEV void pack_early(Consumer &c) {
@@ -138,7 +119,7 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
         capped_exponentials<false>(c.x, c.p, first, unseen, p);
     }
 #else
-#if LSE_LATE
+#if TRANSPOSED
     wgmma_wait<1>();
     pin(c.x);
     late_exponentials(c.x, first, p.scale_log2);
@@ -159,7 +140,7 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
     if (c.flags & MASKED) {
         select(c.y, unseen);
     }
-#if PACK_EARLY
+#if TRANSPOSED
     pack_early(c);
 #endif
 #endif
@@ -174,9 +155,6 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
     wgmma_wait<0>();
     pin(c.x);
     mbar_wait(AT(v_full), c.tile & 1);
-#if VALUES_KEPT
-    load_values(c, at);
-#endif
     probability_gradients(c, at);
     probabilities(c, p, s, at);
 }
@@ -187,12 +165,12 @@ DEV void make_fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 
     for (int j = 0; j < BQ / 4; j++) {
 #if CAPPED_LATE
         ds[j / 4][j % 4] = c.ds[j / 4][j % 4];
-#elif PACK_EARLY
+#elif TRANSPOSED
         ds[j / 4][j % 4] = pack(c.y[2 * j], c.y[2 * j + 1]);
 #else
         ds[j / 4][j % 4] = pack(c.x[2 * j] * c.y[2 * j], c.x[2 * j + 1] * c.y[2 * j + 1]);
 #endif
-#if SOFTCAP || PACK_EARLY
+#if SOFTCAP || TRANSPOSED
         p[j / 4][j % 4] = c.p[j / 4][j % 4];
 #else
         p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
@@ -227,32 +205,14 @@ DEV int ds_empty(u32 slot, int group) {
     return 5 + 2 * slot + group;
 }
 
-#if ALTERNATE
-// Of a warpgroup alone; and: dQ of the tile's last block has left, of that before it is on its way.
-DEV int own_warps(int group) {
-    return 9 + group;
-}
-constexpr int LAST_LEFT = 11, BUT_ONE_LEFT = 12;
-
-// Whether the warpgroup computes dQ of block n.
-DEV bool adds_queries(u32 n, const Place &at) {
-    return (n + 1 & 1) == (u32)at.group;
-}
-#endif
 
 // dS of block n, transposed, into shared memory: dQ wants that of both warpgroups.
 DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 n, const Place &at) {
     const u32 slot = n & 1, row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + slot * DS_BYTES;
-#if ALTERNATE
-    if (n >= 2) { // the same warpgroup has read this slot and will read it again
-        adds_queries(n, at) ? named_sync(own_warps(at.group), 128) : named_sync(ds_empty(slot, 0), 256);
-    }
-#else
     if (n >= 2) {
         named_sync(ds_empty(slot, at.group), 256);
     }
-#endif
-    if constexpr (TRANSPOSED || DS_ROWS) {
+    if constexpr (TRANSPOSED) {
         const u32 query = (at.lane & 7) + at.lane / 16 * 8, piece = at.row / 16 % 4 * 2 + at.lane / 8 % 2;
         const u32 first = to + at.group * (BQ * 128) + query * 128 + ((piece ^ (at.lane & 7)) * 16);
 #pragma unroll
@@ -267,43 +227,9 @@ DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 n, const Place &at) {
         }
     }
     fence_proxy_async();
-#if ALTERNATE
-    if (!adds_queries(n, at)) {
-        named_arrive(ds_full(slot, 0), 256);
-    }
-#else
     named_arrive(ds_full(slot, at.group), 256);
-#endif
 }
 
-#if ALTERNATE
-// All columns of dQ of block n, which is the other warpgroup's work in the next block.
-DEV void add_queries_of(Consumer &c, const magi_attn_backward_params &p, u32 n, const Place &at) {
-    const u32 slot = n & 1;
-    const u64 ds = smem_desc(AT(ds), 16, 1024) + slot * (DS_BYTES / 16);
-    const u64 k = smem_desc(AT(k), BK * 128, 1024) + k_stage(c.tile & 1) / 16;
-    float dq[D / 2];
-    named_sync(ds_full(slot, 0), 256);
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < BK / 16; j++) {
-#if DS_ROWS
-        wgmma_ss_bt(dq, ds + (j / 4 * BQ * 128 + j % 4 * 32) / 16, k + j * 16 * 128 / 16, j != 0);
-#else
-        wgmma_ss_t(dq, ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
-#endif
-    }
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(dq);
-    // Before the other warpgroup may go on: else it could take the phase before for this one.
-    wait_for(AT(dq_empty), slot ^ 1);
-    wait_for(AT(dq_empty) + 8, slot ^ 1);
-    named_arrive(ds_empty(slot, 0), 256);
-    leave_queries<0>(dq, p.scale, 0, at.row & 63, at.lane);
-    leave_queries<1>(dq, p.scale, 1, at.row & 63, at.lane);
-}
-#endif
 
 // The warpgroup's columns of dQ of block n = dS K, or of its transpose K^T dS^T, in flight, where dP was.
 using QueryGradients = float[(TRANSPOSED ? BQ : OWN_COLUMNS) / 2];
@@ -321,11 +247,7 @@ DEV void begin_queries(Consumer &c, u32 n, const Place &at) {
         if constexpr (TRANSPOSED) {
             wgmma_ss_at(query_gradients(c), k + j * 16 * 128 / 16, ds + (j / 4 * BQ * 128 + j % 4 * 32) / 16, j != 0);
         } else {
-#if DS_ROWS
-            wgmma_ss_bt(query_gradients(c), ds + (j / 4 * BQ * 128 + j % 4 * 32) / 16, k + j * 16 * 128 / 16, j != 0);
-#else
             wgmma_ss_t(query_gradients(c), ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
-#endif
         }
     }
     wgmma_commit();
@@ -361,13 +283,13 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     make_fragments(c, p, ds);
 #if DQ
     store_fragments(ds, c.n, at);
-    if (!FIRST && !ALTERNATE) {
+    if (!FIRST) {
         begin_queries(c, c.n - 1, at);
     }
 #endif
     add_key_gradients(c, p, ds, FIRST);
 #if DQ
-    if (!FIRST && !ALTERNATE) {
+    if (!FIRST) {
         wgmma_wait<2>();
         end_queries(c, params, c.n - 1, at);
     }
@@ -376,11 +298,6 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     c.flags = __shfl_sync(~0u, s.block[(c.n + 1) & 1].flags, 0);
     wgmma_wait<0>(); // fragments are done with: there are no registers for more
     release(c, at);
-#if ALTERNATE
-    if (!FIRST && adds_queries(c.n - 2, at)) {
-        add_queries_of(c, params, c.n - 2, at);
-    }
-#endif
     scores(c, at);
     probability_gradients(c, at);
     probabilities(c, params, s, at);
@@ -390,29 +307,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
 DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Place &at, bool first) {
     u32 p[BQ / 16][4], ds[BQ / 16][4];
     make_fragments(c, p, ds);
-#if ALTERNATE
-    store_fragments(ds, c.n, at);
-    add_key_gradients(c, p, ds, first);
-    wgmma_wait<0>();
-    release(c, at);
-    if (adds_queries(c.n - 1, at)) {
-        if (!first) {
-            named_sync(BUT_ONE_LEFT, 256);
-        }
-        add_queries_of(c, params, c.n - 1, at);
-        wait_for(AT(dq_empty), (c.n & 1) ^ 1);
-        wait_for(AT(dq_empty) + 8, (c.n & 1) ^ 1);
-        named_arrive(LAST_LEFT, 256);
-    } else {
-        if (!first) {
-            add_queries_of(c, params, c.n - 2, at);
-            named_arrive(BUT_ONE_LEFT, 256);
-        }
-        named_sync(LAST_LEFT, 256);
-    }
-    return;
-#endif
-#if DQ && !ALTERNATE
+#if DQ
     store_fragments(ds, c.n, at);
     if (!first) {
         begin_queries(c, c.n - 1, at);
@@ -421,12 +316,12 @@ DEV void finish(Consumer &c, const magi_attn_backward_params &params, const Plac
     }
 #endif
     add_key_gradients(c, p, ds, first);
-#if DQ && !ALTERNATE
+#if DQ
     begin_queries(c, c.n, at);
 #endif
     wgmma_wait<0>();
     release(c, at);
-#if DQ && !ALTERNATE
+#if DQ
     end_queries(c, params, c.n - 1, at);
     wait_for(AT(dq_empty) + 8 * at.group, (c.n & 1) ^ 1);
 #endif

@@ -39,8 +39,8 @@ struct Producer {
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
     }
 
-    // One block of queries of the item's head `after` its first.
-    MEMBER void block(const Brief &it, int query, int after) {
+    // One block of queries.
+    MEMBER void block(const Brief &it, int query) {
         const int i = n & 1;
         mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
         Block &b = s.block[i];
@@ -50,8 +50,8 @@ struct Producer {
             describe(b, it, query);
         }
         b.flags = flags, b.query = query;
-        s.where[n & (PLACES - 1)] = {query, it.head + after};
-        load(i, query, it.head + after, it.run0 - query, it.run1 - query);
+        s.where[n & (PLACES - 1)] = {query, it.head};
+        load(i, query, it.head, it.run0 - query, it.run1 - query);
         n++;
     }
 
@@ -62,30 +62,14 @@ struct Producer {
             mbar_arrive(send_order());
         }
         int query = it.first;
-#if HEADS_INSIDE
 #pragma unroll 1
         do {
-            int after = it.skip;
-#pragma unroll 1
-            do {
-                block(it, query, after);
-                after = after + 1 == it.heads ? 0 : after + 1;
-            } while (after != it.skip);
-            query += it.advance;
-            if (query < it.start || query >= it.run1) {
-                query = it.again;
-            }
-        } while (query != it.first);
-#else
-#pragma unroll 1
-        do {
-            block(it, query, 0);
+            block(it, query);
             query += BQ;
-            if (query >= it.run1) {
+            if (query >= it.end) {
                 query = it.start;
             }
         } while (query != it.first);
-#endif
     }
 
     // All the work that this thread block gets.
@@ -157,43 +141,59 @@ struct Scheduler {
         n++;
     }
 
-    // Tiles whose first query is the same would all add to the same rows of dq at once: they begin apart.
-    MEMBER int first_query(const TilePlace &t, const magi_item &it) {
-        return it.start + (it.start == it.full0 ? t.row0 / BK % ((it.run1 - it.start + BQ - 1) / BQ) * BQ : 0);
-    }
-
-#if HEADS_INSIDE
-    // Thread blocks that add to the same queries of a head should do it at about the same time, so that Q, dO and sums
-    // of dq stay in the L2 cache. Where tiles are about equally long, they go through one head after the other in step.
-    // Else all heads of a block of queries come before the next block. The tiles that start first end with the same
-    // queries, in a causal mask, and go backward; the shorter ones that follow as those end go forward, whereby they,
-    // too, are in step.
-    MEMBER void order_blocks(Brief &b, const TilePlace &t, const magi_item &it) {
-        const int blocks = (it.run1 - it.start + BQ - 1) / BQ;
-        const bool inside = s.share.at_once > 1, backward = inside && t.forward == 0;
-        b.advance = backward ? -BQ : BQ;
-        b.again = backward ? it.start + (blocks - 1) * BQ : it.start;
-        b.first = inside || !APART ? b.again : first_query(t, it);
-        b.heads = s.share.at_once;
-        b.skip = __umulhi(t.row0 / BK * 0x9E3779B1u, b.heads); // as good as drawn
-    }
+    // Tiles that add to the same rows of dq at once wait for each other: each begins with another of the part's blocks.
+    MEMBER int first_query(const TilePlace &t, int start, int end) {
+#if !DQ
+        return start;
+#elif ORDER == 0
+        return start;
+#else
+        return start + __umulhi(t.row0 / BK * 0x9E3779B1u, (end - start + BQ - 1) / BQ) * BQ;
 #endif
+    }
 
+    // The blocks of an item from the tile's `start` on and before its `end`, for one query head.
     MEMBER void fill(Brief &b, const TilePlace &t, const magi_item &it, int head) {
         b.head = head;
         b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
         b.limits = it.limits;
-        b.start = it.start, b.run1 = it.run1, b.run0 = it.run0;
-#if HEADS_INSIDE
-        order_blocks(b, t, it);
-#else
-        b.first = APART ? first_query(t, it) : it.start;
-#endif
+        b.start = t.start, b.end = t.end, b.run0 = it.run0, b.run1 = it.run1;
+        b.first = first_query(t, t.start, t.end);
         // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full
         // step.
         b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
         b.lo = it.lo + t.row0, b.hi = it.hi + t.row0;
         b.row0 = it.row0, b.row1 = it.row1;
+    }
+
+    // Where part `n` begins for the item.
+    MEMBER int part_start(int start, int n) {
+        const int before = n * (SEG * BQ) - start;
+        return start + (before > 0 ? (before + BQ - 1) / BQ * BQ : 0);
+    }
+
+    // The next part of an item; false when there is none.
+    MEMBER bool next_part(TilePlace &t, const magi_item &it) {
+        if (t.parts == 0) {
+            return false;
+        }
+        t.parts--;
+        if (t.in_parts) {
+            t.start = part_start(it.start, t.part);
+            t.end = min(it.run1, part_start(it.start, t.part + 1));
+            t.part += t.backward ? -1 : 1;
+        } else {
+            t.start = it.start, t.end = it.run1;
+        }
+        return true;
+    }
+    MEMBER void first_part(TilePlace &t, const magi_item &it) {
+        t.parts = 1;
+        if (t.in_parts) {
+            const int first = it.start / (SEG * BQ), last = (it.run1 - 1) / (SEG * BQ);
+            t.parts = last - first + 1;
+            t.part = t.backward ? last : first;
+        }
     }
 
     // Tiles come longest first, one key head after the other within a section of heads; of a head, its splits.
@@ -208,36 +208,42 @@ struct Scheduler {
         place.blocks = t.items > 0 ? t.steps * heads : 0;
         place.head0 = head * p.group + split * heads;
         place.head1 = place.head0 + heads;
+        place.in_parts = ORDER == 2 && s.share.in_parts;
+        place.backward = work / gridDim.x % 2 == 0;
         place.item0 = t.item0, place.item1 = t.item0 + t.items;
-#if HEADS_INSIDE
-        place.forward = __umulhi(in, s.share.wave) & 1;
-#endif
     }
 
     MEMBER void run() {
         int work = blockIdx.x;
-#if HEADS_INSIDE
-        const bool inside = HEADS_INSIDE > 1 || 4 * p.tiles[p.tile_count / 2].steps < 3 * p.tiles[0].steps;
-        s.share.at_once = inside ? s.share.heads : 1;
-        s.share.wave = 0xFFFFFFFFu / gridDim.x + 1;
-#define HEADS_AT_ONCE s.share.at_once
-#else
-#define HEADS_AT_ONCE 1
-#endif
+        s.share.in_parts = 4 * p.tiles[p.tile_count / 2].steps < 3 * p.tiles[0].steps;
         while (work < s.share.work) {
             TilePlace &t = next_place();
             describe(t, work);
             load_keys(t);
             tiles++;
 #pragma unroll 1
-            for (int h = t.head0; h < t.head1; h += HEADS_AT_ONCE) {
+            for (t.item = t.item0; t.item < t.item1; t.item++) {
+                first_part(t, p.items[t.item]);
 #pragma unroll 1
-                for (int i = t.item0; i < t.item1; i++) {
-                    Brief &b = next_brief();
-                    b.clean = t.clean;
-                    t.clean = -1;
-                    fill(b, t, p.items[i], h);
-                    send();
+                while (next_part(t, p.items[t.item])) {
+                    if (t.start >= t.end) {
+                        continue;
+                    }
+#pragma unroll 1
+                    for (t.query_head = t.head0; t.query_head < t.head1; t.query_head++) {
+                        Brief &b = next_brief();
+                        b.clean = t.clean;
+                        t.clean = -1;
+                        int head = t.query_head;
+#if SKIP
+                        head += t.row0 / BK % (t.head1 - t.head0);
+                        if (head >= t.head1) {
+                            head -= t.head1 - t.head0;
+                        }
+#endif
+                        fill(b, t, p.items[t.item], head);
+                        send();
+                    }
                 }
             }
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;

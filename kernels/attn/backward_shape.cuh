@@ -1,15 +1,6 @@
 // What one backward kernel is compiled for. The host gives HEAD_DIM, HEAD_DIM_V, DTYPE_F16 or not, and these switches:
 //   SOFTCAP   logits pass through a tanh
 //   DQ=0      only dk and dv: dq is another kernel's
-// Forms that are to be timed; up to head_dim 128, but for the first two:
-//   HEADS_INSIDE=1  a block of all query heads before the next block, where tiles are unlike in length; 2: always
-//   APART=0         tiles with the same first query do not begin apart
-//   STEP=80         queries of a step; another multiple of 16 than 64 wants head_dim 96 or 128
-//   PACK_EARLY=1    P is packed at once; wanted by the next but one and VALUES_KEPT
-//   LSE_LATE=1      lse is read where it is wanted
-//   DS_ROWS=1       dS lies with a row for each query
-//   VALUES_KEPT=5   times 16 columns of V stay in registers; with ALTERNATE, DS_ROWS is wanted
-//   ALTERNATE=1     warpgroups compute all of dQ in turn; head_dim 128, STEP 64
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "../params.h"
@@ -21,34 +12,18 @@
 #ifndef SOFTCAP
 #define SOFTCAP 0
 #endif
+#ifndef ORDER
+#define ORDER 1
+#endif
+#ifndef SEG
+#define SEG 16
+#endif
+#ifndef SKIP
+#define SKIP 0
+#endif
 #ifndef DQ
 #define DQ 1
 #endif
-#ifndef STEP
-#define STEP 64
-#endif
-#ifndef HEADS_INSIDE
-#define HEADS_INSIDE 0
-#endif
-#ifndef APART
-#define APART DQ
-#endif
-#ifndef ALTERNATE
-#define ALTERNATE 0
-#endif
-#ifndef DS_ROWS
-#define DS_ROWS 0
-#endif
-#ifndef VALUES_KEPT
-#define VALUES_KEPT 0
-#endif
-#ifndef PACK_EARLY
-#define PACK_EARLY (STEP > 64)
-#endif
-#ifndef LSE_LATE
-#define LSE_LATE (STEP > 64)
-#endif
-
 // Without dQ ptxas finds no registers for exponentials with a softcap beside products that are under way.
 #define CAPPED_LATE (SOFTCAP && !DQ && HEAD_DIM + HEAD_DIM_V > 192)
 
@@ -56,15 +31,20 @@
 // keys: backward_wide_consumer.cuh.
 #define WIDE (HEAD_DIM > 128 || HEAD_DIM_V > 128)
 
+// A product has 64 rows. dQ of another number of queries is computed transposed: a row is a column of dQ, of which a
+// warpgroup has 64. dS then has a row for each query and a chunk for each warpgroup's keys; P is packed at once and lse
+// read where it is wanted: there are fewer registers.
+#define TRANSPOSED (DQ && !SOFTCAP && HEAD_DIM > 64 && !WIDE)
+
 // Rows of a tile (keys) and of a step (queries).
-constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = WIDE ? 64 : STEP;
+constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = TRANSPOSED ? 80 : 64;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
 constexpr int CONSUMER_GROUPS = 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
 
 // Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
 // ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given back before
 // the tile is stored.
-constexpr int STAGES = 2, TILE_PLACES = WIDE ? 1 : 2, K_STAGES = WIDE || BQ > 64 ? 1 : 2;
+constexpr int STAGES = 2, TILE_PLACES = WIDE ? 1 : 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
 constexpr u32 STATS_BYTES = 2 * BQ * 4;
@@ -90,10 +70,7 @@ DEV constexpr int first_column(int group) {
     return WIDE ? 64 * k_chunk(group) : 32 * BOXES * group;
 }
 
-// A product has 64 rows, so dQ of other numbers of queries than 64 is computed transposed: a row is a column of dQ. dS
-// then has a row for each query and a chunk for each warpgroup's keys.
-constexpr bool TRANSPOSED = BQ != 64;
-static_assert(!TRANSPOSED || !DQ || BOXES == 2, "dQ of a warpgroup has 64 columns when it is transposed");
+static_assert(!TRANSPOSED || BOXES == 2, "dQ of a warpgroup has 64 columns when it is transposed");
 
 // dS has two slots; a wide kernel keeps P there, too, and has one of each.
 constexpr int SLOTS = WIDE || DQ ? 2 : 0;
@@ -120,19 +97,13 @@ struct alignas(16) TilePlace {
     int row0, rows, head, source;
     int blocks, work, split, phase;        // phase: of V's barrier
     int head0, head1, item0, item1, clean; // query heads and items, stage of K to be cleaned: for the scheduling warp
-#if HEADS_INSIDE
-    int forward; // whether it goes forward where others go backward
-#endif
+    int in_parts, backward, parts, part, start, end, query_head, item;
 };
 
 // What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads
 // of a split. Kept here because registers are short.
 struct Share {
-    int work, section, heads;
-#if HEADS_INSIDE
-    int at_once; // query heads of which a block comes before the next block of any
-    u32 wave;    // 2^32 / thread blocks
-#endif
+    int work, section, heads, in_parts;
 };
 
 // Where dQ of a block goes. The producer may be some blocks further when it is wanted.
@@ -147,12 +118,8 @@ constexpr int PLACES = 8;
 struct alignas(16) Brief {
     int flags;       // what blocks that are not full need; -1: there is no more work
     int head, clean; // clean: stage of K that is to be cleaned first, or -1
-    int start, first, run1, full0, full_last;
+    int start, end, first, run1, full0, full_last;
     int run0, lo, hi, row0, row1, limits;
-#if HEADS_INSIDE
-    int again, advance; // the block behind the last one, and from one to the next
-    int skip, heads;    // of each, `heads` query heads from `head` on and round, beginning with `skip`
-#endif
 };
 
 // Orders to the cleaning warp: {what, ...}. It is at most as late as the stages are deep.

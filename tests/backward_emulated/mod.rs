@@ -121,8 +121,9 @@ impl Variant {
 
     /// Queries of a step.
     fn step(&self) -> i32 {
-        let given = self.defines.iter().find_map(|d| d.strip_prefix("-DSTEP="));
-        given.map_or(64, |step| step.parse().unwrap())
+        let narrow = |d: &&str| d.starts_with("-DSOFTCAP") || *d == "-DDQ=0";
+        let transposed = (65..=128).contains(&self.head_dim) && !self.defines.iter().any(narrow);
+        if transposed { 80 } else { 64 }
     }
 
     fn mantissa(&self) -> f32 {
