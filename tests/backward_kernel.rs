@@ -43,7 +43,7 @@ fn steps_whose_dq_is_transposed() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DORDER=2","-DSEG=2"],
+        defines: &["-DSEG=2"],
     };
     masks(&v, &PLAIN, 4);
     masks(
@@ -65,7 +65,7 @@ fn blocks_of_all_heads_together() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DORDER=2","-DSEG=4","-DSKIP=1"],
+        defines: &["-DSEG=1"],
     };
     masks(
         &v,
@@ -84,7 +84,7 @@ fn warpgroups_compute_dq_in_turn() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DORDER=2"],
+        defines: &["-DSEG=4"],
     };
     masks(&v, &PLAIN, 5);
 }

@@ -16,8 +16,8 @@ struct Producer {
     MEMBER u32 send_order() { return AT(ordered) + 8 * (orders++ & (ORDERS - 1)); }
 
     // What a block needs that some row of the tile does not see entirely.
-    MEMBER void describe(Block &b, const Brief &it, int query) {
-        b.left = it.run0 - query, b.right = it.run1 - query, b.lo = it.lo - query, b.hi = it.hi - query;
+    MEMBER void describe(Block &b, const Brief &it, int query, int first) {
+        b.left = max(it.run0, first) - query, b.right = it.run1 - query, b.lo = it.lo - query, b.hi = it.hi - query;
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits;
     }
 
@@ -39,19 +39,25 @@ struct Producer {
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
     }
 
-    // One block of queries.
+    // One block of queries. The last one of a run begins earlier where it would reach beyond it and stats can be copied
+    // from there: what the block before has is then masked, and nothing is to be cleaned.
     MEMBER void block(const Brief &it, int query) {
         const int i = n & 1;
         mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
         Block &b = s.block[i];
-        int flags = 0;
+        int flags = 0, from = query;
+#if SHIFT
+        if (query + BQ > it.run1 && it.run1 - BQ >= it.run0 && it.run1 % 4 == 0) {
+            from = it.run1 - BQ;
+        }
+#endif
         if (query < it.full0 || query > it.full_last) {
             flags = it.flags;
-            describe(b, it, query);
+            describe(b, it, from, query);
         }
-        b.flags = flags, b.query = query;
-        s.where[n & (PLACES - 1)] = {query, it.head};
-        load(i, query, it.head, it.run0 - query, it.run1 - query);
+        b.flags = flags, b.query = from;
+        s.where[n & (PLACES - 1)] = {from, it.head};
+        load(i, from, it.head, it.run0 - from, it.run1 - from);
         n++;
     }
 
@@ -168,7 +174,7 @@ struct Scheduler {
 
     // Where part `n` begins for the item.
     MEMBER int part_start(int start, int n) {
-        const int before = n * (SEG * BQ) - start;
+        const int before = n * s.share.part - start;
         return start + (before > 0 ? (before + BQ - 1) / BQ * BQ : 0);
     }
 
@@ -190,7 +196,7 @@ struct Scheduler {
     MEMBER void first_part(TilePlace &t, const magi_item &it) {
         t.parts = 1;
         if (t.in_parts) {
-            const int first = it.start / (SEG * BQ), last = (it.run1 - 1) / (SEG * BQ);
+            const int first = it.start / s.share.part, last = (it.run1 - 1) / s.share.part;
             t.parts = last - first + 1;
             t.part = t.backward ? last : first;
         }
@@ -215,6 +221,11 @@ struct Scheduler {
 
     MEMBER void run() {
         int work = blockIdx.x;
+#if SEG
+        s.share.part = SEG * BQ;
+#else
+        s.share.part = min(max(p.tiles[0].steps / 8, 4), 32) * BQ;
+#endif
         s.share.in_parts = 4 * p.tiles[p.tile_count / 2].steps < 3 * p.tiles[0].steps;
         while (work < s.share.work) {
             TilePlace &t = next_place();

@@ -13,10 +13,13 @@
 #define SOFTCAP 0
 #endif
 #ifndef ORDER
-#define ORDER 1
+#define ORDER 2
 #endif
 #ifndef SEG
-#define SEG 16
+#define SEG 0
+#endif
+#ifndef SHIFT
+#define SHIFT 1
 #endif
 #ifndef SKIP
 #define SKIP 0
@@ -103,7 +106,7 @@ struct alignas(16) TilePlace {
 // What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads
 // of a split. Kept here because registers are short.
 struct Share {
-    int work, section, heads, in_parts;
+    int work, section, heads, in_parts, part;
 };
 
 // Where dQ of a block goes. The producer may be some blocks further when it is wanted.

@@ -197,6 +197,8 @@ class Suite:
         limit = 3 * (plain - exact).abs().amax(over) + ULP[call.dtype] / 4 * most + 1e-30
         if min(call.sees.sum(), call.seen.sum()) < 64:
             limit += noise / 4  # a few rounding errors, of the textbook's too, are no statistics
+        if name == "dsink":
+            limit += noise / 64  # of all rows those few count whose sinks are large: a fraction of what one may be off by
         cancels = gradient.abs().amax(over) <= 1e-4 * noise
         limit = torch.where(cancels, torch.full_like(limit, noise) + limit, limit)
         worst = (error / limit).max().item()
@@ -205,7 +207,8 @@ class Suite:
             h = (error / limit).nan_to_num(math.inf).argmax().item()
             sizes = f"error {error[h]:.3g}, the textbook's {(plain - exact).abs().amax(over)[h]:.3g}, largest {most[h]:.3g}, noise {noise:.3g}"
             self.fail(what, f"at {worst:.3f} of its bound in head {h}: {sizes}")
-        for h in torch.nonzero(~cancels).flatten().tolist():
+        vanishes = most < 1e-30  # beside the f32 that it is rounded to
+        for h in torch.nonzero(~cancels & ~vanishes).flatten().tolist():
             cosine = lambda x: torch.nn.functional.cosine_similarity(x[:, h].flatten(), exact[:, h].flatten(), 0, 1e-300).item()
             mine = cosine(got)
             # Tiny cases cancel; three times the textbook's error is nine times its distance from 1.
