@@ -37,35 +37,13 @@ fn both_warpgroups_with_keys_of_their_own() {
 }
 
 #[test]
-fn steps_whose_dq_is_transposed() {
+fn tiles_by_parts_of_their_queries() {
     let v = Variant {
-        name: "128_80",
+        name: "128_parts",
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DSEG=2"],
-    };
-    masks(&v, &PLAIN, 4);
-    masks(
-        &v,
-        &Case {
-            heads: (2, 1),
-            dims: (120, 72),
-            splits: 2,
-            ..PLAIN
-        },
-        2,
-    );
-}
-
-#[test]
-fn blocks_of_all_heads_together() {
-    let v = Variant {
-        name: "128_inside",
-        head_dim: 128,
-        head_dim_v: 128,
-        f16: false,
-        defines: &["-DSEG=1"],
+        defines: &["-DPART_LEAST=1"],
     };
     masks(
         &v,
@@ -73,20 +51,18 @@ fn blocks_of_all_heads_together() {
             heads: (6, 2),
             ..PLAIN
         },
-        5,
+        6,
     );
-}
-
-#[test]
-fn warpgroups_compute_dq_in_turn() {
-    let v = Variant {
-        name: "128_alternate",
-        head_dim: 128,
-        head_dim_v: 128,
-        f16: false,
-        defines: &["-DSEG=4"],
-    };
-    masks(&v, &PLAIN, 5);
+    masks(
+        &v,
+        &Case {
+            heads: (4, 1),
+            dims: (120, 72),
+            splits: 2,
+            ..PLAIN
+        },
+        3,
+    );
 }
 
 #[test]

@@ -27,7 +27,6 @@ struct Place {
     int group, lane, row; // row: the thread's first key of the tile
 };
 
-
 // S = K Q^T of block n.
 DEV void scores(Consumer &c, const Place &at) {
     const u64 k = smem_desc(AT(k) + at.group * 64 * 128, 16, 1024) + k_stage(c.tile & 1) / 16;
@@ -205,7 +204,6 @@ DEV int ds_empty(u32 slot, int group) {
     return 5 + 2 * slot + group;
 }
 
-
 // dS of block n, transposed, into shared memory: dQ wants that of both warpgroups.
 DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 n, const Place &at) {
     const u32 slot = n & 1, row = (at.row & ~15) + (at.lane & 15), to = AT(ds) + slot * DS_BYTES;
@@ -229,7 +227,6 @@ DEV void store_fragments(const u32 (&ds)[BQ / 16][4], u32 n, const Place &at) {
     fence_proxy_async();
     named_arrive(ds_full(slot, at.group), 256);
 }
-
 
 // The warpgroup's columns of dQ of block n = dS K, or of its transpose K^T dS^T, in flight, where dP was.
 using QueryGradients = float[(TRANSPOSED ? BQ : OWN_COLUMNS) / 2];

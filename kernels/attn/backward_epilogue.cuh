@@ -57,26 +57,31 @@ DEV void end_adding(Shared &s, int group, int lane) {
     }
 }
 
-// 16 rows of a warp in the input dtype, 64 columns at a time: put together in `buffer`, stored in 16-byte pieces.
+// 64 columns of 16 rows of a warp are put together in shared memory: CHUNKS of them at once.
+constexpr int CHUNKS = BOXES * BOX_BYTES / 4 / 2048;
+
+// 16 rows of a warp in the input dtype, put together in `buffer`, stored in 16-byte pieces.
 template <int N>
 DEV void store_16_bit(const float (&x)[N], u32 buffer, u16 *out, i64 token, int rows, int width, int lane) {
     const u32 w_row = lane & 15, piece = lane & 7, first = lane / 8;
+    constexpr int ALL = (2 * N + 63) / 64, AT_ONCE = ALL < CHUNKS ? ALL : CHUNKS;
 #pragma unroll
-    for (int c = 0; c < 2 * N; c += 64) {
+    for (int c = 0; c < ALL; c += AT_ONCE) {
 #pragma unroll
-        for (int g = 0; g < 4 && c + 16 * g < 2 * N; g++) {
-            const int i = c / 2 + 8 * g;
-            stmatrix_x4(buffer + w_row * 128 + (((2 * g + lane / 16) ^ (w_row & 7)) * 16), pack(x[i], x[i + 1]),
-                        pack(x[i + 2], x[i + 3]), pack(x[i + 4], x[i + 5]), pack(x[i + 6], x[i + 7]));
+        for (int g = 4 * c; g < 4 * (c + AT_ONCE) && 16 * g < 2 * N; g++) {
+            const int i = 8 * g;
+            stmatrix_x4(buffer + (g / 4 - c) * 2048 + w_row * 128 + (((g % 4 * 2 + lane / 16) ^ (w_row & 7)) * 16),
+                        pack(x[i], x[i + 1]), pack(x[i + 2], x[i + 3]), pack(x[i + 4], x[i + 5]),
+                        pack(x[i + 6], x[i + 7]));
         }
         __syncwarp();
 #pragma unroll
-        for (int j = 0; j < 16; j += 4) {
-            const u32 r = j + first;
+        for (int j = 0; j < 16 * AT_ONCE; j += 4) {
+            const u32 r = j % 16 + first, column = 64 * (c + j / 16) + piece * 8;
             u32 w[4];
-            ld_shared_v4(w, buffer + r * 128 + ((piece ^ (r & 7)) * 16));
-            if ((int)r < rows) {
-                store_piece(out + r * token + c + piece * 8, w, width - c - (int)piece * 8);
+            ld_shared_v4(w, buffer + j / 16 * 2048 + r * 128 + ((piece ^ (r & 7)) * 16));
+            if ((int)r < rows && 64 * (c + j / 16) < 2 * N) {
+                store_piece(out + r * token + column, w, width - (int)column);
             }
         }
         __syncwarp();

@@ -46,11 +46,9 @@ struct Producer {
         mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
         Block &b = s.block[i];
         int flags = 0, from = query;
-#if SHIFT
         if (query + BQ > it.run1 && it.run1 - BQ >= it.run0 && it.run1 % 4 == 0) {
             from = it.run1 - BQ;
         }
-#endif
         if (query < it.full0 || query > it.full_last) {
             flags = it.flags;
             describe(b, it, from, query);
@@ -95,8 +93,8 @@ struct Producer {
 };
 
 // The scheduling warp, of which one thread works: takes tiles from the counter, reads lists and fetches keys, so that
-// the producer never waits for memory other than shared memory. Registers are short: what it knows of a tile stands in
-// the tile's place.
+// the producer never waits for memory other than shared memory. Registers are short: what it knows of its tile stands
+// in shared memory, too, and is there before the tile before has ended.
 struct Scheduler {
     const BackwardMaps &maps;
     const magi_attn_backward_params &p;
@@ -105,14 +103,14 @@ struct Scheduler {
 
     MEMBER int stage() const { return TILE_PLACES == 2 ? tiles & 1 : 0; }
 
-    MEMBER TilePlace &next_place() {
+    // Waits until there is room for the next tile's keys.
+    MEMBER void wait_for_place() {
         const int i = K_STAGES == TILE_PLACES ? tiles : tiles + 1; // with one K: the tile before is done with it
         mbar_wait(AT(k_empty) + 8 * (TILE_PLACES == 2 ? i & 1 : 0), (i / TILE_PLACES & 1) ^ 1);
-        return s.place[stage()];
     }
 
     // A step that all keys of the tile see shows that there is no key that nothing sees.
-    MEMBER bool all_seen(const TilePlace &t) {
+    MEMBER bool all_seen(const Tile &t) {
 #pragma unroll 1
         for (int i = t.item0; i < t.item1; i++) {
             if (p.items[i].full0 < p.items[i].full1) {
@@ -122,20 +120,23 @@ struct Scheduler {
         return t.item0 == t.item1;
     }
 
-    // Keys that nothing sees are cleaned before consumers hear of K.
-    MEMBER void load_keys(TilePlace &t) {
+    // V, which is done with a step before K is, then K. Keys that nothing sees are cleaned before consumers hear of K.
+    MEMBER void load_keys(Tile &t) {
         const int i = stage();
         const bool clean = DQ && !all_seen(t);
         t.clean = clean ? i : -1;
-        const u32 bar = (clean ? AT(k_loaded) : AT(k_full)) + 8 * i;
-        if (!clean) {
+        mbar_wait(AT(v_empty), (tiles & 1) ^ 1);
+        mbar_expect(AT(v_full), V_BYTES);
+        load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
+        wait_for_place();
+        s.place[i] = t;
+        const u32 bar = (t.clean < 0 ? AT(k_full) : AT(k_loaded)) + 8 * i;
+        if (t.clean < 0) {
             mbar_arrive_rest(bar);
         }
         mbar_expect(bar, K_BYTES);
         load_rows<BK * 128>(AT(k) + k_stage(i), &maps.k[t.source], bar, t.row0, t.head, p.copies_k);
-        mbar_wait(AT(v_empty), (tiles & 1) ^ 1);
-        mbar_expect(AT(v_full), V_BYTES);
-        load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
+        tiles++;
     }
 
     MEMBER Brief &next_brief() {
@@ -148,23 +149,18 @@ struct Scheduler {
     }
 
     // Tiles that add to the same rows of dq at once wait for each other: each begins with another of the part's blocks.
-    MEMBER int first_query(const TilePlace &t, int start, int end) {
-#if !DQ
-        return start;
-#elif ORDER == 0
-        return start;
-#else
-        return start + __umulhi(t.row0 / BK * 0x9E3779B1u, (end - start + BQ - 1) / BQ) * BQ;
-#endif
+    MEMBER int first_query(const Tile &t) {
+        const u32 blocks = (t.end - t.start + BQ - 1) / BQ;
+        return t.start + (DQ ? __umulhi(t.row0 / BK * 0x9E3779B1u, blocks) * BQ : 0); // the golden ratio: far apart
     }
 
-    // The blocks of an item from the tile's `start` on and before its `end`, for one query head.
-    MEMBER void fill(Brief &b, const TilePlace &t, const magi_item &it, int head) {
-        b.head = head;
+    // The blocks of the tile's part of an item, for one query head.
+    MEMBER void fill(Brief &b, const Tile &t, const magi_item &it) {
+        b.head = t.query_head;
         b.flags = it.limits < 0 ? MASKED : MASKED | LIMITS;
         b.limits = it.limits;
         b.start = t.start, b.end = t.end, b.run0 = it.run0, b.run1 = it.run1;
-        b.first = first_query(t, t.start, t.end);
+        b.first = first_query(t);
         // Keys behind the end of the tensor are 0, but their exponentials may be infinite: a short tile has no full
         // step.
         b.full0 = it.full0, b.full_last = t.rows < BK ? it.full0 - 1 : it.full1 - BQ;
@@ -172,94 +168,96 @@ struct Scheduler {
         b.row0 = it.row0, b.row1 = it.row1;
     }
 
-    // Where part `n` begins for the item.
-    MEMBER int part_start(int start, int n) {
-        const int before = n * s.share.part - start;
-        return start + (before > 0 ? (before + BQ - 1) / BQ * BQ : 0);
+    // Q, dO and sums of dq stay in the L2 cache where thread blocks of the same queries do them at about the same time.
+    // Where tiles are about equally long they go through one query head after the other in step. Else all heads come
+    // for a part of the queries before the next part. The tiles that begin first end with the same queries in a causal
+    // mask, and go backward by parts; the shorter ones that follow as those end go forward, whereby they, too, are in
+    // step.
+    MEMBER void order_parts() {
+        const magi_tile *const t = p.tiles;
+        s.share.in_parts = 4 * t[p.tile_count / 2].steps < 3 * t[0].steps;
+        s.share.part = min(max(t[0].steps / 8, PART_LEAST), 32) * BQ;
     }
 
-    // The next part of an item; false when there is none.
-    MEMBER bool next_part(TilePlace &t, const magi_item &it) {
-        if (t.parts == 0) {
-            return false;
-        }
-        t.parts--;
-        if (t.in_parts) {
-            t.start = part_start(it.start, t.part);
-            t.end = min(it.run1, part_start(it.start, t.part + 1));
-            t.part += t.backward ? -1 : 1;
-        } else {
-            t.start = it.start, t.end = it.run1;
-        }
-        return true;
+    // Where part `n` begins for an item.
+    MEMBER int part_start(const magi_item &it, int n) {
+        const int before = n * s.share.part - it.start;
+        return it.start + (before > 0 ? (before + BQ - 1) / BQ * BQ : 0);
     }
-    MEMBER void first_part(TilePlace &t, const magi_item &it) {
+
+    // Counts an item's parts.
+    MEMBER void begin_parts(Tile &t, const magi_item &it) {
         t.parts = 1;
-        if (t.in_parts) {
+        if (s.share.in_parts) {
             const int first = it.start / s.share.part, last = (it.run1 - 1) / s.share.part;
             t.parts = last - first + 1;
             t.part = t.backward ? last : first;
         }
     }
 
+    // The queries of the next part.
+    MEMBER void next_part(Tile &t, const magi_item &it) {
+        t.parts--;
+        t.start = it.start, t.end = it.run1;
+        if (s.share.in_parts) {
+            t.start = part_start(it, t.part);
+            t.end = min(it.run1, part_start(it, t.part + 1));
+            t.part += t.backward ? -1 : 1;
+        }
+    }
+
+    MEMBER void send_part(Tile &t) {
+#pragma unroll 1
+        for (t.query_head = t.head0; t.query_head < t.head1; t.query_head++) {
+            Brief &b = next_brief();
+            b.clean = t.clean;
+            t.clean = -1;
+            fill(b, t, p.items[t.item]);
+            send();
+        }
+    }
+
+    MEMBER void send_tile(Tile &t) {
+#pragma unroll 1
+        for (t.item = t.item0; t.item < t.item1; t.item++) {
+            begin_parts(t, p.items[t.item]);
+#pragma unroll 1
+            while (t.parts > 0) {
+                next_part(t, p.items[t.item]);
+                if (t.start < t.end) {
+                    send_part(t);
+                }
+            }
+        }
+    }
+
     // Tiles come longest first, one key head after the other within a section of heads; of a head, its splits.
-    MEMBER void describe(TilePlace &place, int work) {
+    MEMBER void describe(Tile &tile, int work) {
         const int split = work % p.splits, whole = work / p.splits, heads = s.share.heads;
         const int section = whole / s.share.section, in = whole - section * s.share.section, index = in / p.section;
         const int head = section * p.section + in % p.section;
         const magi_tile &t = p.tiles[index];
-        place.row0 = t.row0, place.rows = t.rows, place.source = t.source, place.head = head, place.split = split;
-        place.work = index * p.heads_kv + head;
-        place.phase = tiles & 1;
-        place.blocks = t.items > 0 ? t.steps * heads : 0;
-        place.head0 = head * p.group + split * heads;
-        place.head1 = place.head0 + heads;
-        place.in_parts = ORDER == 2 && s.share.in_parts;
-        place.backward = work / gridDim.x % 2 == 0;
-        place.item0 = t.item0, place.item1 = t.item0 + t.items;
+        tile.row0 = t.row0, tile.rows = t.rows, tile.source = t.source, tile.head = head, tile.split = split;
+        tile.work = index * p.heads_kv + head;
+        tile.phase = tiles & 1;
+        tile.blocks = t.items > 0 ? t.steps * heads : 0;
+        tile.head0 = head * p.group + split * heads;
+        tile.head1 = tile.head0 + heads;
+        tile.backward = work / gridDim.x % 2 == 0;
+        tile.item0 = t.item0, tile.item1 = t.item0 + t.items;
     }
 
     MEMBER void run() {
         int work = blockIdx.x;
-#if SEG
-        s.share.part = SEG * BQ;
-#else
-        s.share.part = min(max(p.tiles[0].steps / 8, 4), 32) * BQ;
-#endif
-        s.share.in_parts = 4 * p.tiles[p.tile_count / 2].steps < 3 * p.tiles[0].steps;
+        order_parts();
         while (work < s.share.work) {
-            TilePlace &t = next_place();
-            describe(t, work);
-            load_keys(t);
-            tiles++;
-#pragma unroll 1
-            for (t.item = t.item0; t.item < t.item1; t.item++) {
-                first_part(t, p.items[t.item]);
-#pragma unroll 1
-                while (next_part(t, p.items[t.item])) {
-                    if (t.start >= t.end) {
-                        continue;
-                    }
-#pragma unroll 1
-                    for (t.query_head = t.head0; t.query_head < t.head1; t.query_head++) {
-                        Brief &b = next_brief();
-                        b.clean = t.clean;
-                        t.clean = -1;
-                        int head = t.query_head;
-#if SKIP
-                        head += t.row0 / BK % (t.head1 - t.head0);
-                        if (head >= t.head1) {
-                            head -= t.head1 - t.head0;
-                        }
-#endif
-                        fill(b, t, p.items[t.item], head);
-                        send();
-                    }
-                }
-            }
+            describe(s.tile, work);
+            load_keys(s.tile);
+            send_tile(s.tile);
             work = atomicAdd(&p.counters[0], 1) + gridDim.x;
         }
-        next_place().blocks = -1;
+        wait_for_place();
+        s.place[stage()].blocks = -1;
         mbar_arrive_rest(AT(k_full) + 8 * stage());
         mbar_arrive(AT(k_full) + 8 * stage());
         next_brief().flags = -1;

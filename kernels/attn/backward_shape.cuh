@@ -12,21 +12,13 @@
 #ifndef SOFTCAP
 #define SOFTCAP 0
 #endif
-#ifndef ORDER
-#define ORDER 2
-#endif
-#ifndef SEG
-#define SEG 0
-#endif
-#ifndef SHIFT
-#define SHIFT 1
-#endif
-#ifndef SKIP
-#define SKIP 0
-#endif
 #ifndef DQ
 #define DQ 1
 #endif
+#ifndef PART_LEAST // blocks of a part of a tile's queries; tests have fewer
+#define PART_LEAST 4
+#endif
+
 // Without dQ ptxas finds no registers for exponentials with a softcap beside products that are under way.
 #define CAPPED_LATE (SOFTCAP && !DQ && HEAD_DIM + HEAD_DIM_V > 192)
 
@@ -95,16 +87,22 @@ struct alignas(16) Block {
     int item_row0, item_row1, limits;
 };
 
-// What they know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
+// What they and the cleaning warp know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
 struct alignas(16) TilePlace {
     int row0, rows, head, source;
-    int blocks, work, split, phase;        // phase: of V's barrier
-    int head0, head1, item0, item1, clean; // query heads and items, stage of K to be cleaned: for the scheduling warp
-    int in_parts, backward, parts, part, start, end, query_head, item;
+    int blocks, work, split, phase; // phase: of V's barrier
+    int item0, item1;
+};
+
+// What the scheduling warp knows of its tile.
+struct alignas(16) Tile : TilePlace {
+    int head0, head1, clean;         // query heads; stage of K to be cleaned, or -1
+    int backward, item, parts, part; // the item it is at, how many parts are left of it, and the next
+    int start, end, query_head;      // of a part: the queries
 };
 
 // What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads
-// of a split. Kept here because registers are short.
+// of a split; whether tiles go by parts of their queries, and queries of a part. Kept here because registers are short.
 struct Share {
     int work, section, heads, in_parts, part;
 };
@@ -140,6 +138,7 @@ struct alignas(1024) Shared {
     float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
     TilePlace place[TILE_PLACES];
+    Tile tile;
     Brief brief[2];
     QueryPlace where[PLACES];
     Order orders[ORDERS];

@@ -20,17 +20,10 @@ use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
 use crate::types::{Error, Mask, Result, Status};
 
-/// Why the fast backward kernels are left alone unless a caller names them.
-pub(super) const UNNAMED: &str = "fast backward kernels compute only where the backend is ffa: their last form has not \
-                                  been checked on a GPU";
-
 /// Why the fast kernels do not compute this call, each reason on its own; empty when they do.
-fn call_reasons(a: &Backward, e: &Extents, options: &Options, gpu: &Gpu) -> Vec<String> {
+fn call_reasons(a: &Backward, e: &Extents, gpu: &Gpu) -> Vec<String> {
     let scale = scale(a.softmax_scale, e.shape.head_dim);
     let mut reasons = on_gpu::reasons(&e.shape, scale, a.softcap, gpu);
-    if options.backend != Choice::Ffa {
-        reasons.push(UNNAMED.to_owned());
-    }
     if a.dk.dtype() != a.dv.dtype() {
         reasons.push("args.dk and args.dv have two dtypes; the fast kernels write one".to_owned());
     }
@@ -58,7 +51,7 @@ pub(super) fn choice(
     if options.backend == Choice::Sdpa {
         return Ok(None);
     }
-    let why = call_reasons(a, e, options, gpu);
+    let why = call_reasons(a, e, gpu);
     if why.is_empty() {
         return Ok(BackwardChoice::new(
             &e.shape,
@@ -79,7 +72,7 @@ pub(super) fn choice(
 pub(super) fn no_ranges(a: &Backward, e: &Extents, options: &Options, gpu: &Gpu) -> Error {
     device_ranges::refuse(&match options.backend {
         Choice::Sdpa => vec!["options.backend is sdpa".to_owned()],
-        _ => call_reasons(a, e, options, gpu),
+        _ => call_reasons(a, e, gpu),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::attn_args::{Backward, scale};
 use super::context::Session;
-use super::gpu_backward::{self, UNNAMED};
+use super::gpu_backward;
 use super::key::Key;
 use super::on_gpu;
 use super::stage_forward::{fast_or, key_reasons, margin};
@@ -15,7 +15,7 @@ use crate::backend::{Backend, BackwardArgs};
 use crate::device::Stream;
 use crate::device::cuda::Gpu;
 use crate::plan::Stage;
-use crate::types::{Device, KernelChoice, Result, Tensor};
+use crate::types::{Device, Result, Tensor};
 
 /// The fast kernels for the stages of a call with this scale and softcap, if they compute it.
 pub(super) fn choose(key: &Key, softmax_scale: f64, softcap: f64) -> Result<Option<BackwardChoice>> {
@@ -26,9 +26,6 @@ pub(super) fn choose(key: &Key, softmax_scale: f64, softcap: f64) -> Result<Opti
     let softmax_scale = scale(softmax_scale, shape.head_dim);
     let mut why = on_gpu::reasons(shape, softmax_scale, softcap, &gpu);
     why.extend(key_reasons(key));
-    if compute.kernels != KernelChoice::Ffa {
-        why.push(UNNAMED.to_owned());
-    }
     fast_or(key, why, || {
         BackwardChoice::new(shape, softcap > 0.0, compute.deterministic)
     })

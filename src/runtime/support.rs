@@ -2,7 +2,6 @@
 
 use super::attn_args::scale;
 use super::check;
-use super::gpu_backward;
 use super::on_gpu;
 use super::single::Choice;
 use crate::backend::cuda::backward_kernel::BackwardChoice;
@@ -146,20 +145,18 @@ fn on_cuda(q: &Question, gpu: &Gpu, reasons: &mut Vec<String>) -> (String, Strin
             p.minor
         ));
     }
-    let mut backward = fast.clone();
-    if q.backend == Choice::Default {
-        backward.push(gpu_backward::UNNAMED.to_owned());
-    }
     if q.wants(Wish::DeviceRanges) && q.backend != Choice::Ffa {
-        let missing = if q.wants(Wish::Backward) { &backward } else { &fast }.iter();
-        reasons.extend(missing.map(|why| format!("ranges on the device need the fast kernels: {why}")));
+        reasons.extend(
+            fast.iter()
+                .map(|why| format!("ranges on the device need the fast kernels: {why}")),
+        );
     }
     let place = place(gpu.ordinal(), p);
     let text = |name: Option<String>, why: &[String]| match name.filter(|_| why.is_empty()) {
         Some(name) => format!("{name}, {place}"),
         None => format!("textbook kernels, {place}; not the fast ones: {}", why.join("; ")),
     };
-    (text(fast_forward(q), &fast), text(fast_backward(q), &backward))
+    (text(fast_forward(q), &fast), text(fast_backward(q), &fast))
 }
 
 fn place(ordinal: i32, p: &Properties) -> String {

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::common_backend::{Buffer, Layout};
 use crate::common_cuda::{Copy, kernels_for_a_driver};
@@ -109,11 +109,14 @@ pub fn devices() -> usize {
     driver::device_count().map_or(0, |n| n as usize)
 }
 
-/// Runs `body` over the machine's devices, or as `inside`.
+/// Runs `body` over the machine's devices, alone, or as `inside`. NCCL's kernels wait for those of other ranks: two
+/// communicators at work on the same devices may wait for each other for ever.
 pub fn here(name: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
     if nccl_support::is_inside(name) || devices() == 0 {
         return inside(name, variables, body);
     }
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     println!("{} devices of this machine", devices());
     body();
 }
