@@ -8,6 +8,7 @@ bench/README.md says what the figures mean.
 """
 import argparse
 import datetime
+import json
 import os
 import socket
 import sys
@@ -55,6 +56,7 @@ def arguments(argv):
     add("--samples", type=int, default=16, help="tokens whose rows are compared before a row is timed (8 with --device cpu)")
     add("--seed", type=int, default=2026)
     add("--seconds", type=float, help="begin no mask later than this")
+    add("--trace", help="folder for a trace of all ranks and a drawing of rank 0 of each row, measured by the library beside the times")
     add("--library", help="path of libmagi_attn.so")
     add("--out", help="result file; bench/results/distributed-<commit>-<date>.json by default, none where nothing is timed")
     options = parser.parse_args(argv)
@@ -63,6 +65,8 @@ def arguments(argv):
     options.peers_only |= options.device == "gloo" and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if options.warmup < 1 or options.rounds < 3:
         parser.error("--warmup must be 1 or more, --rounds 3 or more")
+    if options.trace and (options.device != "cuda" or options.check):
+        parser.error("--trace needs CUDA devices and times")
     return options
 
 
@@ -299,6 +303,40 @@ class Bench:
                 good &= error <= bound
         return good
 
+    def trace(self, row, inputs, found):
+        """Measures each pass of a row stage by stage and adds that to its rows in `found`. Collective."""
+        import magi_dist
+        import ranks
+
+        torch, spare = self.torch, {**self.options.config, "profile": 1}
+        one = magi_dist.Keyed(self.comm, row, spare, self.stream, self.device)
+        try:
+            inputs.load(one)
+            for backward in passes_of(self.options):
+                for _ in range(self.options.warmup + 1):
+                    (one.backward if backward else one.forward)()
+            torch.cuda.synchronize(self.device)
+            for part in found:
+                pass_ = ranks.BACKWARD if part["pass"] == "backward" else ranks.FORWARD
+                part["measured_stages"] = self._everyone(one.key.stage_times(pass_))
+                part["exposed"] = max(map(ranks.exposed, part["measured_stages"]))
+            traces = self._everyone(one.key.trace())
+            if self.rank == 0:
+                name = os.path.join(self.options.trace, f"{row.mask.name}-{row.mask.total_q}-{self.world}")
+                os.makedirs(self.options.trace, exist_ok=True)
+                with open(f"{name}.json", "w") as file:
+                    json.dump({"traceEvents": [event for text in traces for event in json.loads(text)["traceEvents"]]}, file)
+                with open(f"{name}.svg", "w") as file:
+                    file.write(one.key.draw_profile())
+        finally:
+            one.close()
+
+    def _everyone(self, mine):
+        """What each rank has, by rank."""
+        all_ = [None] * self.world
+        self.dist.all_gather_object(all_, mine)
+        return all_
+
     @staticmethod
     def _close(one):
         if hasattr(one, "close"):
@@ -316,7 +354,10 @@ class Bench:
             wrong = self.compare(row, made, notes)
             for name in wrong:
                 self._close(made.pop(name))
-            return [self.timed(of_pass(row, backward), made, notes, "magi" in wrong) for backward in passes_of(self.options)]
+            found = [self.timed(of_pass(row, backward), made, notes, "magi" in wrong) for backward in passes_of(self.options)]
+            if self.options.trace and "magi" in made:
+                self.trace(row, inputs, found)
+            return found
         finally:
             for one in made.values():
                 self._close(one)
@@ -402,6 +443,8 @@ def progress(found, number, count, seconds):
         text = f"[{number}/{count}] {row['pass']:8} {row['mask']} {row['tokens']} {row['outcome']}"
         for name, entry in row.get("measured", {}).items():
             text += f" | {name} {_figure(entry)} {entry['ms']:.2f} ms"
+        if "exposed" in row:
+            text += f" | {row['exposed']:.1%} exposed"
         for name, note in row.get("contestants", {}).items():
             if "left_out" in note:
                 text += f" | {name}: {note['left_out']}"

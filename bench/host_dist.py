@@ -19,6 +19,8 @@ class LocalRow:
         self.library, self.row, self.world, self.settings = library, row, world, settings
         self.data = HostRow(library, row, seed)
         self.sides = {**SIDES, **(GRADIENTS if row.backward else {})}
+        # By rank, with the setting `profile`: forward's stages, the trace and the drawing.
+        self.measured = {}
 
     def run(self):
         """Dispatches, computes and undispatches on every rank; raises what the first rank that failed raised."""
@@ -57,6 +59,8 @@ class LocalRow:
                 key.undispatch(side, local[name].magi, whole.magi)
         if rank == 0:
             self.plan = key.describe(self.world, self.row.backward)
+        if self.settings.get("profile"):
+            self.measured[rank] = key.stage_times(ranks.FORWARD), key.trace(), key.draw_profile()
         key.close()
 
     def _like(self, name, tokens):

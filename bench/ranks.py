@@ -106,6 +106,22 @@ class StageStats(Stats):
     ]
 
 
+class StageTimes(Stats):
+    """magi_stage_times"""
+
+    _fields_ = [
+        ("size", C.c_size_t),
+        *((name, C.c_int64) for name in ("fetch_start_ns", "fetch_end_ns", "compute_start_ns", "compute_end_ns", "reduce_start_ns")),
+        *((name, C.c_int64) for name in ("reduce_end_ns", "fetch_wait_ns", "reduce_wait_ns", "pass_ns")),
+    ]
+
+
+def exposed(stages):
+    """The share of a measured pass in which communication kept its kernels waiting."""
+    waits = sum(stage["fetch_wait_ns"] + stage["reduce_wait_ns"] for stage in stages)
+    return waits / max(1, stages[0]["pass_ns"])
+
+
 def on_threads(comms, work):
     """Calls `work(rank)` on a thread for each rank, waits for all, and closes their communicators."""
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(comms))]
@@ -126,6 +142,7 @@ STRUCTS = {
     "magi_key_stats": KeyStats,
     "magi_rank_stats": RankStats,
     "magi_stage_stats": StageStats,
+    "magi_stage_times": StageTimes,
 }
 
 
@@ -146,6 +163,9 @@ def declare(library):
         "key_get_stats": [pointer, C.POINTER(KeyStats)],
         "key_get_rank_stats": [pointer, i32, C.POINTER(RankStats)],
         "key_get_stage_stats": [pointer, i32, i32, i32, C.POINTER(StageStats)],
+        "key_get_stage_times": [pointer, i32, i32, C.POINTER(StageTimes)],
+        "key_trace": [pointer, C.c_char_p, C.POINTER(C.c_size_t)],
+        "key_draw_profile": [pointer, C.c_char_p, C.POINTER(C.c_size_t)],
         "key_workspace_size": [pointer, C.POINTER(C.c_size_t)],
         "dispatch": [pointer, i32, tensor, tensor, pointer],
         "undispatch": [pointer, i32, tensor, tensor, pointer],
@@ -278,6 +298,30 @@ class Key:
             self._call("key_get_stage_stats", self.handle, pass_, rank, stage, C.byref(figures))
             found.append(figures.figures())
         return found
+
+    def stage_times(self, pass_):
+        """What each stage of the last measured call of a pass did on this rank."""
+        found = []
+        for stage in range(self.stats()["stages_backward" if pass_ == BACKWARD else "stages_forward"]):
+            times = StageTimes()
+            self._call("key_get_stage_times", self.handle, pass_, stage, C.byref(times))
+            found.append(times.figures())
+        return found
+
+    def _text(self, name):
+        size = C.c_size_t()
+        self._call(name, self.handle, None, C.byref(size))
+        text = C.create_string_buffer(size.value)
+        self._call(name, self.handle, text, C.byref(size))
+        return text.value.decode()
+
+    def trace(self):
+        """The last measured calls in the trace event format."""
+        return self._text("key_trace")
+
+    def draw_profile(self):
+        """The last measured calls above their prediction, as SVG."""
+        return self._text("key_draw_profile")
 
     def workspace_bytes(self):
         """Bytes that calls on this key use."""

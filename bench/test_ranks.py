@@ -56,6 +56,16 @@ class LocalRanks(unittest.TestCase):
             with self.assertRaisesRegex(KeyError, name):
                 ranks.config_of(library(), {name: 1})
 
+    def test_a_measured_key_tells_of_its_stages(self):
+        local = self.local(2, profile=1, degree_forward=2)
+        self.assertEqual(set(local.measured), {0, 1})
+        for times, trace, drawing in local.measured.values():
+            self.assertEqual(len(times), 3)
+            self.assertTrue(all(0 <= t["compute_start_ns"] <= t["compute_end_ns"] <= t["pass_ns"] for t in times), times)
+            self.assertTrue(0 <= ranks.exposed(times) < 1)
+            self.assertTrue(json.loads(trace)["traceEvents"])
+            self.assertTrue(drawing.startswith("<svg"))
+
     def test_a_rank_that_fails_ends_the_others(self):
         with self.assertRaisesRegex(magi.Error, "chunk_size"):
             self.local(3, chunk_size=-1)
