@@ -175,7 +175,7 @@ struct Scheduler {
     // step.
     MEMBER void order_parts() {
         const magi_tile *const t = p.tiles;
-        s.share.in_parts = 4 * t[p.tile_count / 2].steps < 3 * t[0].steps;
+        s.share.in_parts = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * t[0].steps;
         s.share.part = min(max(t[0].steps / 8, PART_LEAST), 32) * BQ;
     }
 

@@ -48,10 +48,10 @@ pub struct magi_config {
     pub placement: i32,
     /// A magi_effort: how long a balanced placement that moves few tokens is looked for.
     pub effort: i32,
-    /// Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once; -1 lets the planner
-    /// choose by the rates above.
+    /// Remote stages of the forward pass, 0 to 8, or -1 (the default), which lets the planner choose by the rates above: 0
+    /// fetches everything, then computes once; with more, all but the first are fetched beside a kernel, and results merged.
     pub degree_forward: i32,
-    /// Remote stages of the backward pass, likewise (1).
+    /// Remote stages of the backward pass, likewise (-1).
     pub degree_backward: i32,
     /// When the backward pass computes the host stage (-1). 0: before the remote stages, where it hides the first fetch; 1:
     /// behind them, where it hides the last reduction; 2: half of it at either end, in two kernels; -1: as the slowest rank

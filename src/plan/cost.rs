@@ -21,6 +21,12 @@ pub(super) struct Load {
     pub area: i64,
 }
 
+/// What a pass of several kernels costs beyond one: measured with bf16 on an H200 (docs/performance.md, "Stages").
+/// Forward: per cent of the time that the kernel which merges takes where one alone would do.
+const MERGING_PERCENT: i128 = 107;
+/// GB/s, that is bytes a nanosecond, at which each further kernel takes in and puts back the f32 results of all queries.
+const MERGED_PER_NS: i128 = 1070;
+
 /// What can go on side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
@@ -37,6 +43,10 @@ pub(super) struct Cost {
     flops: i64,
     per_ns: i64,
     price: Price,
+    /// Bytes of a query's result in f32, read and written.
+    result: i64,
+    /// Per cent of a kernel's time that it takes as one of several.
+    several: i128,
 }
 
 impl Cost {
@@ -48,25 +58,42 @@ impl Cost {
             _ => 2,
         };
         let rates = config.rates;
-        let (dims, per_ns) = match direction {
-            Direction::Forward => (qk + v, rates.forward_gflops[class]),
-            Direction::Backward => (3 * qk + 2 * v, rates.backward_gflops[class]),
+        let (dims, per_ns, result, several) = match direction {
+            Direction::Forward => (qk + v, rates.forward_gflops[class], v, MERGING_PERCENT),
+            Direction::Backward => (3 * qk + 2 * v, rates.backward_gflops[class], qk, 100),
         };
         Cost {
             rates,
             flops: 2 * shape.heads_q * dims,
             per_ns,
             price: Price::new(shape, config, direction),
+            result: 2 * size_of::<f32>() as i64 * shape.heads_q * result,
+            several,
         }
     }
 
     /// Time of the kernel over `area` cells; none without cells.
-    fn compute(&self, area: i64) -> i64 {
+    fn compute(&self, area: i64, percent: i128) -> i64 {
         if area == 0 {
             return 0;
         }
         let flops = i128::from(area) * i128::from(self.flops);
-        clamp(flops / i128::from(self.per_ns)).saturating_add(self.rates.kernel_latency_ns)
+        clamp(flops * percent / (100 * i128::from(self.per_ns))).saturating_add(self.rates.kernel_latency_ns)
+    }
+
+    /// Times of the kernels of stages, for a rank with so many queries.
+    fn kernels(&self, queries: i64, stages: &[Load]) -> Vec<i64> {
+        let several = stages.iter().filter(|load| load.area > 0).count() > 1;
+        let percent = if several { self.several } else { 100 };
+        let merge = clamp(i128::from(queries) * i128::from(self.result) / MERGED_PER_NS);
+        let mut before = false;
+        let time = |load: &Load| {
+            let further = before && load.area > 0;
+            before |= load.area > 0;
+            let merging = if further { merge } else { 0 };
+            self.compute(load.area, percent).saturating_add(merging)
+        };
+        stages.iter().map(time).collect()
     }
 
     fn link(&self, load: &Load, key: i64, query: i64) -> i64 {
@@ -90,16 +117,16 @@ impl Cost {
         self.link(load, self.price.key_back, self.price.query_back)
     }
 
-    /// The end of a pass of these stages, in the order in which they are computed. While a stage is computed the next one is
-    /// fetched, and gradients and results of the one before travel back the other way.
-    pub fn pass(&self, stages: &[Load]) -> i64 {
-        self.walk(stages, |_, _, _| ())
+    /// The end of a pass of these stages on a rank with so many queries, in the order in which they are computed. While a
+    /// stage is computed the next one is fetched, and gradients and results of the one before travel back the other way.
+    pub fn pass(&self, queries: i64, stages: &[Load]) -> i64 {
+        self.walk(queries, stages, |_, _, _| ())
     }
 
     /// The stages of that pass.
-    pub fn pass_times(&self, stages: &[Load]) -> Vec<StageTimes> {
+    pub fn pass_times(&self, queries: i64, stages: &[Load]) -> Vec<StageTimes> {
         let mut all = vec![StageTimes::default(); stages.len()];
-        self.walk(stages, |stage, lane, at| {
+        self.walk(queries, stages, |stage, lane, at| {
             let times = &mut all[stage];
             match lane {
                 Lane::Fetch => times.fetch = at,
@@ -111,8 +138,9 @@ impl Cost {
     }
 
     /// Goes through that pass in steps: each begins when all of the one before is done. Gives its end.
-    fn walk(&self, stages: &[Load], mut see: impl FnMut(usize, Lane, Range)) -> i64 {
+    fn walk(&self, queries: i64, stages: &[Load], mut see: impl FnMut(usize, Lane, Range)) -> i64 {
         let mut start = 0i64;
+        let kernels = self.kernels(queries, stages);
         // Stage `i` is fetched in step `i`, computed in the next and reduced in the one after that.
         for step in 0..stages.len() + 2 {
             let mut end = start;
@@ -123,7 +151,7 @@ impl Cost {
                 let load = &stages[stage];
                 let time = match lane {
                     Lane::Fetch => self.fetch(load),
-                    Lane::Compute => self.compute(load.area),
+                    Lane::Compute => kernels[stage],
                     Lane::Reduce => self.reduce(load),
                 };
                 let at = Range::new(start, start.saturating_add(time));
@@ -139,7 +167,7 @@ impl Cost {
     pub fn at_once(&self, host: i64, all: Load) -> StageTimes {
         let after = |start: i64, time: i64| Range::new(start, start.saturating_add(time));
         let fetch = after(0, self.fetch(&all));
-        let compute = after(fetch.end, self.compute(host + all.area));
+        let compute = after(fetch.end, self.compute(host + all.area, 100));
         StageTimes {
             fetch,
             compute,
@@ -169,6 +197,8 @@ mod tests {
             },
             flops: 1,
             per_ns: 1,
+            result: 1070,
+            several: 100,
             price: Price {
                 key_out: 4,
                 key_back: match direction {
@@ -196,7 +226,7 @@ mod tests {
             },
         ];
         let pass = |direction, sequence: Sequence, host: i64| {
-            cost(direction).pass(&sequence.loads([host / 4, host - host / 4], remote))
+            cost(direction).pass(0, &sequence.loads([host / 4, host - host / 4], remote))
         };
         // max(fetch 4005, host 1003), max(compute 7003, fetch 8005), compute 103.
         assert_eq!(pass(Direction::Forward, Sequence::First, 1000), 4005 + 8005 + 103);
@@ -217,7 +247,7 @@ mod tests {
             cost(Direction::Backward).at_once(1000, all).end(),
             12005 + 8103 + 24005
         );
-        assert_eq!(cost(Direction::Forward).pass(&[Load::default(); 2]), 0);
+        assert_eq!(cost(Direction::Forward).pass(9, &[Load::default(); 2]), 0);
         let guests = Load { queries: 4, ..all };
         // 12 + 8 bytes out, one kernel, 4 bytes back.
         let end = cost(Direction::Forward).at_once(1000, guests).end();
@@ -240,7 +270,7 @@ mod tests {
         ];
         let r = Range::new;
         let all = Sequence::First.loads([300, 700], remote);
-        let stages = cost(Direction::Backward).pass_times(&all);
+        let stages = cost(Direction::Backward).pass_times(0, &all);
         let lanes = |f: fn(&StageTimes) -> Range| stages.iter().map(f).collect::<Vec<_>>();
         let (first, second, third) = (4005, 4005 + 8005, 4005 + 8005 + 8005);
         assert_eq!(lanes(|s| s.fetch), [r(0, 0), r(0, first), r(first, first + 8005)]);
@@ -252,9 +282,25 @@ mod tests {
             lanes(|s| s.reduce),
             [r(first, first), r(second, third), r(third, third + 16005)]
         );
-        let forward = cost(Direction::Forward).pass_times(&all);
+        let forward = cost(Direction::Forward).pass_times(0, &all);
         assert!(forward.iter().all(|s| s.reduce.is_empty()));
         assert_eq!(forward[2].compute, r(second, second + 103));
+    }
+
+    #[test]
+    fn kernels_beyond_the_first_merge() {
+        let load = |area| Load {
+            area,
+            ..Load::default()
+        };
+        let cost = Cost {
+            several: 110,
+            ..cost(Direction::Forward)
+        };
+        let stages = [load(0), load(100), load(0), load(200), load(10)];
+        assert_eq!(cost.kernels(7, &stages), [0, 113, 0, 220 + 3 + 7, 11 + 3 + 7]);
+        // One kernel has nothing to merge with.
+        assert_eq!(cost.kernels(7, &[load(0), load(100)]), [0, 103]);
     }
 
     #[test]
@@ -275,6 +321,7 @@ mod tests {
             (forward.flops, forward.price.key_out),
             (4 * 64 * 128, 8 * 256 * 2)
         );
+        assert_eq!(forward.result, 64 * 128 * 8);
         let backward = Cost::new(&shape, &config, Direction::Backward);
         assert_eq!(
             (backward.flops, backward.price.key_back),

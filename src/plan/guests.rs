@@ -56,13 +56,13 @@ impl Schedule {
     /// that order of `sequences` with which it is.
     pub fn of(work: &Work, cost: &Cost, asked: i32, sequences: &[Sequence]) -> Schedule {
         let degrees = match asked {
-            Config::AUTO_DEGREE => 1..=Config::MAX_DEGREE,
+            Config::AUTO_DEGREE => 0..=Config::MAX_DEGREE,
             degree => degree..=degree,
         };
         let in_best_order = |degree| {
             let mut schedule = Schedule::new(work, degree);
             if degree == 0 {
-                return (0, schedule);
+                return (schedule.end(work, cost), schedule);
             }
             let end_in = |&sequence: &Sequence| {
                 schedule.sequence = sequence;
@@ -92,7 +92,11 @@ impl Schedule {
     fn end(&self, work: &Work, cost: &Cost) -> i64 {
         let end = |rank: usize| {
             let (host, loads) = self.loads(work, rank);
-            cost.pass(&self.sequence.loads([host / 2, host - host / 2], loads))
+            if self.degree == 0 {
+                return cost.at_once(host, loads[0]).end();
+            }
+            let loads = self.sequence.loads([host / 2, host - host / 2], loads);
+            cost.pass(work.held[rank], &loads)
         };
         (0..work.area.len()).map(end).max().unwrap_or(0)
     }
@@ -119,7 +123,7 @@ impl Schedule {
                 vec![times]
             } else {
                 loads = self.sequence.loads([front, back], loads);
-                cost.pass_times(&loads)
+                cost.pass_times(work.held[rank], &loads)
             };
             for (stage, (load, times)) in stages.iter_mut().zip(loads.into_iter().zip(times)) {
                 stage.push(StageStats {

@@ -26,6 +26,8 @@ pub(super) struct Pieces {
     ranks: Vec<Vec<Piece>>,
     /// Cells of each rank that need no other rank's keys, by halves of the host stage.
     host: Vec<[i64; 2]>,
+    /// Queries of each rank.
+    queries: Vec<i64>,
 }
 
 impl Pieces {
@@ -40,6 +42,9 @@ impl Pieces {
         }
         let mut pieces = Pieces {
             host: vec![[0; 2]; remote.len()],
+            queries: (0..remote.len())
+                .map(|rank| placement.side(Side::Q).tokens(rank))
+                .collect(),
             ranks,
         };
         pieces.count_areas(mask, placement);
@@ -89,6 +94,21 @@ impl Pieces {
         sequence.loads(self.host[rank], self.loads(rank, degree as usize))
     }
 
+    /// Cells of a rank that need nothing fetched, and the load of all that is.
+    fn whole(&self, rank: usize) -> (i64, Load) {
+        let all = self.loads(rank, 1).next().unwrap_or_default();
+        (self.host[rank].iter().sum(), all)
+    }
+
+    /// When a rank is ready.
+    fn end(&self, rank: usize, (degree, sequence): (i32, Sequence), cost: &Cost) -> i64 {
+        if degree == 0 {
+            let (host, all) = self.whole(rank);
+            return cost.at_once(host, all).end();
+        }
+        cost.pass(self.queries[rank], &self.pass(rank, degree, sequence))
+    }
+
     /// The stages of a pass of `degree` on one rank: what each fetches and computes, and when.
     pub fn stages(
         &self,
@@ -98,8 +118,7 @@ impl Pieces {
         cost: &Cost,
     ) -> Vec<(Load, StageTimes)> {
         if degree == 0 {
-            let host = self.host[rank].iter().sum();
-            let all: Load = self.loads(rank, 1).fold(Load::default(), |_, load| load);
+            let (host, all) = self.whole(rank);
             let whole = Load {
                 area: all.area + host,
                 ..all
@@ -107,7 +126,7 @@ impl Pieces {
             return vec![(whole, cost.at_once(host, all))];
         }
         let loads = self.pass(rank, degree, sequence);
-        let times = cost.pass_times(&loads);
+        let times = cost.pass_times(self.queries[rank], &loads);
         loads.into_iter().zip(times).collect()
     }
 
@@ -119,8 +138,8 @@ impl Pieces {
         sequences: &[Sequence],
         cost: &Cost,
     ) -> (i32, Sequence) {
-        let slowest = |&(degree, sequence): &(i32, Sequence)| {
-            let times = (0..self.ranks.len()).map(|r| cost.pass(&self.pass(r, degree, sequence)));
+        let slowest = |&choice: &(i32, Sequence)| {
+            let times = (0..self.ranks.len()).map(|rank| self.end(rank, choice, cost));
             times.max().unwrap_or(0)
         };
         let each = |degree| sequences.iter().map(move |&s| (degree, s));

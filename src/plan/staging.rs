@@ -59,7 +59,7 @@ impl Staging {
             };
             made = Some((asked, Arc::clone(&pieces)));
             let degrees = match asked {
-                Config::AUTO_DEGREE => 1..=Config::MAX_DEGREE,
+                Config::AUTO_DEGREE => 0..=Config::MAX_DEGREE,
                 degree => degree..=degree,
             };
             let (degree, sequence) = pieces.best(degrees, sequences, &cost);

@@ -23,6 +23,8 @@ pub(super) struct Work {
     /// Of these, the keys and queries of blocks of which the rank owns neither side.
     pub foreign_keys: Vec<Ranges>,
     pub foreign_queries: Vec<Ranges>,
+    /// Queries that each rank owns.
+    pub held: Vec<i64>,
     /// Cells that each rank computes.
     pub area: Vec<i64>,
     /// Bytes that each rank sends and receives, results included.
@@ -45,17 +47,20 @@ impl Work {
         let Some(grid) = Grid::new(mask, placement) else {
             return [None, None];
         };
+        let queries = placement.side(Side::Q);
+        let held: Vec<i64> = (0..placement.world()).map(|rank| queries.tokens(rank)).collect();
         [Direction::Forward, Direction::Backward].map(|direction| {
             let price = Price::new(shape, config, direction);
             if too_many_bytes(placement, &price) {
                 return None;
             }
             let rows = Assignment::of_rows(&grid, price, config.balance_slack);
-            rows.better().map(|found| Arc::new(Work::of(&grid, found)))
+            rows.better()
+                .map(|found| Arc::new(Work::of(&grid, found, held.clone())))
         })
     }
 
-    fn of(grid: &Grid, found: Assignment<'_>) -> Work {
+    fn of(grid: &Grid, found: Assignment<'_>, held: Vec<i64>) -> Work {
         let empty = || vec![Vec::new(); grid.world];
         let (mut moved, mut sets) = (Vec::new(), [empty(), empty(), empty(), empty()]);
         for (block, &rank) in grid.blocks.iter().zip(&found.at) {
@@ -83,6 +88,7 @@ impl Work {
             queries,
             foreign_keys,
             foreign_queries,
+            held,
             area: found.area,
             sent: found.sent,
             received: found.received,
