@@ -85,7 +85,7 @@ static void wrong_questions(void) {
     CHECK_ERROR(magi_explain_support(1, 1000, &shape, 0, 0, 0, 0, text, &size), MAGI_STATUS_NO_DEVICE, "CUDA");
 }
 
-// Where there is a CUDA device the answer must agree with itself: where the fast kernels compute, the default takes them.
+// Where there is a CUDA device the answer must agree with itself: the default takes what the fast kernels compute.
 static void on_cuda(void) {
     char text[8192];
     size_t size = sizeof text;
