@@ -62,7 +62,6 @@ class DeviceRow:
         tensors = {name: describe(getattr(self, name)) for name in names}
         args = kind(**{name: C.pointer(t) for name, t in tensors.items()})
         options = magi.FlexOptions(sm_margin=self.sm_margin, deterministic=int(self.deterministic))
-        self.library.name_fast_kernels(args, options)
         needed = self.library.workspace_bytes(args, options)
         workspace = torch.empty(needed + 256, dtype=torch.uint8, device=self.device)
         if needed:

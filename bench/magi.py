@@ -192,16 +192,6 @@ class Library:
         self.check(query(C.byref(args), C.byref(options), C.byref(needed)))
         return needed.value
 
-    def name_fast_kernels(self, args, options):
-        """Asks for the fast kernels by name where they compute the pass of `args`: backward's are not the default."""
-        options.backend = FFA
-        try:
-            self.workspace_bytes(args, options)
-        except Error as e:
-            if e.status != NOT_SUPPORTED:
-                raise
-            options.backend = DEFAULT
-
     def prepare(self, mask, args, options, stream=None):
         """Makes what a mask keeps on the device for such calls. May compile, allocate and wait."""
         kind = "forward" if isinstance(args, ForwardArgs) else "backward"

@@ -22,9 +22,6 @@ class Keyed:
         self.row, self.stream, self.device = row, stream, device
         library = comm.library
         self.mask = magi.Mask(library, row.mask.slices, row.mask.total_q, row.mask.total_k)
-        if row.dtype in ("bf16", "f16") and torch.device(device).type == "cuda":
-            # Backward's fast kernels are not the default.
-            settings = {"backend": magi.FFA, **settings}
         begin = time.perf_counter()
         self.key = ranks.Key(comm, self.mask, ranks.shape_of(row, DTYPES[row.dtype]), ranks.config_of(library, settings))
         planned = time.perf_counter()
@@ -73,7 +70,6 @@ class Alone(Keyed):
 
     def _enqueue(self, args):
         options = magi.FlexOptions()
-        self.library.name_fast_kernels(args, options)
         needed = self.library.workspace_bytes(args, options)
         workspace = torch.empty(needed + 256, dtype=torch.uint8, device=self.device)
         if needed:

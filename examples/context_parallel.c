@@ -152,7 +152,6 @@ static void attend_alone(struct place *p, const magi_mask *mask, const struct te
     const magi_forward_args forward = forward_args(x);
     const magi_backward_args backward = backward_args(x);
     magi_flex_options options = MAGI_FLEX_OPTIONS_INIT;
-    options.backend = p->cuda != NULL ? MAGI_BACKEND_FFA : MAGI_BACKEND_DEFAULT;
     size_t bytes[2];
     MUST(magi_flex_flash_attn_forward_workspace_size(&forward, &options, &bytes[0]));
     MUST(magi_flex_flash_attn_backward_workspace_size(&backward, &options, &bytes[1]));

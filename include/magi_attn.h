@@ -501,8 +501,8 @@ enum magi_backend
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * The best there is for the device. Of the fast kernels that is forward alone: backward's compute only where
-     * MAGI_BACKEND_FFA names them, because their last form has not been checked on a GPU.
+     * The best there is for the device: the fast kernels where they compute the call, else textbook attention; on the CPU
+     * its one backend.
      */
     MAGI_BACKEND_DEFAULT = 0,
     /**

@@ -155,12 +155,18 @@ fn options(c: &Case, workspace: *mut u8, workspace_bytes: usize) -> Options {
     }
 }
 
-/// The same by the fast kernels, which backward is asked for by name.
-fn on_device(c: &Case, workspace: *mut u8, workspace_bytes: usize) -> Options {
-    Options {
-        backend: Choice::Ffa,
-        ..options(c, workspace, workspace_bytes)
-    }
+/// Bytes of workspace of a call on the device, where the default is the fast kernels.
+fn device_workspace(c: &Case, ranges: Option<&RangeLists>, a: &Backward) -> usize {
+    let of = |backend: Choice| {
+        let o = Options {
+            backend,
+            ..options(c, null_mut(), 0)
+        };
+        single::backward_workspace(ranges, a, &o).unwrap()
+    };
+    let bytes = of(Choice::Default);
+    assert_eq!(bytes, of(Choice::Ffa), "{c:?}");
+    bytes
 }
 
 /// Arguments over tensors in the order inputs, out, lse, sink, outputs.
@@ -269,9 +275,9 @@ fn on_the_device(gpu: &Arc<Gpu>, c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<
             false => Source::Mask(mask, &kept),
         };
         let ranges = c.ranges.then_some(&range_lists);
-        let bytes = single::backward_workspace(ranges, &a, &on_device(c, null_mut(), 0)).unwrap();
+        let bytes = device_workspace(c, ranges, &a);
         let space = DeviceMemory::upload(gpu, &vec![0xff; bytes]).unwrap();
-        let o = on_device(c, space.as_ptr(), bytes);
+        let o = options(c, space.as_ptr(), bytes);
         single::backward(source, &a, &o, Stream::NULL).unwrap();
         stream::synchronize(gpu, Stream::NULL).unwrap();
         // Results go over the host's outputs, which are put back for the next run.
@@ -401,7 +407,7 @@ fn calls_that_are_refused() {
     let mut t = tensors(&mut r, &PLAIN, &mask);
     let copies: Vec<Copy> = t.all().into_iter().map(|t| Copy::of(&gpu, t)).collect();
     let a = args(&PLAIN, &copies.iter().map(Copy::tensor).collect::<Vec<_>>());
-    let needed = single::backward_workspace(None, &a, &on_device(&PLAIN, null_mut(), 0)).unwrap();
+    let needed = device_workspace(&PLAIN, None, &a);
     // Row sums, parts of dsink, sums of dq.
     assert!(needed >= 4 * (2 * 36 * 4 + 33 * 4 * 128), "{needed}");
     let space = DeviceMemory::new(&gpu, needed + 256).unwrap();
@@ -411,7 +417,7 @@ fn calls_that_are_refused() {
         assert_eq!(e.status, status, "{e}");
         assert!(e.message.contains(part), "{e} does not mention {part:?}");
     };
-    let with = |at: *mut u8, bytes: usize| on_device(&PLAIN, at, bytes);
+    let with = |at: *mut u8, bytes: usize| options(&PLAIN, at, bytes);
     let at = space.as_ptr();
     let small = format!("this call needs {needed} bytes");
     refused(&a, with(at, needed - 1), Status::BufferTooSmall, &small);

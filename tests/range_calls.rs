@@ -349,8 +349,6 @@ fn support_is_explained() {
     let has = |text: &str, part: &str| assert!(text.contains(part), "{text:?} does not mention {part:?}");
     let words = explained(DType::Bf16, 0, MAGI_WITH_BACKWARD).unwrap();
     has(&words, "forward: the fast kernel attn_forward_bf16_128, compiled");
-    has(&words, "only where the backend is ffa");
-    let words = explained(DType::Bf16, 1, MAGI_WITH_BACKWARD).unwrap();
     has(
         &words,
         "backward: the fast kernel attn_backward_bf16_128, compiled",
@@ -376,23 +374,21 @@ fn support_is_explained() {
     has(&words, "not the fast ones: dtype f32");
     has(&words, "backward: textbook kernels, on CUDA device 0");
     has(&explained(DType::Bf16, 2, 0).unwrap(), "the backend is sdpa");
-    has(
-        &explained(DType::Bf16, 1, MAGI_WITH_BACKWARD).unwrap(),
-        "backward: the fast kernel",
-    );
+    let flags = MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD;
+    for flags in [MAGI_WITH_BACKWARD, flags] {
+        let of = |backend: i32| explained(DType::Bf16, backend, flags).unwrap();
+        assert_eq!(of(0), of(1), "the default is the fast kernels");
+    }
     let why = explained(DType::F64, 1, MAGI_WITH_BACKWARD | MAGI_WITH_FP8).unwrap_err();
     for part in ["backend ffa: dtype f64", "fp8"] {
         has(&why, part);
     }
-    let why = explained(DType::F32, 0, MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD).unwrap_err();
+    let why = explained(DType::F32, 0, flags).unwrap_err();
     has(&why, "ranges on the device need the fast kernels: dtype f32");
-    let flags = MAGI_WITH_DEVICE_RANGES | MAGI_WITH_BACKWARD;
-    explained(DType::Bf16, 1, flags).unwrap();
     has(
-        &explained(DType::Bf16, 0, flags).unwrap_err(),
-        "ranges on the device need the fast kernels: fast backward kernels compute only where the backend is ffa",
+        &explained(DType::Bf16, 2, flags).unwrap_err(),
+        "ranges on the device need the fast kernels: the backend is sdpa",
     );
-    explained(DType::Bf16, 0, MAGI_WITH_DEVICE_RANGES).unwrap();
 }
 
 #[test]

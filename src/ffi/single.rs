@@ -14,8 +14,8 @@ use crate::types::{Error, Result, Status};
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum magi_backend {
-    /// The best there is for the device. Of the fast kernels that is forward alone: backward's compute only where
-    /// MAGI_BACKEND_FFA names them, because their last form has not been checked on a GPU.
+    /// The best there is for the device: the fast kernels where they compute the call, else textbook attention; on the CPU
+    /// its one backend.
     Default = 0,
     /// The fast kernels; need a CUDA device.
     Ffa = 1,

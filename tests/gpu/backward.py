@@ -123,8 +123,6 @@ class Bound:
         if isinstance(source, Ranges):
             source.into(self.options)
             self.mask = NoMask()
-        if call.backend == magi.DEFAULT:
-            library.name_fast_kernels(self.args, self.options)
         needed = library.workspace_bytes(self.args, self.options)
         self.space = torch.full((max(1, needed),), 0xFF, dtype=torch.uint8, device=DEVICE)
         self.options.workspace, self.options.workspace_size = self.space.data_ptr(), needed
@@ -379,7 +377,7 @@ def random_call(rng, tq, tk):
     return Call(rng, tq, tk, rng.choice(((1, 1), (4, 2), (8, 1), (6, 2), (3, 3), (16, 2), (64, 1))), dims, dtype, f32, add,
                 deterministic=rng.random() < 0.4, scale=rng.choice((0.0, 0.0, 0.1)), softcap=rng.choice((0.0, 15.0)) if compiled else 0.0,
                 sink=sink, out_f32=rng.random() < 0.3, strided=rng.random() < 0.5, std=rng.choice((1.0, 1.0, 1.0, 20.0)),
-                margin=rng.choice((0, 0, 100)), backend=rng.choice((0,) * 9 + (2,)))
+                margin=rng.choice((0, 0, 100)), backend=rng.choice((magi.DEFAULT,) * 9 + (magi.SDPA,)))
 
 
 def title(i, slices, tq, tk, call):
@@ -409,7 +407,7 @@ def random_masks(suite, count, rng):
         suite.run(what, slices, tq, tk, call)
         if slices:
             call = random_call(rng, tq, tk)
-            call.backend = 0  # textbook kernels take no ranges
+            call.backend = magi.DEFAULT  # textbook kernels take no ranges
             if {"dk", "dv"} & call.add - call.f32:
                 continue
             suite.run(title(i, slices, tq, tk, call) + ", as ranges", slices, tq, tk, call, ranges=True)

@@ -50,7 +50,7 @@ class Call:
     """Tensors and options of one case."""
 
     def __init__(self, rng, tq, tk, heads, dims, dtype, scale=0.0, softcap=0.0, sink=None, out_f32=False, maxima=False,
-                 accumulate=False, strided=False, std=1.0, margin=0, backend=0):
+                 accumulate=False, strided=False, std=1.0, margin=0, backend=magi.DEFAULT):
         hq, hkv = heads
         d, dv = dims
         g = torch.Generator(device=DEVICE).manual_seed(rng.randrange(1 << 30))
@@ -417,7 +417,7 @@ def random_call(rng, tq, tk):
     return Call(rng, tq, tk, rng.choice(((1, 1), (4, 2), (8, 1), (6, 2), (3, 3), (16, 2))), dims, dtype,
                 scale=rng.choice((0.0, 0.0, 0.1)), softcap=rng.choice((0.0, 15.0)) if compiled else 0.0, sink=sink,
                 out_f32=rng.random() < 0.2, maxima=compiled and rng.random() < 0.5, accumulate=accumulate, strided=rng.random() < 0.5,
-                std=rng.choice((1.0, 1.0, 1.0, 20.0)), margin=rng.choice((0, 0, 100)), backend=rng.choice((0,) * 9 + (2,)))
+                std=rng.choice((1.0, 1.0, 1.0, 20.0)), margin=rng.choice((0, 0, 100)), backend=rng.choice((magi.DEFAULT,) * 9 + (magi.SDPA,)))
 
 
 def captured(suite, rng):
@@ -477,7 +477,7 @@ def main():
         suite.run(what, slices, tq, tk, call)
         if slices:
             call = random_call(rng, tq, tk)
-            call.backend = 0  # textbook kernels take no ranges
+            call.backend = magi.DEFAULT  # textbook kernels take no ranges
             suite.run(what + ", as ranges", slices, tq, tk, call, ranges=True)
     if not options.only:
         repeated(suite, rng)
