@@ -795,12 +795,12 @@ typedef struct magi_config {
      */
     int32_t effort;
     /**
-     * Remote stages of the forward pass, 0 to 8 (1): 0 fetches everything, then computes once; -1 lets the planner
-     * choose by the rates above.
+     * Remote stages of the forward pass, 0 to 8, or -1 (the default), which lets the planner choose by the rates above: 0
+     * fetches everything, then computes once; with more, all but the first are fetched beside a kernel, and results merged.
      */
     int32_t degree_forward;
     /**
-     * Remote stages of the backward pass, likewise (1).
+     * Remote stages of the backward pass, likewise (-1).
      */
     int32_t degree_backward;
     /**

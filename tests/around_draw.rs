@@ -366,6 +366,7 @@ fn words_say_what_crosses_hosts() {
     let mesh = Mesh { inter: 2, intra: 2 };
     let flat = Config {
         chunk_size: 128,
+        degree_forward: 1,
         ..Config::default()
     };
     let levels = Config {

@@ -502,6 +502,20 @@ fn largest_of_rows() {
 }
 
 #[test]
+fn standing_by_lets_some_time_pass() {
+    let Some(gpu) = gpu() else { return };
+    let b = CudaBackend::new(&gpu, Stream::NULL).unwrap();
+    b.stand_by().unwrap();
+    stream::synchronize(&gpu, Stream::NULL).unwrap();
+    let begin = std::time::Instant::now();
+    (0..100).for_each(|_| b.stand_by().unwrap());
+    stream::synchronize(&gpu, Stream::NULL).unwrap();
+    let passed = begin.elapsed().as_micros();
+    let is_device = gpu.properties().name != "the processor";
+    assert!(!is_device || (1_000..100_000).contains(&passed), "{passed} us");
+}
+
+#[test]
 fn the_same_launches_give_the_same_on_the_processor() {
-    run_on_the_processor("cuda_helpers", &[], 12);
+    run_on_the_processor("cuda_helpers", &[], 13);
 }

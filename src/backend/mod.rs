@@ -48,6 +48,10 @@ pub trait Backend: Send + Sync {
     /// `[rows, heads]` and `[heads]`.
     fn max_rows(&self, src: Tensor, dst: Tensor) -> Result<()>;
 
+    /// Lets some microseconds pass before what is enqueued behind it, so that what became ready at the same moment on
+    /// another stream is on the device first. In host memory nothing runs beside.
+    fn stand_by(&self) -> Result<()>;
+
     /// Adds the gradients of attention over the slices to `dq`, `dk` and `dv`.
     fn attn_backward(&self, args: &BackwardArgs<'_>) -> Result<()>;
 

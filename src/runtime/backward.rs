@@ -98,7 +98,7 @@ fn gradients(a: &Backward, compute: &StageBackward<'_>, space: &BackwardSpace) -
     let held = (&keys, &queries);
     stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
-        let exchanges = at.hold(&[homeward.hold(), reduction.hold()])?;
+        let exchanges = at.hold(session, &[homeward.hold(), reduction.hold()])?;
         let computing = session.computing()?;
         let partial = reduction.partial(stage)?;
         let mine = BackwardArgs {

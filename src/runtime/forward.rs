@@ -83,7 +83,7 @@ fn attend(compute: &StageForward<'_>, space: &ForwardSpace) -> Result<()> {
     let held = (&keys, &queries);
     stages::run(session, stages, held, stream, begun, |at, [k, v], guests| {
         let stage = at.stage;
-        let exchanges = at.hold(&[homeward.hold()])?;
+        let exchanges = at.hold(session, &[homeward.hold()])?;
         let computing = session.computing()?;
         let mine = ForwardArgs {
             q: a.q,

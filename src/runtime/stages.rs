@@ -71,7 +71,7 @@ pub(super) struct At<'a, 'b> {
 impl At<'_, '_> {
     /// Lets the stream wait until the turn of the first exchange under way has come: of those that started before
     /// (`Some` says how to wait for it), or of the next stage's fetch. Gives their number.
-    pub fn hold(&self, before: &[Option<Hold<'_>>]) -> Result<usize> {
+    pub fn hold(&self, session: &Session<'_>, before: &[Option<Hold<'_>>]) -> Result<usize> {
         let next = self.next.map(|fetch| -> Hold<'_> {
             Box::new(move || match fetch {
                 Fetch::OneLevel(ticket, _) => self.comm.hold(ticket, self.stream),
@@ -81,6 +81,8 @@ impl At<'_, '_> {
         let under_way: Vec<&Hold<'_>> = before.iter().chain([&next]).flatten().collect();
         if let Some(first) = under_way.first() {
             first()?;
+            // Its turn has come, and a moment later it has its multiprocessors.
+            session.backend().stand_by()?;
         }
         Ok(under_way.len())
     }

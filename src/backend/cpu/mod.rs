@@ -72,6 +72,10 @@ impl Backend for CpuBackend {
         running::delta(&out, &dout, &delta)
     }
 
+    fn stand_by(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn max_rows(&self, src: Tensor, dst: Tensor) -> Result<()> {
         running::max_rows(&src, &dst)
     }

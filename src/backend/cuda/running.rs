@@ -9,6 +9,9 @@ use crate::types::{DType, Result, Tensor};
 /// Elements that a lane of `attn_delta` reads at once where it can.
 const LANE: i64 = 4;
 
+/// Microseconds that `stand_by` takes: a kernel that has become ready is on the device in some 5, where there is room.
+const STAND_BY: i32 = 15;
+
 /// Whether the rows of every tensor can be read four elements at a time.
 fn is_wide(tensors: [&Tensor; 2], width: i64) -> bool {
     width % LANE == 0
@@ -109,6 +112,14 @@ impl CudaBackend {
         let launch = Launch::linear(sums as u32, 512);
         // SAFETY: as in `init`; a block for each sum.
         unsafe { self.launch("running", "sink_backward_shared", &launch, &mut arguments) }
+    }
+
+    /// See `Backend::stand_by`.
+    pub(super) fn pass_time(&self) -> Result<()> {
+        let mut arguments = Arguments::new();
+        arguments.push(&STAND_BY);
+        // SAFETY: as in `init`.
+        unsafe { self.launch("running", "stand_by", &Launch::linear(1, 1), &mut arguments) }
     }
 
     /// See `Backend::max_rows`.
