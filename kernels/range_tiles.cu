@@ -149,9 +149,10 @@ MAGI_DEVICE int range_bucket(int steps, int most) {
     return most == 0 ? 0 : (int)((long long)(most - steps) * (RANGE_BUCKETS - 1) / most);
 }
 
-// Tiles by falling number of steps, those of nearly as many in any order.
+// Tiles by falling number of steps, those of nearly as many as they lie: kernels go by a tile's place in the list, and
+// the same ranges must give the same list.
 MAGI_DEVICE void range_order(const magi_range_params &p, int most) {
-    __shared__ int place[RANGE_BUCKETS], before[RANGE_THREADS];
+    __shared__ int place[RANGE_BUCKETS], before[RANGE_THREADS], buckets[RANGE_THREADS];
     const int tid = (int)threadIdx.x;
     for (int i = tid; i < RANGE_BUCKETS; i += RANGE_THREADS) {
         place[i] = 0;
@@ -180,9 +181,29 @@ MAGI_DEVICE void range_order(const magi_range_params &p, int most) {
         at += here;
     }
     __syncthreads();
-    for (int t = tid; t < p.tile_count; t += RANGE_THREADS) {
-        const magi_tile tile = p.drawn[t];
-        p.tiles[atomicAdd(&place[range_bucket(tile.steps, most)], 1)] = tile;
+    for (int first = 0; first < p.tile_count; first += RANGE_THREADS) {
+        const int count = min(RANGE_THREADS, p.tile_count - first);
+        const bool here = tid < count;
+        magi_tile tile = {};
+        if (here) {
+            tile = p.drawn[first + tid];
+        }
+        const int bucket = buckets[tid] = range_bucket(tile.steps, most);
+        __syncthreads();
+        int rank = 0, same = 0; // those of this round in the same bucket: before this one, and all
+        for (int i = 0; i < count; i++) {
+            rank += buckets[i] == bucket && i < tid;
+            same += buckets[i] == bucket;
+        }
+        const int to = place[bucket] + rank;
+        __syncthreads();
+        if (here) {
+            p.tiles[to] = tile;
+        }
+        if (here && rank + 1 == same) {
+            place[bucket] = to + 1;
+        }
+        __syncthreads();
     }
 }
 

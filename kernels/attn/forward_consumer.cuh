@@ -45,8 +45,8 @@ struct Consumer {
 // finished tile before it.
 template <int I>
 DEV void products(Consumer &c, float (&x)[BN / 2], const ForwardMaps &maps, const magi_attn_forward_params &p,
-                  const Shared &s, u32 q_stage, int group, int lane, int row) {
-    const u64 q = smem_desc(AT(q) + (GENERAL ? q_stage : c.q_stage()) * Q_BYTES + group * 64 * 128, 16, 1024);
+                  const Shared &s, int group, int lane, int row) {
+    const u64 q = smem_desc(AT(q) + c.q_stage() * Q_BYTES + group * 64 * 128, 16, 1024);
     const u64 k = smem_desc(AT(k) + I * K_BYTES, 16, 1024), v = smem_desc(AT(v) + I * V_BYTES, BN * 128, 1024);
     pin(x);
     pin(c.o);
@@ -87,9 +87,6 @@ DEV void leave_tile(Consumer &c) {
 template <int I>
 DEV bool step(Consumer &c, const ForwardMaps &maps, const magi_attn_forward_params &p, const Shared &s, int group,
               int lane, int row) {
-    // With all that the general kernel does between steps the compiler no longer sees that this is the same in all
-    // threads, and hands each product its descriptors through registers.
-    const u32 q_stage = GENERAL ? __shfl_sync(~0u, c.q_stage(), 0) : 0;
     if (!c.known) {
         mbar_wait(AT(full) + 8 * I, c.phase);
         c.flags = __shfl_sync(~0u, s.block[I].flags, 0);
@@ -99,7 +96,7 @@ DEV bool step(Consumer &c, const ForwardMaps &maps, const magi_attn_forward_para
         mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
     }
     float x[BN / 2];
-    products<I>(c, x, maps, p, s, q_stage, group, lane, row);
+    products<I>(c, x, maps, p, s, group, lane, row);
     const u32 next_phase = c.phase ^ I;
     wgmma_wait<1>();
     pin(x);

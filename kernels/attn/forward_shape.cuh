@@ -63,7 +63,7 @@ constexpr int OUT_COLUMNS = COPY_OUT ? 0 : outColumns(Q_STAGES);
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever. Few of them slow the producer down.
-constexpr bool MANY = DV > 128 || GENERAL; // registers of a consumer
+constexpr bool MANY = DV > 128; // registers of a consumer
 constexpr int PRODUCER_REGS = CONSUMER_GROUPS == 3 ? 32 : MANY ? 40 : 56;
 constexpr int CONSUMER_REGS = CONSUMER_GROUPS == 3 ? 160 : MANY ? 232 : 224;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
