@@ -298,6 +298,12 @@ fn check(given: &[Given], shape: &ListShape, made: &Made, what: &str) {
             pair[0].steps + longest / 1000 >= pair[1].steps,
             "{what}: {pair:?}"
         );
+        // One order, whichever thread block made a tile first.
+        let place = |t: &Tile| (t.source, t.row0);
+        assert!(
+            pair[0].steps != pair[1].steps || place(&pair[0]) < place(&pair[1]),
+            "{what}: {pair:?}"
+        );
     }
     assert!(
         made.out.iter().chain(&made.lse).all(|&x| x == 1.0),
