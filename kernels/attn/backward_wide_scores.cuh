@@ -1,0 +1,130 @@
+// The first warpgroup of wide heads: S and P of the tile's keys, and dV. SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "backward_wide_products.cuh"
+
+struct Scores {
+    float dv[DV / 2];
+    float x[BQ / 2];     // S, then P; with SOFTCAP P times the slope
+    u32 p[BQ / 16][4];   // P as fragments
+    int flags, lane, row; // row: the thread's first key of the tile
+    u32 n;               // blocks so far
+};
+
+// S = K Q^T of block n, in flight.
+DEV void begin_scores(Scores &c, const Shared &s) {
+    c.flags = wait_for_queries(s, c.n);
+    multiply<D>(c.x, AT(k), AT(q) + (c.n & 1) * Q_BYTES, 0);
+}
+
+// P of block n; what does not see has 0.
+DEV void find_probabilities(Scores &c, const magi_attn_backward_params &params, const Shared &s) {
+    const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (c.lane & 3);
+    u32 unseen[2];
+#if SOFTCAP
+    if (c.flags & MASKED) {
+        find_unseen(unseen, s.block[i], params.limits, c.row, 2 * (c.lane & 3));
+        capped_exponentials<true>(c.x, c.p, first, unseen, params);
+    } else {
+        capped_exponentials<false>(c.x, c.p, first, unseen, params);
+    }
+#else
+    late_exponentials(c.x, first, params.scale_log2);
+    if (c.flags & MASKED) {
+        find_unseen(unseen, s.block[i], params.limits, c.row, 2 * (c.lane & 3));
+        select(c.x, unseen);
+    }
+#endif
+}
+
+// Hands P over, as fragments of the thread that has the same keys and queries there.
+DEV void hand_over(Scores &c, bool first) {
+#if !SOFTCAP
+#pragma unroll
+    for (int j = 0; j < BQ / 4; j++) {
+        c.p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
+    }
+#endif
+    if (!first) {
+        named_sync(P_EMPTY, 256);
+    }
+    const u32 to = AT(ds) + (2 * (c.row & ~15) + c.lane) * 16;
+#pragma unroll
+    for (int j = 0; j < BQ / 16; j++) {
+#if SOFTCAP
+        const float *const x = &c.x[8 * j];
+        st_shared_v4(to + j * 2048, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
+#else
+        st_shared_v4(to + j * 2048, c.p[j][0], c.p[j][1], c.p[j][2], c.p[j][3]);
+#endif
+    }
+    named_arrive(P_FULL, 256);
+}
+
+// From P of block n to that of block n + 1 with MORE. dV of the block is computed beside exponentials of the next.
+template <bool MORE>
+DEV void step(Scores &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
+    const u32 n = c.n;
+    hand_over(c, first);
+    c.n++;
+    if constexpr (MORE) {
+        begin_scores(c, s);
+    }
+    wait_for_gradients(n);
+    add_product(c.dv, c.p, gradients_of(n), !first);
+#if !SOFTCAP // whose fragments of the next block have no other registers
+    if constexpr (MORE) {
+        wgmma_wait<1>();
+        pin(c.x);
+        find_probabilities(c, params, s);
+    }
+#endif
+    wgmma_wait<0>();
+    pin(c.dv);
+#if SOFTCAP
+    if constexpr (MORE) {
+        pin(c.x);
+        find_probabilities(c, params, s);
+    }
+#endif
+    __syncwarp();
+    release_gradients(n, c.lane);
+    if constexpr (MORE) {
+        mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), c.lane);
+    }
+}
+
+DEV void consume_scores(const magi_attn_backward_params &p, Shared &s, int tid) {
+    Scores c;
+    c.lane = tid & 31, c.row = 16 * (tid / 32) + c.lane / 4;
+    c.n = 0;
+    for (u32 tile = 0;; tile++) {
+        const u32 i = tile & 1;
+        mbar_wait(AT(k_full) + 8 * i, tile >> 1 & 1);
+        const int blocks = __shfl_sync(~0u, s.place[i].blocks, 0);
+        if (blocks < 0) {
+            break;
+        }
+        if (blocks > 0) {
+            begin_scores(c, s);
+            wgmma_wait<0>();
+            pin(c.x);
+            find_probabilities(c, p, s);
+            __syncwarp();
+            mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), c.lane);
+#pragma unroll 1
+            for (int j = 1; j < blocks; j++) {
+                step<true>(c, p, s, j == 1);
+            }
+            step<false>(c, p, s, blocks == 1);
+            named_sync(P_EMPTY, 256);
+            mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
+            store_rows<true>(c.dv, p, s, (int)i, AT(ds), c.row, c.lane);
+        } else {
+            if (tid < BK) {
+                store_zeros(p, s.place[i], tid, true);
+            }
+            __syncwarp();
+            mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
+        }
+    }
+}
