@@ -45,7 +45,7 @@ DEV void take_probabilities(Gradients &c, const magi_attn_backward_params &param
     named_arrive(P_EMPTY, 256);
 }
 
-// dS into its place of 64 keys by 64 queries, as a factor of dQ.
+// dS into its place, as a factor of dQ: a row for each query, so that stores need but one address.
 DEV void hand_over(Gradients &c, bool first) {
 #pragma unroll
     for (int j = 0; j < BQ / 4; j++) {
@@ -55,10 +55,11 @@ DEV void hand_over(Gradients &c, bool first) {
     if (!first) {
         named_sync(DS_EMPTY, 256);
     }
-    const u32 row = (c.row & ~15) + (c.lane & 15), to = AT(ds) + DS_BYTES + row * 128;
+    const u32 query = (c.lane & 7) + c.lane / 16 * 8, piece = c.row / 16 * 2 + c.lane / 8 % 2;
+    const u32 to = AT(ds) + DS_BYTES + query * 128 + (piece ^ (c.lane & 7)) * 16;
 #pragma unroll
     for (int j = 0; j < BQ / 16; j++) {
-        stmatrix_x4(to + ((2 * j + c.lane / 16) ^ (row & 7)) * 16, c.ds[j][0], c.ds[j][1], c.ds[j][2], c.ds[j][3]);
+        stmatrix_x4_trans(to + j * 16 * 128, c.ds[j][0], c.ds[j][1], c.ds[j][2], c.ds[j][3]);
     }
     fence_proxy_async();
     named_arrive(DS_FULL, 256);
@@ -101,12 +102,16 @@ DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int ti
             begin_gradients(c, s);
             wgmma_wait<0>();
             take_probabilities(c, p, s);
+            if (blocks > 1) {
+                step<true>(c, p, s, true);
+            }
 #pragma unroll 1
-            for (int j = 1; j < blocks; j++) {
-                step<true>(c, p, s, j == 1);
+            for (int left = blocks - 2; left > 0; left--) {
+                step<true>(c, p, s, false);
             }
             mbar_arrive_warp(AT(v_empty), c.lane);
-            step<false>(c, p, s, blocks == 1);
+            asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
+            step<false>(c, p, s, s.place[i].blocks == 1);
             mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
 #if DQ
             named_sync(DS_EMPTY, 256);

@@ -17,7 +17,7 @@ DEV void add_chunks(Way &way, const magi_attn_backward_params &p, int row, int l
         wgmma_fence();
 #pragma unroll
         for (int j = 0; j < BK / 16; j++) {
-            wgmma_ss_t(dq, ds + j * 16 * 128 / 16, k + j * 16 * 128 / 16, j != 0);
+            wgmma_ss_bt(dq, ds + j * 32 / 16, k + j * 16 * 128 / 16, j != 0);
         }
         wgmma_commit();
         wgmma_wait<0>();

@@ -111,11 +111,15 @@ DEV void consume_scores(const magi_attn_backward_params &p, Shared &s, int tid) 
             find_probabilities(c, p, s);
             __syncwarp();
             mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), c.lane);
-#pragma unroll 1
-            for (int j = 1; j < blocks; j++) {
-                step<true>(c, p, s, j == 1);
+            if (blocks > 1) {
+                step<true>(c, p, s, true);
             }
-            step<false>(c, p, s, blocks == 1);
+#pragma unroll 1
+            for (int left = blocks - 2; left > 0; left--) {
+                step<true>(c, p, s, false);
+            }
+            asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
+            step<false>(c, p, s, s.place[i].blocks == 1);
             named_sync(P_EMPTY, 256);
             mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
             store_rows<true>(c.dv, p, s, (int)i, AT(ds), c.row, c.lane);
