@@ -59,8 +59,9 @@ constexpr int SLOTS = WIDE || DQ ? 2 : 0;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever.
-constexpr int PRODUCER_REGS = 24, DQ_REGS = WIDE && DQ ? 72 : 0, CONSUMER_REGS = WIDE && DQ ? 208 : 240;
-static_assert(PRODUCER_REGS + 2 * CONSUMER_REGS + DQ_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
+constexpr int PRODUCER_REGS = 24, DQ_REGS = WIDE && DQ ? 64 : 0, CONSUMER_REGS = WIDE && DQ ? 208 : 240;
+constexpr int SCORES_REGS = WIDE && DQ ? 216 : 240; // of the first warpgroup of wide heads
+static_assert(PRODUCER_REGS + SCORES_REGS + CONSUMER_REGS + DQ_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
 // What a block needs.

@@ -9,7 +9,7 @@
 
 DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int tid) {
     if (group == 0) {
-        setmaxnreg_inc<CONSUMER_REGS>();
+        setmaxnreg_inc<SCORES_REGS>();
         consume_scores(p, s, tid);
     } else if (group == 1) {
         setmaxnreg_inc<CONSUMER_REGS>();
