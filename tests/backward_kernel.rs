@@ -161,7 +161,7 @@ fn widest_heads_have_one_stage_of_gradients() {
             added: true,
             ..PLAIN
         },
-        2,
+        4,
     );
 }
 
@@ -202,7 +202,7 @@ fn keys_of_the_widest_heads_alone() {
             dims: (256, 256),
             ..PLAIN
         },
-        2,
+        6,
     );
 }
 

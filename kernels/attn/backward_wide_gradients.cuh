@@ -29,11 +29,11 @@ DEV void take_probabilities(Gradients &c, const magi_attn_backward_params &param
         select(c.y, unseen);
     }
     named_sync(P_FULL, 256);
-    const u32 from = AT(ds) + (2 * (c.row & ~15) + c.lane) * 16;
+    const u32 from = AT(ds) + c.row / 16 * 2048 + c.lane * 16;
 #pragma unroll
     for (int j = 0; j < BQ / 16; j++) {
         u32 p[4];
-        ld_shared_v4(p, from + j * 2048);
+        ld_shared_v4(p, from + j * 512);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float w[2];
@@ -66,24 +66,25 @@ DEV void hand_over(Gradients &c, bool first) {
 #endif
 }
 
-// From dS of block n to that of block n + 1 with MORE. dK of the block is computed beside what makes dS of the next.
+// From dS of block n to that of block n + 1 with MORE. What may be waited for, the next block, is asked for when dK is
+// under way.
 template <bool MORE>
 DEV void step(Gradients &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
-    const u32 n = c.n;
+    const u32 i = c.n & 1;
     hand_over(c, first);
+    add_product(c.dk, c.ds, AT(q) + i * Q_BYTES, !first);
     c.n++;
     if constexpr (MORE) {
         begin_gradients(c, s);
     }
-    add_product(c.dk, c.ds, AT(q) + (n & 1) * Q_BYTES, !first);
-    if constexpr (MORE) {
-        wgmma_wait<1>();
-        take_probabilities(c, params, s);
-    }
-    wgmma_wait<0>();
+    wgmma_wait<MORE ? 1 : 0>();
     pin(c.dk);
     __syncwarp();
-    mbar_arrive_warp(AT(empty) + 8 * (n & 1), c.lane);
+    mbar_arrive_warp(AT(empty) + 8 * i, c.lane);
+    if constexpr (MORE) {
+        wgmma_wait<0>();
+        take_probabilities(c, params, s);
+    }
 }
 
 DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int tid) {
@@ -117,6 +118,9 @@ DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int ti
             named_sync(DS_EMPTY, 256);
 #endif
             store_rows<false>(c.dk, p, s, (int)i, AT(ds) + DS_BYTES, c.row, c.lane);
+#if DQ
+            named_sync(ROWS_STORED, 128); // dS of the next tile goes where other warps put theirs together
+#endif
         } else {
             mbar_arrive_warp(AT(v_empty), c.lane);
             if (tid < BK) {

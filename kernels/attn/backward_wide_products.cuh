@@ -7,7 +7,7 @@
 // P of a block goes from the first warpgroup to the second, dS from the second to the third: named barriers for what is
 // there and for what has been read. A warpgroup waits for the latter before it writes again and at the end of a tile,
 // whose rows leave by the same place.
-enum { P_FULL = 1, P_EMPTY, DS_FULL, DS_EMPTY };
+enum { P_FULL = 1, P_EMPTY, DS_FULL, DS_EMPTY, ROWS_STORED };
 
 // x += A B^T, in flight; rows of A are keys, those of B queries, each of WIDTH columns.
 template <int WIDTH> DEV void multiply(float (&x)[BQ / 2], u32 a, u32 b, int keep) {

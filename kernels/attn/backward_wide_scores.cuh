@@ -16,10 +16,11 @@ DEV void begin_scores(Scores &c, const Shared &s) {
     multiply<D>(c.x, AT(k), AT(q) + (c.n & 1) * Q_BYTES, 0);
 }
 
-// P of block n; what does not see has 0.
+// P of block n, when S is there; what does not see has 0. Queries are done with then.
 DEV void find_probabilities(Scores &c, const magi_attn_backward_params &params, const Shared &s) {
     const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (c.lane & 3);
     u32 unseen[2];
+    pin(c.x);
 #if SOFTCAP
     if (c.flags & MASKED) {
         find_unseen(unseen, s.block[i], params.limits, c.row, 2 * (c.lane & 3));
@@ -34,9 +35,12 @@ DEV void find_probabilities(Scores &c, const magi_attn_backward_params &params, 
         select(c.x, unseen);
     }
 #endif
+    __syncwarp();
+    mbar_arrive_warp(AT(empty) + 8 * i, c.lane);
 }
 
-// Hands P over, as fragments of the thread that has the same keys and queries there.
+// Hands P over, as fragments of the thread that has the same keys and queries there. A warp writes where it also puts
+// together rows of a tile, so that no warp is in another one's way.
 DEV void hand_over(Scores &c, bool first) {
 #if !SOFTCAP
 #pragma unroll
@@ -47,49 +51,37 @@ DEV void hand_over(Scores &c, bool first) {
     if (!first) {
         named_sync(P_EMPTY, 256);
     }
-    const u32 to = AT(ds) + (2 * (c.row & ~15) + c.lane) * 16;
+    const u32 to = AT(ds) + c.row / 16 * 2048 + c.lane * 16;
 #pragma unroll
     for (int j = 0; j < BQ / 16; j++) {
 #if SOFTCAP
         const float *const x = &c.x[8 * j];
-        st_shared_v4(to + j * 2048, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
+        st_shared_v4(to + j * 512, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
 #else
-        st_shared_v4(to + j * 2048, c.p[j][0], c.p[j][1], c.p[j][2], c.p[j][3]);
+        st_shared_v4(to + j * 512, c.p[j][0], c.p[j][1], c.p[j][2], c.p[j][3]);
 #endif
     }
     named_arrive(P_FULL, 256);
 }
 
-// From P of block n to that of block n + 1 with MORE. dV of the block is computed beside exponentials of the next.
+// From P of block n to that of block n + 1 with MORE. What may be waited for, the queries of the next block, is asked for
+// when dV is under way.
 template <bool MORE>
 DEV void step(Scores &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
-    const u32 n = c.n;
     hand_over(c, first);
+    wait_for_gradients(c.n);
+    add_product(c.dv, c.p, gradients_of(c.n), !first);
     c.n++;
     if constexpr (MORE) {
         begin_scores(c, s);
     }
-    wait_for_gradients(n);
-    add_product(c.dv, c.p, gradients_of(n), !first);
-#if !SOFTCAP // whose fragments of the next block have no other registers
-    if constexpr (MORE) {
-        wgmma_wait<1>();
-        pin(c.x);
-        find_probabilities(c, params, s);
-    }
-#endif
-    wgmma_wait<0>();
+    wgmma_wait<MORE ? 1 : 0>();
     pin(c.dv);
-#if SOFTCAP
-    if constexpr (MORE) {
-        pin(c.x);
-        find_probabilities(c, params, s);
-    }
-#endif
     __syncwarp();
-    release_gradients(n, c.lane);
+    release_gradients(c.n - 1, c.lane);
     if constexpr (MORE) {
-        mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), c.lane);
+        wgmma_wait<0>();
+        find_probabilities(c, params, s);
     }
 }
 
@@ -107,10 +99,7 @@ DEV void consume_scores(const magi_attn_backward_params &p, Shared &s, int tid) 
         if (blocks > 0) {
             begin_scores(c, s);
             wgmma_wait<0>();
-            pin(c.x);
             find_probabilities(c, p, s);
-            __syncwarp();
-            mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), c.lane);
             if (blocks > 1) {
                 step<true>(c, p, s, true);
             }
