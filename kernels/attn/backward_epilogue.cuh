@@ -136,8 +136,8 @@ DEV void store(const float (&x)[N], const KeyRows &to, const magi_attn_backward_
                int rows, int lane) {
     const int top = row & ~15;
     if (p.flags & MAGI_BACKWARD_OUT_F32) {
-        store_f32(x, (float *)to.data + to.offset + row * to.token, to.token, rows - row, to.width,
-                  2 * (lane & 3), p.flags & MAGI_BACKWARD_ACCUMULATE);
+        store_f32(x, (float *)to.data + to.offset + row * to.token, to.token, rows - row, to.width, 2 * (lane & 3),
+                  p.flags & MAGI_BACKWARD_ACCUMULATE);
     } else {
         store_16_bit(x, buffer, (u16 *)to.data + to.offset + top * to.token, to.token, rows - top, to.width, lane);
     }

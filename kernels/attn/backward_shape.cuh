@@ -34,7 +34,8 @@
 // Rows of a tile (keys) and of a step (queries).
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = TRANSPOSED ? 80 : 64;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
-constexpr int CONSUMER_GROUPS = WIDE && DQ ? 3 : 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
+constexpr int CONSUMER_GROUPS = WIDE && DQ ? 3 : 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS,
+              THREADS = 128 * (CONSUMER_GROUPS + 1);
 
 // Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
 // ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given back before
@@ -123,7 +124,7 @@ struct alignas(1024) Shared {
     u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
     u8 out[OUT_PLACES][DQ || !WIDE ? BOXES * BOX_BYTES : 1024]; // dQ of a block, on its way to memory; but for wide
                                                                 // heads rows of a tile, too
-    float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
+    float stats[STAGES][2][BQ];                                 // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
     TilePlace place[TILE_PLACES];
     Tile tile;

@@ -4,10 +4,10 @@
 
 struct Gradients {
     float dk[D / 2];
-    float y[BQ / 2];     // dP - delta, then dS
-    u32 ds[BQ / 16][4];  // dS as fragments
+    float y[BQ / 2];      // dP - delta, then dS
+    u32 ds[BQ / 16][4];   // dS as fragments
     int flags, lane, row; // row: the thread's first key of the tile
-    u32 n;               // blocks so far
+    u32 n;                // blocks so far
 };
 
 // dP - delta of block n, in flight.
@@ -68,8 +68,7 @@ DEV void hand_over(Gradients &c, bool first) {
 
 // From dS of block n to that of block n + 1 with MORE. What may be waited for, the next block, is asked for when dK is
 // under way.
-template <bool MORE>
-DEV void step(Gradients &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
+template <bool MORE> DEV void step(Gradients &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
     const u32 i = c.n & 1;
     hand_over(c, first);
     add_product(c.dk, c.ds, AT(q) + i * Q_BYTES, !first);
@@ -111,9 +110,10 @@ DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int ti
                 step<true>(c, p, s, false);
             }
             mbar_arrive_warp(AT(v_empty), c.lane);
+            mbar_arrive_warp(AT(k_empty) + 8 * i,
+                             c.lane); // K is not its own, and the tile's place is kept a tile longer
             asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
             step<false>(c, p, s, s.place[i].blocks == 1);
-            mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
 #if DQ
             named_sync(DS_EMPTY, 256);
 #endif

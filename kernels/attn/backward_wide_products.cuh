@@ -22,8 +22,8 @@ template <int WIDTH> DEV void multiply(float (&x)[BQ / 2], u32 a, u32 b, int kee
     wgmma_commit();
 }
 
-// acc += P or dS, as fragments, times the rows of a block, in flight. A product of 256 columns has more accumulators than
-// a thread of this kernel has registers at launch, which ptxas refuses: it is done by halves.
+// acc += P or dS, as fragments, times the rows of a block, in flight. A product of 256 columns has more accumulators
+// than a thread of this kernel has registers at launch, which ptxas refuses: it is done by halves.
 template <int N> DEV void add_product(float (&acc)[N], const u32 (&a)[BQ / 16][4], u32 b, int keep) {
     constexpr int PART = N > 96 ? N / 2 : N;
     const u64 db = smem_desc(b, BQ * 128, 1024);
@@ -31,7 +31,7 @@ template <int N> DEV void add_product(float (&acc)[N], const u32 (&a)[BQ / 16][4
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < N; i += PART) {
-        float(&part)[PART] = reinterpret_cast<float(&)[PART]>(acc[i]);
+        float (&part)[PART] = reinterpret_cast<float (&)[PART]>(acc[i]);
 #pragma unroll
         for (int j = 0; j < BQ / 16; j++) {
             wgmma_rs_t(part, a[j], db + (2 * i / 64 * BQ * 128 + j * 16 * 128) / 16, j != 0 || keep);

@@ -8,9 +8,8 @@ struct Way {
     u32 place, phase;
 };
 
-// Chunk C and the following ones of 64 columns of dQ = dS K.
-template <int C = 0>
-DEV void add_chunks(Way &way, const magi_attn_backward_params &p, int row, int lane) {
+// Chunk C and the following ones of 64 columns of dQ = dS K. `k_empty`: where to say that K is done with; 0: it is not.
+template <int C = 0> DEV void add_chunks(Way &way, const magi_attn_backward_params &p, u32 k_empty, int row, int lane) {
     if constexpr (C < D_CHUNKS) {
         const u64 ds = smem_desc(AT(ds) + DS_BYTES, 16, 1024), k = smem_desc(AT(k) + C * BK * 128, 16, 1024);
         float dq[32];
@@ -24,6 +23,9 @@ DEV void add_chunks(Way &way, const magi_attn_backward_params &p, int row, int l
         pin(dq);
         if (C == D_CHUNKS - 1) {
             named_arrive(DS_EMPTY, 256);
+            if (k_empty != 0) {
+                mbar_arrive_warp(k_empty, lane);
+            }
         }
         wait_for(AT(dq_empty) + 8 * way.place, way.phase ^ 1);
         leave_queries<0>(dq, p.scale, (int)way.place, row, lane);
@@ -31,7 +33,7 @@ DEV void add_chunks(Way &way, const magi_attn_backward_params &p, int row, int l
         if (way.place == OUT_PLACES) {
             way.place = 0, way.phase ^= 1;
         }
-        add_chunks<C + 1>(way, p, row, lane);
+        add_chunks<C + 1>(way, p, k_empty, row, lane);
     }
 }
 
@@ -49,11 +51,12 @@ DEV void consume_queries(const magi_attn_backward_params &p, Shared &s, int tid)
 #pragma unroll 1
         for (int j = 0; j < blocks; j++) {
             named_sync(DS_FULL, 256);
-            add_chunks(way, p, row, lane);
+            add_chunks(way, p, j == blocks - 1 ? AT(k_empty) + 8 * i : 0, row, lane);
         }
         parts += blocks * D_CHUNKS;
-        __syncwarp();
-        mbar_arrive_warp(AT(k_empty) + 8 * i, lane);
+        if (blocks == 0) {
+            mbar_arrive_warp(AT(k_empty) + 8 * i, lane);
+        }
     }
     wait_for(AT(dq_empty) + 8 * way.place, way.phase ^ 1);
     s.no_more_dq = parts + 1;

@@ -4,10 +4,10 @@
 
 struct Scores {
     float dv[DV / 2];
-    float x[BQ / 2];     // S, then P; with SOFTCAP P times the slope
-    u32 p[BQ / 16][4];   // P as fragments
+    float x[BQ / 2];      // S, then P; with SOFTCAP P times the slope
+    u32 p[BQ / 16][4];    // P as fragments
     int flags, lane, row; // row: the thread's first key of the tile
-    u32 n;               // blocks so far
+    u32 n;                // blocks so far
 };
 
 // S = K Q^T of block n, in flight.
@@ -64,10 +64,9 @@ DEV void hand_over(Scores &c, bool first) {
     named_arrive(P_FULL, 256);
 }
 
-// From P of block n to that of block n + 1 with MORE. What may be waited for, the queries of the next block, is asked for
-// when dV is under way.
-template <bool MORE>
-DEV void step(Scores &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
+// From P of block n to that of block n + 1 with MORE. What may be waited for, the queries of the next block, is asked
+// for when dV is under way.
+template <bool MORE> DEV void step(Scores &c, const magi_attn_backward_params &params, const Shared &s, bool first) {
     hand_over(c, first);
     wait_for_gradients(c.n);
     add_product(c.dv, c.p, gradients_of(c.n), !first);
@@ -108,9 +107,9 @@ DEV void consume_scores(const magi_attn_backward_params &p, Shared &s, int tid) 
                 step<true>(c, p, s, false);
             }
             asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
+            mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
             step<false>(c, p, s, s.place[i].blocks == 1);
             named_sync(P_EMPTY, 256);
-            mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
             store_rows<true>(c.dv, p, s, (int)i, AT(ds), c.row, c.lane);
         } else {
             if (tid < BK) {
