@@ -109,15 +109,15 @@ DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int ti
             for (int left = blocks - 2; left > 0; left--) {
                 step<true>(c, p, s, false);
             }
+            asm volatile("" : "+r"(tile), "+r"(c.lane), "+r"(c.row)); // what follows from them is no loop's business
             mbar_arrive_warp(AT(v_empty), c.lane);
-            mbar_arrive_warp(AT(k_empty) + 8 * i,
-                             c.lane); // K is not its own, and the tile's place is kept a tile longer
-            asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
-            step<false>(c, p, s, s.place[i].blocks == 1);
+            // K is not its own, and the tile's place is kept a tile longer.
+            mbar_arrive_warp(AT(k_empty) + 8 * (tile & 1), c.lane);
+            step<false>(c, p, s, s.place[tile & 1].blocks == 1);
 #if DQ
             named_sync(DS_EMPTY, 256);
 #endif
-            store_rows<false>(c.dk, p, s, (int)i, AT(ds) + DS_BYTES, c.row, c.lane);
+            store_rows<false>(c.dk, p, s, (int)(tile & 1), AT(ds) + DS_BYTES, c.row, c.lane);
 #if DQ
             named_sync(ROWS_STORED, 128); // dS of the next tile goes where other warps put theirs together
 #endif

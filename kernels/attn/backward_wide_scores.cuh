@@ -106,11 +106,11 @@ DEV void consume_scores(const magi_attn_backward_params &p, Shared &s, int tid) 
             for (int left = blocks - 2; left > 0; left--) {
                 step<true>(c, p, s, false);
             }
-            asm volatile("" : "+r"(c.lane), "+r"(c.row)); // addresses of the last step are no loop's business
-            mbar_arrive_warp(AT(k_empty) + 8 * i, c.lane);
-            step<false>(c, p, s, s.place[i].blocks == 1);
+            asm volatile("" : "+r"(tile), "+r"(c.lane), "+r"(c.row)); // what follows from them is no loop's business
+            mbar_arrive_warp(AT(k_empty) + 8 * (tile & 1), c.lane);
+            step<false>(c, p, s, s.place[tile & 1].blocks == 1);
             named_sync(P_EMPTY, 256);
-            store_rows<true>(c.dv, p, s, (int)i, AT(ds), c.row, c.lane);
+            store_rows<true>(c.dv, p, s, (int)(tile & 1), AT(ds), c.row, c.lane);
         } else {
             if (tid < BK) {
                 store_zeros(p, s.place[i], tid, true);
