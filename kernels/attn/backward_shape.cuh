@@ -79,7 +79,7 @@ struct alignas(16) Block {
 // What they and the cleaning warp know of a tile. No blocks: its rows see nothing; fewer: there are no more tiles.
 struct alignas(16) TilePlace {
     int row0, rows, head, source;
-    int blocks, work, split;
+    int blocks, work, split, phase; // phase: of V's barrier
     int item0, item1;
 };
 

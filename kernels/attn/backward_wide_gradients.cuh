@@ -97,7 +97,7 @@ DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int ti
         if (blocks < 0) {
             break;
         }
-        mbar_wait(AT(v_full), tile & 1);
+        mbar_wait(AT(v_full), s.place[i].phase);
         if (blocks > 0) {
             begin_gradients(c, s);
             wgmma_wait<0>();
