@@ -1,7 +1,7 @@
 // Attention backward over a list of key tiles, for sm_90a: magi_attn_backward. See docs/kernels.md.
 //
-// A thread block is a producer warpgroup and two consumer warpgroups; blocks are as many as multiprocessors and take
-// tiles from a counter.
+// A thread block is a producer warpgroup and two consumer warpgroups, or three; blocks are as many as multiprocessors
+// and take tiles from a counter.
 // Switches: DTYPE_F16 SOFTCAP=1 DQ=0
 // SPDX-License-Identifier: Apache-2.0
 // What both consumers include stands before the choice: in flattened text a header is where it is first named.
@@ -34,14 +34,24 @@ DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Sh
         mbar_init(AT(k_loaded) + 8 * i, 1);
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
         mbar_init(AT(full) + 8 * i, WARP_ARRIVALS);
-        mbar_init(AT(empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
+        mbar_init(AT(empty) + 8 * i, 8 * WARP_ARRIVALS); // dQ needs no queries
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);
         mbar_init(AT(dq_full) + 8 * i, 4 * WARP_ARRIVALS);
         mbar_init(AT(dq_empty) + 8 * i, 1);
     }
     mbar_init(AT(v_full), 1);
-    mbar_init(AT(v_empty), CONSUMER_WARPS * WARP_ARRIVALS);
+    mbar_init(AT(v_empty), (WIDE ? 4 : 8) * WARP_ARRIVALS);
+#if WIDE
+    for (int i = 2; i < OUT_PLACES; i++) {
+        mbar_init(AT(dq_full) + 8 * i, 4 * WARP_ARRIVALS);
+        mbar_init(AT(dq_empty) + 8 * i, 1);
+    }
+    for (int i = 0; i < 2; i++) {
+        mbar_init(AT(dout_full) + 8 * i, WARP_ARRIVALS);
+        mbar_init(AT(dout_empty) + 8 * i, 8 * WARP_ARRIVALS);
+    }
+#endif
     for (int i = 0; i < ORDERS; i++) {
         mbar_init(AT(ordered) + 8 * i, 1);
     }
@@ -78,7 +88,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
         }
     } else {
-        setmaxnreg_inc<CONSUMER_REGS>();
         consume(p, s, group - 1, threadIdx.x & 127);
     }
     if (threadIdx.x == 0) {

@@ -135,6 +135,78 @@ fn wide_heads_share_columns() {
 }
 
 #[test]
+fn widest_heads_have_one_stage_of_gradients() {
+    let v = Variant {
+        name: "256",
+        head_dim: 256,
+        head_dim_v: 256,
+        f16: true,
+        defines: &[],
+    };
+    masks(
+        &v,
+        &Case {
+            heads: (2, 1),
+            dims: (256, 256),
+            ..PLAIN
+        },
+        3,
+    );
+    masks(
+        &v,
+        &Case {
+            heads: (4, 1),
+            dims: (200, 168),
+            splits: 2,
+            added: true,
+            ..PLAIN
+        },
+        4,
+    );
+}
+
+#[test]
+fn wide_heads_with_softcap() {
+    let v = Variant {
+        name: "192_capped",
+        head_dim: 192,
+        head_dim_v: 192,
+        f16: false,
+        defines: &["-DSOFTCAP=1"],
+    };
+    masks(
+        &v,
+        &Case {
+            heads: (2, 1),
+            dims: (192, 192),
+            softcap: 1.5,
+            ..PLAIN
+        },
+        3,
+    );
+}
+
+#[test]
+fn keys_of_the_widest_heads_alone() {
+    let v = Variant {
+        name: "256_keys",
+        head_dim: 256,
+        head_dim_v: 256,
+        f16: false,
+        defines: &["-DDQ=0"],
+    };
+    masks(
+        &v,
+        &Case {
+            heads: (2, 2),
+            dims: (256, 256),
+            ..PLAIN
+        },
+        6,
+    );
+}
+
+#[test]
 fn softcap_and_keys_alone() {
     let v = Variant {
         name: "capped",

@@ -331,6 +331,7 @@ DEV void release_keys(u32 place, const Place &at) {
 }
 
 DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int tid) {
+    setmaxnreg_inc<CONSUMER_REGS>();
     const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
     Consumer c;
     c.n = 0;
@@ -355,7 +356,7 @@ DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int t
             if (K_STAGES < TILE_PLACES) {
                 release_keys(i, at);
             }
-            store_keys<0, 0>(c.dk, c.dv, p, s, i, at.row, at.row / 16, at.lane);
+            store_keys(c.dk, c.dv, p, s, i, at.row, at.row / 16, at.lane);
         } else {
             mbar_wait(AT(v_full), c.tile & 1);
             mbar_arrive_warp(AT(v_empty), at.lane);

@@ -58,7 +58,7 @@ DEV void end_adding(Shared &s, int group, int lane) {
 }
 
 // 64 columns of 16 rows of a warp are put together in shared memory: CHUNKS of them at once.
-constexpr int CHUNKS = BOXES * BOX_BYTES / 4 / 2048;
+constexpr int CHUNKS = WIDE ? 1 : BOXES * BOX_BYTES / 4 / 2048;
 
 // 16 rows of a warp in the input dtype, put together in `buffer`, stored in 16-byte pieces.
 template <int N>
@@ -130,17 +130,16 @@ DEV KeyRows rows_of_v(const magi_attn_backward_params &p, const TilePlace &t) {
     return {of_source(p.dv, t.source), t.row0 * token + t.head * of_source(p.dv_head, t.source), token, p.head_dim_v};
 }
 
-// Columns COLUMN and on of a tile's rows.
-template <int COLUMN, int N>
+// A tile's rows.
+template <int N>
 DEV void store(const float (&x)[N], const KeyRows &to, const magi_attn_backward_params &p, u32 buffer, int row,
                int rows, int lane) {
     const int top = row & ~15;
     if (p.flags & MAGI_BACKWARD_OUT_F32) {
-        store_f32(x, (float *)to.data + to.offset + row * to.token + COLUMN, to.token, rows - row, to.width - COLUMN,
-                  2 * (lane & 3), p.flags & MAGI_BACKWARD_ACCUMULATE);
+        store_f32(x, (float *)to.data + to.offset + row * to.token, to.token, rows - row, to.width, 2 * (lane & 3),
+                  p.flags & MAGI_BACKWARD_ACCUMULATE);
     } else {
-        store_16_bit(x, buffer, (u16 *)to.data + to.offset + top * to.token + COLUMN, to.token, rows - top,
-                     to.width - COLUMN, lane);
+        store_16_bit(x, buffer, (u16 *)to.data + to.offset + top * to.token, to.token, rows - top, to.width, lane);
     }
 }
 
@@ -169,16 +168,15 @@ template <int N> DEV void join_pieces(float (&x)[N], const float *from, i64 next
 }
 
 // Leaves the warp's sums of a split tile in the workspace; true, with the sums of all splits, for the last to come.
-template <int NK, int NV>
-DEV bool join_splits(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const TilePlace &t, int warp,
-                     int lane) {
+template <int... N>
+DEV bool join_splits(const magi_attn_backward_params &p, const TilePlace &t, int warp, int lane, float (&...x)[N]) {
     // A wide kernel's warpgroups have unlike numbers of columns: the second one's lie at the end.
-    constexpr int PIECE = BK * (D + DV), WARP = 32 * (NK + NV);
+    constexpr int PIECE = BK * (D + DV), WARP = 32 * (N + ...);
     const int place = (warp < 4 ? 0 : PIECE - 4 * WARP) + warp % 4 * WARP + 4 * lane;
     float *const first = p.piece + (i64)t.work * p.splits * PIECE + place;
     float *const own = first + (i64)t.split * PIECE;
-    leave_piece(dk, own);
-    leave_piece(dv, own + 32 * NK);
+    int at = 0;
+    ((leave_piece(x, own + at), at += 32 * N), ...);
     __threadfence();
     __syncwarp();
     int *const done = p.piece_done + (i64)t.work * CONSUMER_WARPS + warp;
@@ -192,30 +190,29 @@ DEV bool join_splits(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_
         if (lane == 0) {
             *done = 0;
         }
-        join_pieces(dk, first, PIECE, p.splits);
-        join_pieces(dv, first + 32 * NK, PIECE, p.splits);
+        at = 0;
+        ((join_pieces(x, first + at, PIECE, p.splits), at += 32 * N), ...);
     }
     return last;
 }
 
-// Stores a finished tile: columns K_COLUMN and on of dK, V_COLUMN and on of dV. `row`: the thread's first key of the
-// tile, which stands in `stage`; `warp`: of the consumers.
-template <int K_COLUMN, int V_COLUMN, int NK, int NV>
+// Stores a finished tile. `row`: the thread's first key of the tile, which stands in `stage`; `warp`: of the consumers.
+template <int NK, int NV>
 DEV void store_keys(float (&dk)[NK], float (&dv)[NV], const magi_attn_backward_params &p, const Shared &s, int stage,
                     int row, int warp, int lane) {
     // Nothing of this may be computed ahead of the loop: it would hold registers there.
     asm volatile("" : "+r"(row), "+r"(warp), "+r"(lane), "+r"(stage)::"memory");
     const TilePlace &t = s.place[stage];
-    if (p.splits > 1 && !join_splits(dk, dv, p, t, warp, lane)) {
+    if (p.splits > 1 && !join_splits(p, t, warp, lane, dk, dv)) {
         return;
     }
     const u32 buffer = AT(out) + warp * (BOXES * BOX_BYTES / 4);
-    store<V_COLUMN>(dv, rows_of_v(p, t), p, buffer, row, t.rows, lane);
+    store(dv, rows_of_v(p, t), p, buffer, row, t.rows, lane);
 #pragma unroll
     for (int j = 0; j < NK; j++) {
         dk[j] *= p.scale;
     }
-    store<K_COLUMN>(dk, rows_of_k(p, t), p, buffer, row, t.rows, lane);
+    store(dk, rows_of_k(p, t), p, buffer, row, t.rows, lane);
 }
 
 // Row `row` of a tile that nothing sees, of dK or (of_v) of dV.

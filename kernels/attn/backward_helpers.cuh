@@ -50,7 +50,7 @@ DEV void clean_queries(Shared &s, int stage, int unseen, int seen, int lane) {
             st_shared_v4(AT(q) + stage * Q_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
         }
 #pragma unroll
-        for (int c = 0; c < DV_CHUNKS; c++) {
+        for (int c = 0; c < (WIDE ? 0 : DV_CHUNKS); c++) {
             st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
         }
         if (i % 8 == 0) {
@@ -58,6 +58,22 @@ DEV void clean_queries(Shared &s, int stage, int unseen, int seen, int lane) {
         }
     }
 }
+
+#if WIDE
+// The same of dO, which has barriers of its own.
+DEV void clean_gradients(int stage, int unseen, int seen, int lane) {
+#pragma unroll 1
+    for (int i = lane; i < BQ * 8; i += 32) { // 16 bytes of a row
+        if (i / 8 >= unseen && i / 8 < seen) {
+            continue;
+        }
+#pragma unroll
+        for (int c = 0; c < DV_CHUNKS; c++) {
+            st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
+        }
+    }
+}
+#endif
 
 // The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
 DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
@@ -72,43 +88,73 @@ DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
         if (what == CLEAN_KEYS) {
             clean_keys(p, s, stage, phases >> stage & 1, lane);
             phases ^= 1 << stage;
+#if WIDE
+        } else if (what == CLEAN_GRADIENTS) {
+            clean_gradients(stage, o.unseen, o.seen, lane);
+#endif
         } else {
             clean_queries(s, stage, o.unseen, o.seen, lane);
         }
         fence_proxy_async();
         __syncwarp();
-        mbar_arrive_warp((what == CLEAN_KEYS ? AT(k_full) : AT(full)) + 8 * stage, lane);
+        u32 bar = what == CLEAN_KEYS ? AT(k_full) : AT(full);
+#if WIDE
+        bar = what == CLEAN_GRADIENTS ? AT(dout_full) : bar;
+#endif
+        mbar_arrive_warp(bar + 8 * stage, lane);
     }
 }
 
-#if DQ
+#if DQ && WIDE
+// The adding warp, of which one thread works: has the copy engine add dQ to memory, a chunk of 64 columns after the
+// other. A place is free again when its copy has been read; the newest ones may be under way meanwhile.
+DEV void add_queries(const BackwardMaps &maps, Shared &s) {
+    u32 place = 0, phase = 0;
+    for (int n = 0;; n++) { // parts so far
+        mbar_wait(AT(dq_full) + 8 * place, phase);
+        if (s.no_more_dq == n + 1) {
+            break;
+        }
+        const QueryPlace to = s.where[n / D_CHUNKS & (PLACES - 1)];
+#pragma unroll
+        for (int c = 0; c < BOXES; c++) {
+            tma_add_3d(&maps.dq, AT(out) + place * (BOXES * BOX_BYTES) + c * BOX_BYTES, 64 * (n % D_CHUNKS) + 32 * c,
+                       to.query, to.head);
+        }
+        bulk_commit();
+        bulk_wait_read<OUT_PLACES - 1>();
+        place++;
+        if (place == OUT_PLACES) {
+            place = 0, phase ^= 1;
+        }
+        if (n >= OUT_PLACES - 1) {
+            mbar_arrive(AT(dq_empty) + 8 * place);
+        }
+    }
+    bulk_wait_read<0>();
+}
+#elif DQ
 // The adding warp, of which one thread works: has the copy engine add dQ to memory. Warpgroups are served in turn.
 DEV void add_queries(const BackwardMaps &maps, Shared &s) {
-    for (u32 n = 0;; n++) { // parts of dQ that a warpgroup has left so far
+    for (u32 n = 0;; n++) { // blocks whose dQ a warpgroup has left so far
 #pragma unroll
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            const u32 part = n % PARTS;
-            if ((int)part >= parts_of(g)) {
-                continue;
-            }
-            mbar_wait(AT(dq_full) + 8 * g, n / PARTS * parts_of(g) + part & 1);
+            mbar_wait(AT(dq_full) + 8 * g, n & 1);
             if (g == 0 && s.no_more_dq) {
                 return;
             }
-            const QueryPlace to = s.where[n / PARTS & (PLACES - 1)];
+            const QueryPlace to = s.where[n & (PLACES - 1)];
 #pragma unroll
             for (int c = 0; c < BOXES; c++) {
-                tma_add_3d(&maps.dq, AT(out) + g * (BOXES * BOX_BYTES) + c * BOX_BYTES,
-                           first_column(g) + 32 * (BOXES * part + c), to.query, to.head);
+                tma_add_3d(&maps.dq, AT(out) + g * (BOXES * BOX_BYTES) + c * BOX_BYTES, 32 * (BOXES * g + c), to.query,
+                           to.head);
             }
             bulk_commit();
         }
         bulk_wait_read<0>();
 #pragma unroll
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            if ((int)(n % PARTS) < parts_of(g)) {
-                mbar_arrive(AT(dq_empty) + 8 * g);
-            }
+            mbar_arrive(AT(dq_empty) + 8 * g);
         }
     }
 }

@@ -24,18 +24,26 @@ struct Producer {
     // Queries and what belongs to them, into stage i. Those before and behind the run may hold anything, and 0 * NaN is
     // NaN: the cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy
     // engine does.
-    MEMBER void load(int i, int query, int head, int unseen, int seen) {
-        u32 bar = AT(full) + 8 * i;
+    MEMBER u32 barrier(u32 bar, int what, int i, int query, int unseen, int seen) {
         if (unseen > 0 || (seen < BQ && query + seen < p.tokens_q)) {
             Order &o = next_order();
-            o.what = CLEAN_QUERIES, o.stage = i, o.unseen = unseen, o.seen = seen;
-            bar = send_order();
-        } else {
-            mbar_arrive_rest(bar);
+            o.what = what, o.stage = i, o.unseen = unseen, o.seen = seen;
+            return send_order();
         }
-        mbar_expect(bar, Q_BYTES + DO_BYTES + STATS_BYTES);
+        mbar_arrive_rest(bar);
+        return bar;
+    }
+    MEMBER void load(int i, int query, int head, int unseen, int seen) {
+        u32 bar = barrier(AT(full) + 8 * i, CLEAN_QUERIES, i, query, unseen, seen);
+        mbar_expect(bar, Q_BYTES + STATS_BYTES + (WIDE ? 0 : DO_BYTES));
         load_rows<BQ * 128>(AT(q) + i * Q_BYTES, &maps.q, bar, query, head, p.copies_k);
         tma_load_3d(AT(stats) + i * STATS_BYTES, &maps.stats, bar, query, 0, head);
+#if WIDE
+        i = DO_STAGES == 2 ? i : 0;
+        mbar_wait(AT(dout_empty) + 8 * i, (n / DO_STAGES & 1) ^ 1);
+        bar = barrier(AT(dout_full) + 8 * i, CLEAN_GRADIENTS, i, query, unseen, seen);
+        mbar_expect(bar, DO_BYTES);
+#endif
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
     }
 

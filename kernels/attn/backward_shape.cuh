@@ -22,8 +22,8 @@
 // Without dQ ptxas finds no registers for exponentials with a softcap beside products that are under way.
 #define CAPPED_LATE (SOFTCAP && !DQ && HEAD_DIM + HEAD_DIM_V > 192)
 
-// Above 128 columns, dK and dV of 64 keys fill the registers of two warpgroups, which share the columns instead of the
-// keys: backward_wide_consumer.cuh.
+// Above 128 columns, dV of 64 keys fills the registers of a warpgroup, dK those of another, and a third one has dQ:
+// backward_wide_consumer.cuh.
 #define WIDE (HEAD_DIM > 128 || HEAD_DIM_V > 128)
 
 // A product has 64 rows. dQ of another number of queries is computed transposed: a row is a column of dQ, of which a
@@ -34,46 +34,35 @@
 // Rows of a tile (keys) and of a step (queries).
 constexpr int D = HEAD_DIM, DV = HEAD_DIM_V, BK = WIDE ? 64 : 128, BQ = TRANSPOSED ? 80 : 64;
 constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 columns: 128 bytes, the width of a swizzle
-constexpr int CONSUMER_GROUPS = 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS, THREADS = 128 * (CONSUMER_GROUPS + 1);
+constexpr int CONSUMER_GROUPS = WIDE && DQ ? 3 : 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS,
+              THREADS = 128 * (CONSUMER_GROUPS + 1);
 
 // Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
 // ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given back before
-// the tile is stored.
-constexpr int STAGES = 2, TILE_PLACES = WIDE ? 1 : 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
+// the tile is stored. dO of a wide block has barriers of its own: at 256 columns there is one stage of it, so that dQ
+// has room on its way out.
+constexpr int STAGES = 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
+constexpr int DO_STAGES = WIDE && DQ && (HEAD_DIM + HEAD_DIM_V > 384) ? 1 : 2;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
 constexpr u32 STATS_BYTES = 2 * BQ * 4;
 constexpr u32 SHARED_MOST = 232448;
 
-// Which chunks of 64 columns of K (of dQ and dK, too) and V a warpgroup of a wide kernel has: from the first to before
-// the first of the next. dK and dV of three chunks are shared out so that each warpgroup has three.
-DEV constexpr int k_chunk(int group) {
-    return group == 0 ? 0 : group == 1 ? 2 : D_CHUNKS;
-}
-DEV constexpr int v_chunk(int group) {
-    return group == 0 ? 0 : group == 1 ? DV_CHUNKS / 2 : DV_CHUNKS;
-}
-
-// A warpgroup leaves dQ of a block in boxes of 32 columns: BOXES of them at a time, a part. The columns of dQ that are
-// its own begin at first_column.
+// dQ of a block leaves in boxes of 32 columns, BOXES of them at a time, through a place for each warpgroup that has a
+// share of the columns. Where one warpgroup has them all, it leaves a chunk after the other, by places in turn.
 constexpr u32 BOX_BYTES = BQ * 128;
-constexpr int BOXES = D <= 64 || (WIDE && D_CHUNKS + DV_CHUNKS > 6) ? 1 : 2, PARTS = WIDE ? 4 / BOXES : 1;
-DEV constexpr int parts_of(int group) {
-    return WIDE ? 2 * (k_chunk(group + 1) - k_chunk(group)) / BOXES : 1;
-}
-DEV constexpr int first_column(int group) {
-    return WIDE ? 64 * k_chunk(group) : 32 * BOXES * group;
-}
+constexpr int BOXES = D <= 64 ? 1 : 2, OUT_PLACES = WIDE ? 3 : CONSUMER_GROUPS;
 
 static_assert(!TRANSPOSED || BOXES == 2, "dQ of a warpgroup has 64 columns when it is transposed");
 
-// dS has two slots; a wide kernel keeps P there, too, and has one of each.
+// dS has two slots; a wide kernel has P in the first and dS in the second.
 constexpr int SLOTS = WIDE || DQ ? 2 : 0;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever.
-constexpr int PRODUCER_REGS = 24, CONSUMER_REGS = 240;
-static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
+constexpr int PRODUCER_REGS = 24, DQ_REGS = WIDE && DQ ? 64 : 0, CONSUMER_REGS = WIDE && DQ ? 208 : 240;
+constexpr int SCORES_REGS = WIDE && DQ ? 216 : 240; // of the first warpgroup of wide heads
+static_assert(PRODUCER_REGS + SCORES_REGS + CONSUMER_REGS + DQ_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
 // What a block needs.
@@ -125,17 +114,17 @@ struct alignas(16) Brief {
 
 // Orders to the cleaning warp: {what, ...}. It is at most as late as the stages are deep.
 constexpr int ORDERS = 8;
-enum { CLEAN_QUERIES, CLEAN_KEYS, NO_MORE };
+enum { CLEAN_QUERIES, CLEAN_KEYS, NO_MORE, CLEAN_GRADIENTS };
 struct Order {
     int what, stage, unseen, seen; // of queries: the first of the run, the first behind it
 };
 
 struct alignas(1024) Shared {
-    u8 k[K_STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[STAGES][DO_BYTES];
+    u8 k[K_STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[DO_STAGES][DO_BYTES];
     u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
-    u8 out[CONSUMER_GROUPS]
-          [BOXES * BOX_BYTES];  // of each warpgroup: dQ of a block, rows of a tile, on their way to memory
-    float stats[STAGES][2][BQ]; // of each query of a block: lse to base 2, and delta
+    u8 out[OUT_PLACES][DQ || !WIDE ? BOXES * BOX_BYTES : 1024]; // dQ of a block, on its way to memory; but for wide
+                                                                // heads rows of a tile, too
+    float stats[STAGES][2][BQ];                                 // of each query of a block: lse to base 2, and delta
     Block block[STAGES];
     TilePlace place[TILE_PLACES];
     Tile tile;
@@ -143,9 +132,12 @@ struct alignas(1024) Shared {
     QueryPlace where[PLACES];
     Order orders[ORDERS];
     Share share;
-    int no_more_dq;
+    int no_more_dq; // parts of dQ that there were, and 1
     u64 k_full[2], k_empty[2], k_loaded[2], v_full, v_empty, full[STAGES], empty[STAGES];
-    u64 brief_full[2], brief_empty[2], ordered[ORDERS], dq_full[2], dq_empty[2];
+    u64 brief_full[2], brief_empty[2], ordered[ORDERS], dq_full[OUT_PLACES], dq_empty[OUT_PLACES];
+#if WIDE
+    u64 dout_full[2], dout_empty[2]; // `full` and `empty` are those of Q, lse and delta then
+#endif
 };
 static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memory");
 

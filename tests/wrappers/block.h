@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <random>
 #include <ucontext.h>
 #include <vector>
@@ -73,7 +74,7 @@ using Work = std::function<void()>;
 struct Thread {
     ucontext_t context;
     bool done;
-    int adding; // copies to memory that have not read their shared memory
+    std::deque<std::shared_ptr<int>> adding; // groups of copies to memory: how many have not read their shared memory
     std::vector<Work> products;
     std::deque<std::vector<Work>> groups; // committed products
 };

@@ -37,3 +37,6 @@ static float widened(u16 bits) {
 static u32 pack(float lo, float hi) {
     return rounded(lo) | (u32)rounded(hi) << 16;
 }
+static void unpack(float (&x)[2], u32 packed) {
+    x[0] = widened((u16)packed), x[1] = widened((u16)(packed >> 16));
+}

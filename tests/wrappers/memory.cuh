@@ -58,22 +58,32 @@ static void tma_load_4d(u32 to, const TensorMap *m, u32 bar, int c0, int c1, int
 }
 static void tma_add_3d(const TensorMap *map, u32 from, int c0, int c1, int c2) {
     const Map &m = *(const Map *)map->opaque[0];
-    const unsigned self = threadIdx.x;
-    threads[self].adding++;
+    auto &groups = threads[threadIdx.x].adding;
+    if (groups.empty()) {
+        groups.push_back(std::make_shared<int>(0));
+    }
+    const std::shared_ptr<int> group = groups.back();
+    ++*group;
     copies.push_back([=, &m] {
         each_of_box(m, from, {c0, c1, c2, 0}, [](u8 *s, u8 *g) {
             if (g) {
                 *(float *)g += *(float *)s;
             }
         });
-        threads[self].adding--;
+        --*group;
     });
     events++;
 }
-static void bulk_commit() {}
+static void bulk_commit() {
+    threads[threadIdx.x].adding.push_back(std::make_shared<int>(0));
+}
 template <int N> static void bulk_wait_read() {
-    while (threads[threadIdx.x].adding > N) {
-        give_way();
+    auto &groups = threads[threadIdx.x].adding; // the last one is not committed
+    while (groups.size() > N + 1) {
+        while (*groups.front() > 0) {
+            give_way();
+        }
+        groups.pop_front();
     }
 }
 
