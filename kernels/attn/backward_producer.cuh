@@ -177,13 +177,14 @@ struct Scheduler {
     }
 
     // Q, dO and sums of dq stay in the L2 cache where thread blocks of the same queries do them at about the same time.
-    // Where tiles are about equally long they go through one query head after the other in step. Else all heads come
-    // for a part of the queries before the next part. The tiles that begin first end with the same queries in a causal
-    // mask, and go backward by parts; the shorter ones that follow as those end go forward, whereby they, too, are in
-    // step.
+    // Where tiles are about equally long, and a query head of the longest stays there, they go through one query head
+    // after the other in step. Else all heads come for a part of the queries before the next part. The tiles that begin
+    // first end with the same queries in a causal mask, and go backward by parts; the shorter ones that follow as those
+    // end go forward, whereby they, too, are in step.
     MEMBER void order_parts() {
         const magi_tile *const t = p.tiles;
-        s.share.in_parts = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * t[0].steps;
+        const bool unlike = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * t[0].steps;
+        s.share.in_parts = unlike || t[0].steps > CACHED / BQ;
         s.share.part = min(max(t[0].steps / 8, PART_LEAST), 32) * BQ;
     }
 

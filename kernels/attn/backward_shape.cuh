@@ -15,6 +15,9 @@
 #ifndef DQ
 #define DQ 1
 #endif
+// Queries of which Q, dO and sums of dQ of two heads stay in the L2 cache.
+#define CACHED ((12 << 20) / (2 * HEAD_DIM + 2 * HEAD_DIM_V + (DQ ? 4 * HEAD_DIM : 0)))
+
 #ifndef PART_LEAST // blocks of a part of a tile's queries; tests have fewer
 #define PART_LEAST 4
 #endif
@@ -51,7 +54,7 @@ constexpr u32 SHARED_MOST = 232448;
 // dQ of a block leaves in boxes of 32 columns, BOXES of them at a time, through a place for each warpgroup that has a
 // share of the columns. Where one warpgroup has them all, it leaves a chunk after the other, by places in turn.
 constexpr u32 BOX_BYTES = BQ * 128;
-constexpr int BOXES = D <= 64 ? 1 : 2, OUT_PLACES = WIDE ? 3 : CONSUMER_GROUPS;
+constexpr int BOXES = D <= 64 ? 1 : 2, OUT_PLACES = 2;
 
 static_assert(!TRANSPOSED || BOXES == 2, "dQ of a warpgroup has 64 columns when it is transposed");
 
