@@ -119,7 +119,7 @@ impl CudaBackend {
         let mut arguments = Arguments::new();
         arguments.push(&STAND_BY);
         // SAFETY: as in `init`.
-        unsafe { self.launch("running", "stand_by", &Launch::linear(1, 1), &mut arguments) }
+        unsafe { self.launch("running", "stand_by", &Launch::linear(1, 32), &mut arguments) }
     }
 
     /// See `Backend::max_rows`.
