@@ -53,8 +53,9 @@ fn plans_are_those_of_the_file() {
         (PlacementKind::ByDocument, Effort::Fast),
         (PlacementKind::TopHeap, Effort::Fast),
     ];
-    let mut text =
-        String::from("# mask, placement, effort, ranks, degrees, MB/s: hash of the plan and digest of rank 1's.\n");
+    let mut text = String::from(
+        "# mask, placement, effort, ranks, degrees, MB/s: hash of the plan and digest of rank 1's.\n",
+    );
     for (name, mask) in masks() {
         for (placement, effort) in kinds {
             for (world, forward, backward, link_mb_per_s) in ASKED {
