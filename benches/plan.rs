@@ -77,7 +77,11 @@ fn peak_mib() -> i64 {
 
 fn times() {
     println!("\n## times: place and plan for one rank (degrees 1 and automatic), statistics of all ranks");
-    let by_default = Config::default();
+    let by_default = Config {
+        degree_forward: 1,
+        degree_backward: 1,
+        ..Config::default()
+    };
     let automatic = Config {
         degree_forward: Config::AUTO_DEGREE,
         degree_backward: Config::AUTO_DEGREE,

@@ -14,8 +14,8 @@ static void defaults(void) {
     CHECK_INT(c.balance_slack, 9);
     CHECK_INT(c.top_percent, 50);
     CHECK(c.forward_gflops[1] > 0 && c.backward_gflops[1] > 0 && c.link_mb_per_s > 0);
-    CHECK_INT(c.degree_forward, 1);
-    CHECK_INT(c.degree_backward, 1);
+    CHECK_INT(c.degree_forward, -1);
+    CHECK_INT(c.degree_backward, -1);
     CHECK_INT(c.bwd_hide_tail_reduce, -1);
     CHECK_INT(c.dsink_reduce, MAGI_DSINK_REDUCE_NONE);
     CHECK_INT(c.backward_high_precision_reduce, 0);

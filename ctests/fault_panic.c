@@ -85,6 +85,7 @@ static void panics(const char *point, int backward) {
     magi_mask *mask = causal_mask(TOKENS);
     magi_config config = default_config();
     config.chunk_size = 4;
+    config.degree_forward = config.degree_backward = 1;
     CHECK_OK(magi_comm_create_local(WORLD, comms));
     for (int i = 0; i < WORLD; i++) {
         memset(&ranks[i], 0, sizeof ranks[i]);

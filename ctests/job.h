@@ -395,6 +395,8 @@ static inline job job_default(const char *name) {
     j.bound = j.gradient_bound = 1e-10;
     j.config = default_config();
     j.config.chunk_size = 5;
+    j.config.degree_forward = j.config.degree_backward = 1;
+    j.config.bwd_hide_tail_reduce = 0;
     job_irregular(&j);
     return j;
 }

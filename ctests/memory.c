@@ -43,6 +43,7 @@ static magi_config config_of(struct heap *h) {
     c.alloc = heap_alloc;
     c.free = heap_free;
     c.userdata = h;
+    c.degree_forward = c.degree_backward = 1;
     return c;
 }
 

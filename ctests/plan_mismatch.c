@@ -18,6 +18,7 @@ static magi_key *requested(const magi_comm *comm, const request *r) {
     magi_config config = default_config();
     magi_key *key = NULL;
     config.degree_forward = r->degree;
+    config.degree_backward = 1;
     config.chunk_size = r->chunk;
     CHECK_OK(magi_key_create(comm, mask, &shape, &config, &key));
     magi_mask_destroy(mask);

@@ -12,6 +12,7 @@ static void retries(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     magi_mask *mask = causal_mask(TOKENS);
     magi_config config = default_config();
     config.chunk_size = 3;
+    config.degree_forward = 1;
     config.sanity_check = 1;
     magi_key *key = small_key(comm, mask, &config);
     const int64_t n = tokens_of(key, MAGI_SIDE_Q);

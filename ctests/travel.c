@@ -18,6 +18,7 @@ static magi_key *key_of(const magi_comm *comm, const magi_mask *mask, int qo_com
     c.forward_high_precision_reduce = high;
     c.sanity_check = 1;
     c.chunk_size = 6;
+    c.degree_forward = c.degree_backward = 1;
     magi_key *key = NULL;
     CHECK_OK(magi_key_create(comm, mask, &shape, &c, &key));
     return key;
@@ -152,6 +153,7 @@ static void numbers(void) {
         j.config.chunk_size = 3;
         j.config.balance_slack = 100;
         j.config.degree_forward = i;
+        j.config.degree_backward = 1;
         j.config.forward_high_precision_reduce = j.config.backward_high_precision_reduce = i % 2;
         job_run(&j, RANKS);
         job_run(&j, 7);

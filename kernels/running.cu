@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(256) max_rows(const char *src, long
     }
 }
 
-// Passes some time, so that what became ready on another stream at the same moment is on the device before what follows.
+// Passes some time: what became ready on another stream at the same moment is on the device before what follows.
 extern "C" __global__ void __launch_bounds__(32) stand_by(int microseconds) {
     for (int i = 0; i < microseconds; i++) {
         __nanosleep(1000);

@@ -94,6 +94,8 @@ fn another_mask_is_named_on_2_to_8_ranks() {
 fn another_config_or_shape_is_named() {
     let plain = Config {
         chunk_size: 4,
+        degree_forward: 1,
+        degree_backward: 1,
         ..Config::default()
     };
     let with = |change: fn(&mut Config)| {

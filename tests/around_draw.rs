@@ -132,6 +132,15 @@ fn masks_are_drawn_in_the_colours_of_their_types() {
     );
 }
 
+/// One remote stage both ways, so that there are transfers to draw beside kernels.
+fn one_stage() -> Config {
+    Config {
+        degree_forward: 1,
+        degree_backward: 1,
+        ..Config::default()
+    }
+}
+
 #[test]
 fn odd_masks_are_drawn_too() {
     for mask in [
@@ -144,7 +153,7 @@ fn odd_masks_are_drawn_too() {
     ] {
         well_formed(&mask.draw());
         for world in [1, 3] {
-            let svg = key_picture(&mask, world, &Config::default());
+            let svg = key_picture(&mask, world, &one_stage());
             well_formed(&svg);
             readable(&svg);
         }
@@ -168,7 +177,7 @@ fn large_masks_are_drawn_fast_and_small() {
         inside(&svg);
         assert!(svg.len() < MOST, "{name}: {}", svg.len());
         for world in worlds {
-            let config = Config::default();
+            let config = one_stage();
             let placement = Placement::new(mask, world, &config).unwrap();
             let stats = Stats::new(mask, &placement, &SHAPE, &config).unwrap();
             let start = Instant::now();
@@ -312,7 +321,7 @@ fn words_say_when_each_stage_is_ready() {
 #[test]
 fn words_compare_with_other_placements() {
     let mask = documents(65_536, 9);
-    let config = Config::default();
+    let config = one_stage();
     let world = 8;
     let plan = Plan::new(&mask, &SHAPE, world, 0, &config).unwrap();
     let stats = Stats::new(&mask, &plan.placement, &SHAPE, &config).unwrap();

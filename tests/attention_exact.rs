@@ -242,6 +242,7 @@ fn accumulated_gradients_are_what_was_there_and_the_gradient() {
         o.sink = Some(random_sink(&mut Random(9), 90, 2, 2, false));
         let config = Config {
             chunk_size: 5,
+            degree_forward: 1,
             degree_backward: 2,
             ..Config::default()
         };
@@ -315,6 +316,8 @@ fn dsink_is_a_part_a_sum_or_a_mean() {
             let config = Config {
                 chunk_size: 4,
                 dsink_reduce,
+                degree_forward: 1,
+                degree_backward: 1,
                 ..Config::default()
             };
             on_ranks(&mask, s, world, config, |key| {

@@ -81,6 +81,7 @@ fn fewer_tokens_cross_between_hosts() {
         let crossing = |mesh_of: Option<Mesh>| -> i64 {
             let config = Config {
                 chunk_size: case.chunk_size,
+                degree_forward: 1,
                 mesh: mesh_of,
                 ..Config::default()
             };

@@ -283,7 +283,7 @@ fn check_chosen(mask: &Mask, placement: Placement, settings: &Config) {
         .zip(degrees)
     {
         assert!(if asked < 0 {
-            (1..=8).contains(&got)
+            (0..=8).contains(&got)
         } else {
             asked == got
         });

@@ -14,6 +14,7 @@ fn plan(rank: usize, forward: i32, backward: i32) -> Plan {
     let mask = documents(&[8], MaskType::Causal);
     let settings = Config {
         chunk_size: 2,
+        bwd_hide_tail_reduce: HostStage::First,
         ..config(forward, backward)
     };
     Plan::new(&mask, &shape(), 2, rank, &settings).unwrap()

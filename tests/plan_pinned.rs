@@ -35,6 +35,14 @@ fn digest(plan: &Plan) -> u64 {
     })
 }
 
+/// Ranks, degrees and MB/s of links: stages asked for, and chosen where links are quick and slow.
+const ASKED: [(usize, i32, i32, i64); 4] = [
+    (3, -1, 2, 422_000),
+    (8, -1, 2, 422_000),
+    (8, 3, -1, 422_000),
+    (8, -1, -1, 2_000),
+];
+
 #[test]
 fn plans_are_those_of_the_file() {
     let kinds = [
@@ -45,21 +53,26 @@ fn plans_are_those_of_the_file() {
         (PlacementKind::ByDocument, Effort::Fast),
         (PlacementKind::TopHeap, Effort::Fast),
     ];
-    let mut text =
-        String::from("# mask, placement, effort, ranks: hash of the plan and digest of rank 1's.\n");
+    let mut text = String::from(
+        "# mask, placement, effort, ranks, degrees, MB/s: hash of the plan and digest of rank 1's.\n",
+    );
     for (name, mask) in masks() {
         for (placement, effort) in kinds {
-            for world in [3, 8] {
+            for (world, forward, backward, link_mb_per_s) in ASKED {
                 let settings = Config {
                     placement,
                     effort,
-                    ..config(-1, 2)
+                    rates: Rates {
+                        link_mb_per_s,
+                        ..Rates::default()
+                    },
+                    ..config(forward, backward)
                 };
                 let plan = Plan::new(&mask, &shape(), world, 1, &settings).unwrap();
                 let digest = digest(&plan);
                 writeln!(
                     text,
-                    "{name} {placement:?} {effort:?} {world}: {:016x} {digest:016x}",
+                    "{name} {placement:?} {effort:?} {world} {forward} {backward} {link_mb_per_s}: {:016x} {digest:016x}",
                     plan.hash
                 )
                 .unwrap();

@@ -159,7 +159,7 @@ fn a_changed_transfer_is_found() {
 fn another_mask_is_found() {
     let settings = Config {
         sanity_check: true,
-        ..Config::default()
+        ..config(1, 1)
     };
     let causal = documents(&[64], MaskType::Causal);
     for rank in 0..4 {
@@ -172,7 +172,10 @@ fn another_mask_is_found() {
 #[test]
 fn hashes_differ_when_anything_that_shapes_a_plan_differs() {
     let mask = documents(&[30, 34], MaskType::Causal);
-    let base = Config::default();
+    let base = Config {
+        bwd_hide_tail_reduce: HostStage::First,
+        ..config(1, 1)
+    };
     let hash = |mask: &Mask, shape: AttnShape, world: usize, config: &Config| {
         let of = |rank| Plan::new(mask, &shape, world, rank, config).unwrap().hash;
         let first = of(0);

@@ -308,7 +308,12 @@ fn different_plans_are_told_apart() {
             let context = Context::new(comm);
             let create = |keys: i64| {
                 let mask = Arc::new(mask(keys));
-                Key::create(&context, &mask, s, Config::default()).unwrap()
+                let config = Config {
+                    degree_forward: 1,
+                    degree_backward: 1,
+                    ..Config::default()
+                };
+                Key::create(&context, &mask, s, config).unwrap()
             };
             let error = create(60 + r.rank as i64).prepare(r.stream()).unwrap_err();
             assert_eq!(error.status, Status::PlanMismatch);

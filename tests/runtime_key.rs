@@ -35,6 +35,8 @@ fn shape() -> AttnShape {
 fn small_chunks() -> Config {
     Config {
         chunk_size: 3,
+        degree_forward: 1,
+        degree_backward: 1,
         ..Config::default()
     }
 }

@@ -4,7 +4,7 @@ use super::{Error, Result};
 
 /// What the planner's cost model multiplies with. Integers, so that every machine predicts the same times.
 ///
-/// The defaults are bf16 rates of one H200 among four of a host; figures that are assumptions until measured say so.
+/// The defaults are bf16 rates of one H200 among four of a host, measured at commit 60073f4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rates {
     /// GFLOP/s of the forward kernel on visible cells, for head_dim up to 64, up to 128, and above.
@@ -22,14 +22,15 @@ pub struct Rates {
 impl Default for Rates {
     fn default() -> Self {
         Rates {
-            // 64 and 256: cuDNN, full masks of 16k tokens. 128: the best causal kernels at 32k tokens, 64:8 heads.
-            forward_gflops: [484_000, 670_000, 656_000],
-            backward_gflops: [445_000, 600_000, 352_000],
-            // All-to-all of 64 MB a rank through NCCL; one of 1 MB takes 35 us, 4 of them for the bytes.
-            link_mb_per_s: 231_000,
-            link_latency_ns: 31_000,
-            // An assumption: filling the device, and the last wave of tiles.
-            kernel_latency_ns: 10_000,
+            // By bench/calibrate.py.
+            forward_gflops: [550_000, 705_000, 832_000],
+            backward_gflops: [448_000, 580_000, 313_000],
+            // All-to-all through NCCL, over NVLink.
+            link_mb_per_s: 422_000,
+            // Of 0.55 to 1.2 ms that fetches of 0.2 GB a rank took, what bytes do not explain where nobody was late.
+            // calibrate.py says 285 us, which includes ranks that are late.
+            link_latency_ns: 60_000,
+            kernel_latency_ns: 31_000,
         }
     }
 }

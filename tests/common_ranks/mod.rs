@@ -8,7 +8,7 @@ use crate::common_reference::{Answer, Operands, Sink};
 use magi_attn::comm::local;
 use magi_attn::device::Stream;
 use magi_attn::runtime::{Context, Key, attn_args, backward, forward, movement};
-use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, Mask, Result, Side, Tensor};
+use magi_attn::types::{AttnShape, Config, DType, DsinkReduce, HostStage, Mask, Result, Side, Tensor};
 
 /// One problem on so many ranks.
 #[derive(Clone, Debug)]
@@ -28,12 +28,13 @@ pub struct Job {
 }
 
 impl Job {
-    /// `mask` on `world` ranks, one degree for both passes, shared sinks summed over ranks.
+    /// `mask` on `world` ranks, one degree for both passes, the host stage first in both, shared sinks summed over ranks.
     pub fn new(mask: &Mask, shape: AttnShape, world: usize, degree: i32, chunk_size: i64) -> Job {
         let config = Config {
             chunk_size,
             degree_forward: degree,
             degree_backward: degree,
+            bwd_hide_tail_reduce: HostStage::First,
             dsink_reduce: DsinkReduce::Sum,
             sanity_check: true,
             ..Config::default()

@@ -163,7 +163,9 @@ class Part:
     def __init__(self, site, comm, mask, row, settings, whole):
         self.site, self.row, self.whole = site, row, whole
         shape = ranks.shape_of(row, {"bf16": magi.BF16, "f32": magi.F32}[row.dtype])
-        self.key = ranks.Key(comm, mask, shape, ranks.config_of(site.library, {**site.settings, **settings}))
+        # One remote stage both ways: exchanges beside kernels.
+        stages = {"degree_forward": 1, "degree_backward": 1}
+        self.key = ranks.Key(comm, mask, shape, ranks.config_of(site.library, {**stages, **site.settings, **settings}))
 
     def load(self):
         """Dispatches inputs, makes outputs and calls. The key is prepared, or this is the first collective call."""
