@@ -196,7 +196,7 @@ class Suite:
         if min(call.sees.sum(), call.seen.sum()) < 64:
             limit += noise / 4  # a few rounding errors, of the textbook's too, are no statistics
         if name == "dsink":
-            limit += noise / 64  # of all rows those few count whose sinks are large: a fraction of what one may be off by
+            limit += noise / 16  # of all rows those few count whose sinks are large: a fraction of what one may be off by
         cancels = gradient.abs().amax(over) <= 1e-4 * noise
         limit = torch.where(cancels, torch.full_like(limit, noise) + limit, limit)
         worst = (error / limit).max().item()
