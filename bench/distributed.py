@@ -319,7 +319,9 @@ class Bench:
             for part in found:
                 pass_ = ranks.BACKWARD if part["pass"] == "backward" else ranks.FORWARD
                 part["measured_stages"] = self._everyone(one.key.stage_times(pass_))
-                part["exposed"] = max(map(ranks.exposed, part["measured_stages"]))
+                # The rank that waits least is the one that others wait for: what it waits for are transfers.
+                shares = [ranks.exposed(stages) for stages in part["measured_stages"]]
+                part["exposed"], part["exposed_most"] = min(shares), max(shares)
             traces = self._everyone(one.key.trace())
             if self.rank == 0:
                 name = os.path.join(self.options.trace, f"{row.mask.name}-{row.mask.total_q}-{self.world}")
@@ -444,7 +446,7 @@ def progress(found, number, count, seconds):
         for name, entry in row.get("measured", {}).items():
             text += f" | {name} {_figure(entry)} {entry['ms']:.2f} ms"
         if "exposed" in row:
-            text += f" | {row['exposed']:.1%} exposed"
+            text += f" | {row['exposed']:.1%} exposed, {row['exposed_most']:.1%} with waiting for other ranks"
         for name, note in row.get("contestants", {}).items():
             if "left_out" in note:
                 text += f" | {name}: {note['left_out']}"

@@ -22,7 +22,30 @@ from test_library import library
 
 sys.path.insert(0, os.path.join(results.ROOT, "tests", "gpu", "ranks"))
 import killed_rank  # noqa: E402
+import sites  # noqa: E402
 import soak  # noqa: E402
+
+
+class Sites(unittest.TestCase):
+    """Where the GPU programs of several ranks have their tensors, on torch's "cpu" device."""
+
+    def test_a_whole_problem_is_computed_alone_and_compared(self):
+        try:
+            import torch
+        except ImportError:
+            self.skipTest("no torch")
+        site = sites.CudaSite.__new__(sites.CudaSite)
+        site.torch, site.library, site.device, site.stream = torch, library(), torch.device("cpu"), None
+        whole = site.whole(Row(masks.grid_mask("causal", 64, 0), 4, 2, 16, 16, "bf16", True), 3)
+        for name in sites.OUTPUTS:
+            tensor = getattr(whole, name)
+            self.assertTrue(bool(torch.isfinite(tensor).all()), name)
+            own = site.like(tensor, 8)
+            self.assertEqual(site.difference(own, tensor, range(8)), float("inf"))
+            own.copy_(tensor[8:16])
+            self.assertEqual(site.difference(own, tensor, range(8, 16)), 0.0)
+            self.assertEqual(site.digest([own]), site.digest([tensor[8:16]]))
+            self.assertNotEqual(site.digest([own]), site.digest([tensor[:8]]))
 
 
 class LocalRanks(unittest.TestCase):
