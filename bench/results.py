@@ -50,13 +50,17 @@ def processor():
         return "unknown"
 
 
+# Options that say where on this machine something lies.
+PLACES = ("--library", "--out", "--trace")
+
+
 def command():
-    """The command, without the places of the library and of the file, which are of one machine."""
+    """The command, without those places."""
     words, skip = [], False
     for word in sys.argv[1:]:
-        if not skip and not word.startswith(("--library=", "--out=")) and word not in ("--library", "--out"):
+        if not skip and not word.startswith(tuple(f"{name}=" for name in PLACES)) and word not in PLACES:
             words.append(word)
-        skip = word in ("--library", "--out")
+        skip = word in PLACES
     return " ".join(["python3", f"bench/{os.path.basename(sys.argv[0])}", *words])
 
 
