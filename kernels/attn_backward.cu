@@ -43,10 +43,6 @@ DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Sh
     mbar_init(AT(v_full), 1);
     mbar_init(AT(v_empty), (WIDE ? 4 : 8) * WARP_ARRIVALS);
 #if WIDE
-    for (int i = 2; i < OUT_PLACES; i++) {
-        mbar_init(AT(dq_full) + 8 * i, 4 * WARP_ARRIVALS);
-        mbar_init(AT(dq_empty) + 8 * i, 1);
-    }
     for (int i = 0; i < 2; i++) {
         mbar_init(AT(dout_full) + 8 * i, WARP_ARRIVALS);
         mbar_init(AT(dout_empty) + 8 * i, 8 * WARP_ARRIVALS);

@@ -78,7 +78,7 @@ DEV void clean_gradients(int stage, int unseen, int seen, int lane) {
 // The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
 DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
     u32 phases = 0; // of K's stages
-    for (int i = 0;; i++) {
+    for (u32 i = 0;; i++) {
         mbar_wait(AT(ordered) + 8 * (i & (ORDERS - 1)), i / ORDERS & 1);
         const Order &o = s.orders[i & (ORDERS - 1)];
         const int what = o.what, stage = o.stage;
@@ -110,7 +110,7 @@ DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
 // other. A place is free again when its copy has been read; the newest ones may be under way meanwhile.
 DEV void add_queries(const BackwardMaps &maps, Shared &s) {
     u32 place = 0, phase = 0;
-    for (int n = 0;; n++) { // parts so far
+    for (u32 n = 0;; n++) { // parts so far
         mbar_wait(AT(dq_full) + 8 * place, phase);
         if (s.no_more_dq == n + 1) {
             break;

@@ -9,7 +9,7 @@ struct Producer {
     const BackwardMaps &maps;
     const magi_attn_backward_params &p;
     Shared &s;
-    int n = 0, orders = 0; // blocks and orders so far
+    u32 n = 0, orders = 0; // blocks and orders so far
 
     // The next order to the cleaning warp, which counts once its barrier is through.
     MEMBER Order &next_order() { return s.orders[orders & (ORDERS - 1)]; }
@@ -86,7 +86,7 @@ struct Producer {
 
     // All the work that this thread block gets.
     MEMBER void run() {
-        for (int i = 0;; i++) {
+        for (u32 i = 0;; i++) {
             mbar_wait(AT(brief_full) + 8 * (i & 1), i >> 1 & 1);
             const Brief &it = s.brief[i & 1];
             if (it.flags < 0) {
@@ -107,13 +107,13 @@ struct Scheduler {
     const BackwardMaps &maps;
     const magi_attn_backward_params &p;
     Shared &s;
-    int n = 0, tiles = 0; // items and tiles so far
+    u32 n = 0, tiles = 0; // items and tiles so far
 
     MEMBER int stage() const { return TILE_PLACES == 2 ? tiles & 1 : 0; }
 
     // Waits until there is room for the next tile's keys.
     MEMBER void wait_for_place() {
-        const int i = K_STAGES == TILE_PLACES ? tiles : tiles + 1; // with one K: the tile before is done with it
+        const u32 i = K_STAGES == TILE_PLACES ? tiles : tiles + 1; // with one K: the tile before is done with it
         mbar_wait(AT(k_empty) + 8 * (TILE_PLACES == 2 ? i & 1 : 0), (i / TILE_PLACES & 1) ^ 1);
     }
 
@@ -252,7 +252,7 @@ struct Scheduler {
         tile.blocks = t.items > 0 ? t.steps * heads : 0;
         tile.head0 = head * p.group + split * heads;
         tile.head1 = tile.head0 + heads;
-        tile.backward = work / gridDim.x % 2 == 0;
+        tile.backward = work / WAVE % 2 == 0;
         tile.item0 = t.item0, tile.item1 = t.item0 + t.items;
     }
 

@@ -18,6 +18,10 @@
 // Queries of which Q, dO and sums of dQ of two heads stay in the L2 cache.
 #define CACHED ((12 << 20) / (2 * HEAD_DIM + 2 * HEAD_DIM_V + (DQ ? 4 * HEAD_DIM : 0)))
 
+// Work items that begin at about the same time. Not the number of thread blocks, which depends on what is left to
+// others: the order of a tile's blocks, and so the bits of dK and dV, must not.
+#define WAVE 132
+
 #ifndef PART_LEAST // blocks of a part of a tile's queries; tests have fewer
 #define PART_LEAST 4
 #endif

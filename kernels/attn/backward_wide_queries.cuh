@@ -40,7 +40,7 @@ template <int C = 0> DEV void add_chunks(Way &way, const magi_attn_backward_para
 DEV void consume_queries(const magi_attn_backward_params &p, Shared &s, int tid) {
     const int lane = tid & 31, row = 16 * (tid / 32) + lane / 4;
     Way way = {0, 0};
-    int parts = 0;
+    u32 parts = 0;
     for (u32 tile = 0;; tile++) {
         const u32 i = tile & 1;
         mbar_wait(AT(k_full) + 8 * i, tile >> 1 & 1);

@@ -142,7 +142,15 @@ impl Pieces {
             let times = (0..self.ranks.len()).map(|rank| self.end(rank, choice, cost));
             times.max().unwrap_or(0)
         };
-        let each = |degree| sequences.iter().map(move |&s| (degree, s));
+        // Without a host stage of its own there is one order.
+        let orders = |degree| {
+            if degree == 0 {
+                &[Sequence::First][..]
+            } else {
+                sequences
+            }
+        };
+        let each = |degree| orders(degree).iter().map(move |&s| (degree, s));
         // There is one at least.
         degrees.flat_map(each).min_by_key(slowest).unwrap_or_default()
     }

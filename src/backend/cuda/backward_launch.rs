@@ -186,7 +186,7 @@ impl KeysLaunch<'_> {
         let current = self.gpu.enter()?;
         let maps = backward_maps::of_keys(&current, o, outputs.dq.as_ref(), self.kernel)?;
         let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
-        let params = self.params(o, outputs, &maps, processors);
+        let params = self.params(o, outputs, &maps);
         let launch = Launch {
             shared_bytes: self.kernel.shared_bytes,
             overlap_previous: true, // which makes the row sums
@@ -198,13 +198,7 @@ impl KeysLaunch<'_> {
         unsafe { launch.run(self.gpu, self.kernel.function, on, &mut arguments) }
     }
 
-    fn params(
-        &self,
-        o: &Operands,
-        out: &KeysOutputs,
-        maps: &BackwardMaps,
-        processors: i64,
-    ) -> BackwardParams {
+    fn params(&self, o: &Operands, out: &KeysOutputs, maps: &BackwardMaps) -> BackwardParams {
         let (shape, split) = (self.shape, self.split.parts);
         let data = |pair: &[Option<Tensor>; 2]| pair.each_ref().map(|t| t.map_or(null_mut(), |t| t.data()));
         let stride =
@@ -240,7 +234,7 @@ impl KeysLaunch<'_> {
             tile_count: self.list.count,
             heads_kv: shape.heads_kv as i32,
             group: (shape.heads_q / shape.heads_kv) as i32,
-            section: self.section(o, out, processors) as i32,
+            section: self.section(o, out) as i32,
             splits: split as i32,
             tokens_q: o.q.tokens() as i32,
             head_dim: shape.head_dim as i32,
@@ -255,13 +249,15 @@ impl KeysLaunch<'_> {
     }
 
     /// Key heads walked together: as many as have their queries, gradients of out and sums of dq in the L2 cache.
-    fn section(&self, o: &Operands, out: &KeysOutputs, processors: i64) -> i64 {
+    fn section(&self, o: &Operands, out: &KeysOutputs) -> i64 {
         let shape = self.shape;
         let size = shape.dtype.size() as i64;
         let sums = out.dq.map_or(0, |_| shape.head_dim * size_of::<f32>() as i64);
         let row = (shape.head_dim + shape.head_dim_v) * size + sums;
         let bytes = o.q.tokens() * (shape.heads_q / shape.heads_kv) * row;
         let fit = section::fit(self.gpu, bytes);
+        // Whatever is left to others: bits of dk and dv depend on the order of tiles.
+        let processors = i64::from(self.gpu.properties().multiprocessors);
         self.split.section(shape.heads_kv, processors, fit)
     }
 }
