@@ -307,6 +307,13 @@ fn on_adopted(raw: &[usize], abort: bool, f: impl Fn(usize, Arc<magi_attn::comm:
     });
 }
 
+/// As `greet_all`, until every rank has done it: an end that one declares would reach others in the middle of it.
+fn greet_together(comm: &dyn Communicator, rank: usize) {
+    greet_all(comm, rank);
+    // An error: a rank was through and went on to its end.
+    let _ = comm.all_gather(&[0], Stream::NULL);
+}
+
 #[test]
 fn an_adopted_communicator_stays_its_owners() {
     inside("an_adopted_communicator_stays_its_owners", &[], || {
@@ -319,7 +326,7 @@ fn an_adopted_communicator_stays_its_owners() {
             });
         }
         on_adopted(&raw, false, |rank, comm| {
-            greet_all(&*comm, rank);
+            greet_together(&*comm, rank);
             if rank == 0 {
                 comm.abort("a test");
             }
@@ -327,7 +334,7 @@ fn an_adopted_communicator_stays_its_owners() {
         });
         assert_eq!(record(), Vec::<String>::new(), "neither aborted nor destroyed");
         on_adopted(&raw, true, |rank, comm| {
-            greet_all(&*comm, rank);
+            greet_together(&*comm, rank);
             if rank == 0 {
                 comm.abort("a test");
             }
