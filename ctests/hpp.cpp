@@ -254,6 +254,7 @@ void rank(const problem &p, magi::comm_ref comm, std::int32_t rank) {
     magi_config config = magi::config();
     config.chunk_size = 3;
     config.profile = 1;
+    config.degree_forward = config.degree_backward = 1;
     const magi::key key(comm, m, shape, config), same(comm, m, shape, &config), other(comm, m, shape);
     CHECK(key.hash() == same.hash() && key.hash() != other.hash());
     key.prepare();
