@@ -81,13 +81,11 @@ DEV void pack_early(Consumer &c) {
         c.y[i] *= c.x[i];
     }
     pin(c.y);
-#if !SOFTCAP
 #pragma unroll
     for (int j = 0; j < BQ / 4; j++) {
         c.p[j / 4][j % 4] = pack(c.x[2 * j], c.x[2 * j + 1]);
     }
     pin(c.p);
-#endif
 }
 #endif
 

@@ -15,13 +15,6 @@
 #ifndef DQ
 #define DQ 1
 #endif
-// Queries of which Q, dO and sums of dQ of two heads stay in the L2 cache.
-#define CACHED ((12 << 20) / (2 * HEAD_DIM + 2 * HEAD_DIM_V + (DQ ? 4 * HEAD_DIM : 0)))
-
-// Work items that begin at about the same time. Not the number of thread blocks, which depends on what is left to
-// others: the order of a tile's blocks, and so the bits of dK and dV, must not.
-#define WAVE 132
-
 #ifndef PART_LEAST // blocks of a part of a tile's queries; tests have fewer
 #define PART_LEAST 4
 #endif
@@ -54,6 +47,13 @@ constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
 constexpr u32 STATS_BYTES = 2 * BQ * 4;
 constexpr u32 SHARED_MOST = 232448;
+
+// Queries of which Q, dO and sums of dQ of two heads stay in the L2 cache.
+constexpr int CACHED = (12 << 20) / (2 * HEAD_DIM + 2 * HEAD_DIM_V + (DQ ? 4 * HEAD_DIM : 0));
+
+// Work items that begin at about the same time. Not the number of thread blocks, which depends on what is left to
+// others: the order of a tile's blocks, and so the bits of dK and dV, must not.
+constexpr int WAVE = 132;
 
 // dQ of a block leaves in boxes of 32 columns, BOXES of them at a time, through a place for each warpgroup that has a
 // share of the columns. Where one warpgroup has them all, it leaves a chunk after the other, by places in turn.

@@ -83,14 +83,6 @@ DEV void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
                  : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit elements, a row from each lane's address.
-DEV void ldmatrix_x4(u32 (&r)[4], u32 a) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(a)
-                 : "memory");
-}
-
 // The same, each matrix transposed: an address for each of its columns.
 DEV void stmatrix_x4_trans(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(r0), "r"(r1),
@@ -119,13 +111,4 @@ DEV void st_shared_f32(u32 a, float x) {
 
 DEV void st_shared_f32x2(u32 a, float x, float y) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
-}
-
-DEV void add_global_f32x2(float *p, float a, float b) {
-    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
-}
-
-DEV void add_global_f32x4(float *p, float a, float b, float c, float d) {
-    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(a), "f"(b), "f"(c), "f"(d)
-                 : "memory");
 }

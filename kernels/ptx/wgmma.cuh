@@ -83,12 +83,6 @@ DEV constexpr u64 smem_desc(u32 addr, u32 leading, u32 stride) {
                      : LIST                                                                                            \
                      : "l"(a), "l"(b), "r"(add));                                                                      \
     }                                                                                                                  \
-    DEV void wgmma_rs(float (&d)[N / 2], const u32(&a)[4], u64 b, int add) {                                           \
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, " I5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
-                     "k16.f32." WGMMA_DTYPE " {" REGS "}, {" I0 ", " I1 ", " I2 ", " I3 "}, " I4 ", p, 1, 1, 0; }"     \
-                     : LIST                                                                                            \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                  \
-    }                                                                                                                  \
     DEV void wgmma_rs_t(float (&d)[N / 2], const u32(&a)[4], u64 b, int add) {                                         \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " I5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                 \
                      "k16.f32." WGMMA_DTYPE " {" REGS "}, {" I0 ", " I1 ", " I2 ", " I3 "}, " I4 ", p, 1, 1, 1; }"     \

@@ -127,14 +127,6 @@ static void stmatrix_x4(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
     }
     __syncwarp();
 }
-static void ldmatrix_x4(u32 (&r)[4], u32 a) {
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x & ~31u;
-    show(a);
-    for (u32 m = 0; m < 4; m++) {
-        memcpy(&r[m], at(seen<u32>(warp + 8 * m + lane / 4)) + 4 * (lane & 3), 4);
-    }
-    __syncwarp();
-}
 static void stmatrix_x4_trans(u32 a, u32 r0, u32 r1, u32 r2, u32 r3) {
     const u32 words[4] = {r0, r1, r2, r3}, lane = threadIdx.x & 31, warp = threadIdx.x & ~31u;
     show(a);

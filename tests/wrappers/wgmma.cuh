@@ -97,9 +97,6 @@ template <int N> static void from_registers(float (&d)[N], const u32 (&a)[4], u6
         multiply(d, of_a, b, b_k_major, add, self);
     });
 }
-template <int N> static void wgmma_rs(float (&d)[N], const u32 (&a)[4], u64 b, int add) {
-    from_registers(d, a, b, true, add);
-}
 template <int N> static void wgmma_rs_t(float (&d)[N], const u32 (&a)[4], u64 b, int add) {
     from_registers(d, a, b, false, add);
 }
