@@ -62,8 +62,8 @@ constexpr int BOXES = D <= 64 ? 1 : 2, OUT_PLACES = 2;
 
 static_assert(!TRANSPOSED || BOXES == 2, "dQ of a warpgroup has 64 columns when it is transposed");
 
-// dS has two slots; a wide kernel has P in the first and dS in the second.
-constexpr int SLOTS = WIDE || DQ ? 2 : 0;
+// dS has two slots. A wide kernel has dS in one, behind two with P in f32: dS made of rounded P would be rounded twice.
+constexpr int SLOTS = WIDE ? 3 : DQ ? 2 : 0;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever.

@@ -29,17 +29,14 @@ DEV void take_probabilities(Gradients &c, const magi_attn_backward_params &param
         select(c.y, unseen);
     }
     named_sync(P_FULL, 256);
-    const u32 from = AT(ds) + c.row / 16 * 2048 + c.lane * 16;
+    const u32 from = P_AT + c.row / 16 * P_WARP + c.lane * 16;
 #pragma unroll
-    for (int j = 0; j < BQ / 16; j++) {
+    for (int j = 0; j < BQ / 8; j++) {
         u32 p[4];
         ld_shared_v4(p, from + j * 512);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float w[2];
-            unpack(w, p[i]);
-            c.y[8 * j + 2 * i] *= w[0];
-            c.y[8 * j + 2 * i + 1] *= w[1];
+            c.y[4 * j + i] *= __uint_as_float(p[i]);
         }
     }
     named_arrive(P_EMPTY, 256);
@@ -56,7 +53,7 @@ DEV void hand_over(Gradients &c, bool first) {
         named_sync(DS_EMPTY, 256);
     }
     const u32 query = (c.lane & 7) + c.lane / 16 * 8, piece = c.row / 16 * 2 + c.lane / 8 % 2;
-    const u32 to = AT(ds) + DS_BYTES + query * 128 + (piece ^ (c.lane & 7)) * 16;
+    const u32 to = DS_AT + query * 128 + (piece ^ (c.lane & 7)) * 16;
 #pragma unroll
     for (int j = 0; j < BQ / 16; j++) {
         stmatrix_x4_trans(to + j * 16 * 128, c.ds[j][0], c.ds[j][1], c.ds[j][2], c.ds[j][3]);
@@ -117,7 +114,7 @@ DEV void consume_gradients(const magi_attn_backward_params &p, Shared &s, int ti
 #if DQ
             named_sync(DS_EMPTY, 256);
 #endif
-            store_rows<false>(c.dk, p, s, (int)(tile & 1), AT(ds) + DS_BYTES, c.row, c.lane);
+            store_rows<false>(c.dk, p, s, (int)(tile & 1), DS_AT + c.row / 16 * 2048, c.row, c.lane);
 #if DQ
             named_sync(ROWS_STORED, 128); // dS of the next tile goes where other warps put theirs together
 #endif

@@ -9,6 +9,12 @@
 // whose rows leave by the same place.
 enum { P_FULL = 1, P_EMPTY, DS_FULL, DS_EMPTY, ROWS_STORED };
 
+// Where they lie, and bytes of P of a warp, of which 32 threads side by side have 16 at a time.
+#define P_AT AT(ds)
+#define DS_AT (AT(ds) + 2 * DS_BYTES)
+constexpr u32 P_WARP = DS_BYTES / 2;
+static_assert(P_WARP == BQ / 2 * 32 * 4, "P of a warp is as large as its share of two slots");
+
 // x += A B^T, in flight; rows of A are keys, those of B queries, each of WIDTH columns.
 template <int WIDTH> DEV void multiply(float (&x)[BQ / 2], u32 a, u32 b, int keep) {
     const u64 da = smem_desc(a, 16, 1024), db = smem_desc(b, 16, 1024);
@@ -57,7 +63,7 @@ DEV int wait_for_queries(const Shared &s, u32 n) {
     return __shfl_sync(~0u, s.block[n & 1].flags, 0);
 }
 
-// Stores dK or dV of a finished tile by way of `buffer`, 8 KB of a warpgroup.
+// Stores dK or dV of a finished tile by way of `buffer`, the warp's own 2 KB.
 template <bool OF_V, int N>
 DEV void store_rows(float (&x)[N], const magi_attn_backward_params &p, const Shared &s, int place, u32 buffer, int row,
                     int lane) {
@@ -72,5 +78,5 @@ DEV void store_rows(float (&x)[N], const magi_attn_backward_params &p, const Sha
     for (int j = 0; j < (OF_V ? 0 : N); j++) {
         x[j] *= p.scale;
     }
-    store(x, OF_V ? rows_of_v(p, t) : rows_of_k(p, t), p, buffer + warp * 2048, row, t.rows, lane);
+    store(x, OF_V ? rows_of_v(p, t) : rows_of_k(p, t), p, buffer, row, t.rows, lane);
 }

@@ -11,7 +11,7 @@ struct Way {
 // Chunk C and the following ones of 64 columns of dQ = dS K. `k_empty`: where to say that K is done with; 0: it is not.
 template <int C = 0> DEV void add_chunks(Way &way, const magi_attn_backward_params &p, u32 k_empty, int row, int lane) {
     if constexpr (C < D_CHUNKS) {
-        const u64 ds = smem_desc(AT(ds) + DS_BYTES, 16, 1024), k = smem_desc(AT(k) + C * BK * 128, 16, 1024);
+        const u64 ds = smem_desc(DS_AT, 16, 1024), k = smem_desc(AT(k) + C * BK * 128, 16, 1024);
         float dq[32];
         wgmma_fence();
 #pragma unroll

@@ -39,8 +39,8 @@ DEV void find_probabilities(Scores &c, const magi_attn_backward_params &params, 
     mbar_arrive_warp(AT(empty) + 8 * i, c.lane);
 }
 
-// Hands P over, as fragments of the thread that has the same keys and queries there. A warp writes where it also puts
-// together rows of a tile, so that no warp is in another one's way.
+// Hands P over to the thread that has the same keys and queries there. A warp writes where it also puts together rows
+// of a tile, so that no warp is in another one's way.
 DEV void hand_over(Scores &c, bool first) {
 #if !SOFTCAP
 #pragma unroll
@@ -51,15 +51,12 @@ DEV void hand_over(Scores &c, bool first) {
     if (!first) {
         named_sync(P_EMPTY, 256);
     }
-    const u32 to = AT(ds) + c.row / 16 * 2048 + c.lane * 16;
+    const u32 to = P_AT + c.row / 16 * P_WARP + c.lane * 16;
 #pragma unroll
-    for (int j = 0; j < BQ / 16; j++) {
-#if SOFTCAP
-        const float *const x = &c.x[8 * j];
-        st_shared_v4(to + j * 512, pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
-#else
-        st_shared_v4(to + j * 512, c.p[j][0], c.p[j][1], c.p[j][2], c.p[j][3]);
-#endif
+    for (int j = 0; j < BQ / 8; j++) {
+        const float *const x = &c.x[4 * j];
+        st_shared_v4(to + j * 512, __float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+                     __float_as_uint(x[3]));
     }
     named_arrive(P_FULL, 256);
 }
@@ -110,7 +107,7 @@ DEV void consume_scores(const magi_attn_backward_params &p, Shared &s, int tid) 
             mbar_arrive_warp(AT(k_empty) + 8 * (tile & 1), c.lane);
             step<false>(c, p, s, s.place[tile & 1].blocks == 1);
             named_sync(P_EMPTY, 256);
-            store_rows<true>(c.dv, p, s, (int)(tile & 1), AT(ds), c.row, c.lane);
+            store_rows<true>(c.dv, p, s, (int)(tile & 1), P_AT + c.row / 16 * P_WARP, c.row, c.lane);
         } else {
             if (tid < BK) {
                 store_zeros(p, s.place[i], tid, true);

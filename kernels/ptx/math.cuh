@@ -35,19 +35,11 @@ DEV u32 pack(float lo, float hi) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 }
-DEV void unpack(float (&x)[2], u32 packed) {
-    asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %2; cvt.f32.f16 %0, lo; cvt.f32.f16 %1, hi; }"
-        : "=f"(x[0]), "=f"(x[1])
-        : "r"(packed));
-}
 #else
 #define WGMMA_DTYPE "bf16.bf16"
 DEV u32 pack(float lo, float hi) {
     u32 r;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
-}
-DEV void unpack(float (&x)[2], u32 packed) {
-    x[0] = __int_as_float(packed << 16), x[1] = __int_as_float(packed & 0xffff0000);
 }
 #endif

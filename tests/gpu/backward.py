@@ -60,13 +60,15 @@ class Call(forward.Call):
 
 
 def gradients(call, see, real, rounded=False):
-    """out, lse and the gradients by name, in `real`; `rounded` rounds out, P and dS to the inputs' dtype, as a textbook does."""
+    """out, lse and the gradients by name, in `real`; `rounded` rounds out, P and dS to the inputs' dtype, as a textbook does.
+    Leaves the largest P of each query head in `call.most`."""
     tq, hq = call.q.shape[:2]
     group = hq // call.k.shape[1]
     down = (lambda x: x.to(call.dtype).to(real)) if rounded else (lambda x: x)
     zeros = lambda t: torch.zeros(t.shape, device=DEVICE, dtype=real)
     found = {"dq": zeros(call.q), "dk": zeros(call.k), "dv": zeros(call.v)}
     out, lse = zeros(call.dout), torch.zeros(tq, hq, device=DEVICE, dtype=real)
+    call.most = torch.zeros(hq, device=DEVICE, dtype=torch.float64)
     if call.sink is not None:
         found["dsink"] = zeros(call.sink)
     hidden = lambda x, seen: torch.where(seen[:, None], x.to(real), torch.zeros((), device=DEVICE, dtype=real))
@@ -86,6 +88,7 @@ def gradients(call, see, real, rounded=False):
         lse[:, h] = torch.logsumexp(torch.cat([s, sink], 1), 1)
         safe = torch.where(lse[:, h].isinf(), torch.zeros_like(lse[:, h]), lse[:, h])[:, None]
         p = torch.exp(s - safe)
+        call.most[h] = p.max() if p.numel() else 0.0
         out[:, h] = down(down(p) @ v)
         delta = (out[:, h] * dout).sum(1, keepdim=True)
         ds = p * (dout @ v.T - delta)
@@ -197,8 +200,14 @@ class Suite:
         limit = 3 * (plain - exact).abs().amax(over) + ULP[call.dtype] / 4 * most + 1e-30
         if min(call.sees.sum(), call.seen.sum()) < 64:
             limit += noise / 4  # a few rounding errors, of the textbook's too, are no statistics
+        few = torch.zeros_like(most, dtype=torch.bool)
         if name == "dsink":
             limit += noise / 16  # of all rows those few count whose sinks are large: a fraction of what one may be off by
+        elif name != "dv":
+            # Large logits leave few rows that count, and where P is near 1 those cancel: fewer still.
+            own = noise * (call.most if name == "dq" else call.most.view(most.shape[0], -1).amax(1))
+            few = most <= own
+            limit += torch.where(few, own / 64, torch.zeros_like(own))
         cancels = gradient.abs().amax(over) <= 1e-4 * noise
         limit = torch.where(cancels, torch.full_like(limit, noise) + limit, limit)
         worst = (error / limit).max().item()
@@ -208,7 +217,7 @@ class Suite:
             sizes = f"error {error[h]:.3g}, the textbook's {(plain - exact).abs().amax(over)[h]:.3g}, largest {most[h]:.3g}, noise {noise:.3g}"
             self.fail(what, f"at {worst:.3f} of its bound in head {h}: {sizes}")
         vanishes = (most < 1e-30) | (limit > most)  # beside the f32 that it is rounded to, or beside its bound
-        for h in torch.nonzero(~cancels & ~vanishes).flatten().tolist():
+        for h in torch.nonzero(~cancels & ~vanishes & ~few).flatten().tolist():
             cosine = lambda x: torch.nn.functional.cosine_similarity(x[:, h].flatten(), exact[:, h].flatten(), 0, 1e-300).item()
             mine = cosine(got)
             # Tiny cases cancel; three times the textbook's error is nine times its distance from 1.
