@@ -180,6 +180,17 @@ class Rates(unittest.TestCase):
         self.assertIn(f"MAGI_ATTENTION_RATES='{found['text']}'", printed.getvalue())
         self.assertIn(f"config.link_mb_per_s = {found['rates']['link_mb_per_s']};", printed.getvalue())
 
+    def test_exchanges_of_many_runs(self):
+        words = ["--packing", "--device", "cpu", "--world", "2", "--rounds", "3", "--warmup", "1"]
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()):
+            path = os.path.join(folder, "packing.json")
+            self.assertEqual(calibrate.main([*words, "--library", library().path, "--out", path]), 0)
+            found = results.load(path)
+        self.assertEqual([(row["runs"], row["rows"]) for row in found["rows"]], calibrate.PACKING["cpu"])
+        self.assertEqual(found["rows"][-1]["bytes_received"], 9 * 128 * 2048 * 4)
+        self.assertTrue(all(row["ms"] > 0 for row in found["rows"]))
+        self.assertEqual(len(printed.getvalue().splitlines()), 4)
+
     def test_the_library_takes_the_text(self):
         program = "import magi, ranks, rates, sys; print(rates.defaults_of(ranks.config_of(magi.Library(sys.argv[1]), {})))"
         environment = {**os.environ, "MAGI_ATTENTION_RATES": rates.text(self.RATES), "PYTHONPATH": os.path.dirname(calibrate.__file__)}
