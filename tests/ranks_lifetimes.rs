@@ -235,7 +235,8 @@ fn prepared_calls_take_no_memory() {
         let s = shape(2, 1, 8, 8, DType::F64);
         let mask = Mask::from_sliding_window(96, 96, (-1, 0), 0).unwrap();
         let job = |world, degree, chunk| Job::new(&mask, s, world, degree, chunk);
-        let mut jobs: Vec<(Job, u64, usize)> = vec![(job(1, 1, 8), 0, 0), (job(2, 2, 8), 2, 3), (job(4, 1, 1), 3, 8)];
+        let mut jobs: Vec<(Job, u64, usize)> =
+            vec![(job(1, 1, 8), 0, 0), (job(2, 2, 8), 2, 3), (job(4, 1, 1), 3, 8)];
         let with = |change: fn(&mut Job)| {
             let mut job = job(4, 2, 8);
             change(&mut job);

@@ -58,7 +58,12 @@ impl HostVolume {
     }
 
     /// The volume of keys that rank r fetches in stage i: `groups[r][i]`.
-    pub(super) fn of(side: &SidePlacement, mesh: Mesh, groups: &[Vec<Ranges>], two_level: bool) -> HostVolume {
+    pub(super) fn of(
+        side: &SidePlacement,
+        mesh: Mesh,
+        groups: &[Vec<Ranges>],
+        two_level: bool,
+    ) -> HostVolume {
         let keys = Meshed::new(side, mesh);
         let world = side.world();
         let mut volume = HostVolume {

@@ -194,7 +194,9 @@ fn sink_gradient(
     let shared = sink.shape().len() == 2;
     let room = if shared { space.sinks } else { space.dq };
     if room.elements() < sink.elements() {
-        return Err(Error::internal("gradients of sinks are larger than their workspace"));
+        return Err(Error::internal(
+            "gradients of sinks are larger than their workspace",
+        ));
     }
     // SAFETY: the space has the dtype of dsink and room for as many elements, for this call alone.
     let own = unsafe { Tensor::dense(room.data(), dsink.dtype(), dsink.device(), sink.shape()) };

@@ -205,11 +205,7 @@ pub fn rank_watched<P: Place>(
     let (mut dk, mut dv) = (output(Side::K, &k_row)?, output(Side::K, &v_row)?);
     let mut lse = local_on(place, key, Side::Q, None, &[s.heads_q], (acc, Layout::Dense))?;
     let mut max_logits = place.poisoned(&[s.heads_q], DType::F32, Layout::Dense);
-    let mut sink = o
-        .sink
-        .as_ref()
-        .map(|z| sinks(place, key, z, job))
-        .transpose()?;
+    let mut sink = o.sink.as_ref().map(|z| sinks(place, key, z, job)).transpose()?;
     let [sink_tensor, dsink_tensor] = match &mut sink {
         Some([z, dz]) => [Some(place.tensor(z)), Some(place.tensor(dz))],
         None => [None, None],

@@ -13,7 +13,7 @@ namespace {
 
 // Never destroyed: streams use them to the end of the process.
 Memory &memory = *new Memory;
-bool shared_pools[DEVICES];                  // memory taken in the order of a stream is open to all other devices
+bool shared_pools[DEVICES]; // memory taken in the order of a stream is open to all other devices
 std::atomic<int> allocations;
 std::mutex &one_at_a_time = *new std::mutex; // kernels: what a block shares is static
 
