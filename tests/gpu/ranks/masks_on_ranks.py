@@ -31,6 +31,7 @@ import results  # noqa: E402
 from device import describe  # noqa: E402
 
 DEGREES = (0, 1, 2, 4, -1)
+BACKENDS = {"ffa": magi.FFA, "sdpa": magi.SDPA, "default": magi.DEFAULT}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 # What a config asks for, in turn. Host stages of backward: first, last, half at either end.
 VARIANTS = {
@@ -63,12 +64,13 @@ class Threads:
 
 
 class Processes:
-    """As torchrun started them."""
+    """As torchrun started them, each with the current device."""
 
     def __init__(self):
         import torch.distributed as dist
 
-        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=200))
+        device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl", timeout=datetime.timedelta(seconds=200), device_id=device)
         self.dist, self.world = dist, dist.get_world_size()
 
     def gather(self, rank, mine):
@@ -263,6 +265,8 @@ class Rank:
         shape = (*map(int, self.options.heads.split(":")), self.options.dim, self.options.dim)
         shape = ranks.AttnShape(**dict(zip(("heads_q", "heads_kv", "head_dim", "head_dim_v"), shape)), dtype={"bf16": magi.BF16, "f16": magi.F16}[self.options.dtype])
         fields = {"chunk_size": problem.chunk, "degree_forward": degree, "degree_backward": degree, "dsink_reduce": 1, "cache_size": 0}
+        # In host memory there is one backend only; on devices none may stand in for the one that is asked for.
+        fields["backend"] = magi.DEFAULT if self.on_host else BACKENDS[self.options.backend]
         config = ranks.config_of(self.library, {**fields, **VARIANTS[variant], **settings})
         mask = magi.Mask(self.library, problem.slices, problem.tq, problem.tk)
         if variant != "second mask":
@@ -344,6 +348,7 @@ class Rank:
         # The others wait for this rank: they are to hear of it, whatever it is.
         except Exception as caught:
             error = f"{type(caught).__name__}: {caught}"
+            print(f"rank {self.rank}: {error}", file=sys.stderr, flush=True)
             self.comm.abort(error)
         mine = {"rank": self.rank, "error": error, "wrong": self.judge.wrong, "worst": self.judge.worst_of, "moved": self.moved}
         return self.ring.gather(self.rank, mine)
@@ -408,6 +413,7 @@ def arguments(argv):
     add("--heads", default="4:2")
     add("--dim", type=int, help="128; 16 with --device cpu")
     add("--dtype", choices=list(DTYPES), default="bf16")
+    add("--backend", choices=list(BACKENDS), default="ffa", help="of CUDA devices")
     add("--seed", type=int, default=2026)
     add("--masks", default=os.path.join(HERE, "..", "..", "cases", "masks.json"))
     add("--library", help="path of libmagi_attn.so")
@@ -445,6 +451,7 @@ def on_device(options, library):
     rank = Rank(library, comm, int(os.environ["RANK"]), ring, options)
     found = rank.run()
     comm.close()
+    ring.dist.destroy_process_group()
     return rank, found
 
 
@@ -456,7 +463,7 @@ def main(argv=None):
     rank, all_ = (on_threads if options.device == "cpu" else on_device)(options, library)
     bad = judge(all_, rank.rows, options)
     if rank.rank == 0:
-        names = ("random", "only", "tokens", "heads", "dim", "dtype", "seed")
+        names = ("random", "only", "tokens", "heads", "dim", "dtype", "backend", "seed")
         connections = os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
         protocol = {**{n: getattr(options, n) for n in names}, "world": len(all_), "CUDA_DEVICE_MAX_CONNECTIONS": connections}
         result = results.header("masks on ranks", library.version, protocol, {"device": options.device, "card": results.card()})
