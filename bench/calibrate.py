@@ -4,6 +4,7 @@
   torchrun --standalone --nproc-per-node 4 bench/calibrate.py
 
 Prints what was measured, the rates as a value of MAGI_ATTENTION_RATES, and the same as C. bench/README.md says how they are measured.
+With --packing exchanges of many runs of rows instead, on either side of where the library begins to pack them.
 """
 import argparse
 import ctypes as C
@@ -27,6 +28,11 @@ DEFAULTS = {
     "cuda": (16384, "64:8", "bf16", "1000000,4000000,16000000,64000000,256000000"),
     "cpu": (64, "2:1", "f32", "4096,65536"),
 }
+# Runs to each rank and rows of a run: more than 8 runs of less than 128 rows are packed.
+PACKING = {
+    "cuda": [(runs, rows) for rows in (1, 16, 64, 127, 128) for runs in (1, 4, 8, 9, 16, 64, 256)],
+    "cpu": [(runs, rows) for rows in (1, 127, 128) for runs in (1, 8, 9)],
+}
 # Every rank sends rows of k and v of so many elements, as keys travel.
 ROW_ELEMENTS = (1024, 1024)
 
@@ -39,6 +45,7 @@ def arguments(argv):
     add("--tokens", type=int, help="of the rows by which kernels are measured")
     add("--heads", help="query:key heads")
     add("--bytes", help="comma list: what a rank receives in an exchange")
+    add("--packing", action="store_true", help="measure exchanges of many runs, and no rates")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: local ranks, without torch; for tests")
     add("--world", type=int, help="ranks; the launcher's without it, 2 with --device cpu")
     add("--warmup", type=int, default=3)
@@ -80,6 +87,8 @@ def rows_of_size(wanted, world, element_bytes):
 class Device:
     """The GPUs of a launcher's processes, all of them at once; a time is that of the slowest."""
 
+    element_bytes = 2
+
     def __init__(self, options, library):
         self.bench = distributed.Bench(options, library)
         self.options, self.library = options, library
@@ -103,14 +112,13 @@ class Device:
         self.bench.torch.cuda.empty_cache()
         return {name: times.ms for name, times in found.items()}
 
-    def exchanges(self, sizes):
-        """[(received bytes, ms)] of exchanges in which every rank receives as much."""
+    def exchanges(self, shapes):
+        """Milliseconds of exchanges in which every rank gets so many runs of so many rows from every other."""
         from device import describe
 
-        torch, plans, calls, moved = self.bench.torch, [], {}, []
-        for i, wanted in enumerate(sizes):
-            rows, count = rows_of_size(wanted, self.world, 2)
-            plan = group.AllToAll(self.bench.comm, self.rank, self.world, rows, ROW_ELEMENTS, magi.BF16)
+        torch, plans, calls = self.bench.torch, [], {}
+        for i, (runs, rows) in enumerate(shapes):
+            plan = group.AllToAll(self.bench.comm, self.rank, self.world, rows, ROW_ELEMENTS, magi.BF16, runs)
             plan.prepare(self.bench.stream)
             local, received = (
                 [torch.zeros(plan.rows, n, dtype=torch.bfloat16, device=self.bench.device) for n in ROW_ELEMENTS] for _ in range(2)
@@ -118,11 +126,10 @@ class Device:
             plan.kept = local, received
             calls[i] = plan.enqueue(*([describe(t) for t in side] for side in plan.kept), self.bench.stream)
             plans.append(plan)
-            moved.append(count)
         found = self.bench.turns.run(calls)[0]
         for plan in plans:
             plan.close()
-        return [(count, found[i].ms) for i, count in enumerate(moved)]
+        return [found[i].ms for i in range(len(shapes))]
 
     def close(self):
         """Leaves the other ranks."""
@@ -132,6 +139,8 @@ class Device:
 
 class Local:
     """Ranks that are threads of this process, in host memory."""
+
+    element_bytes = 4
 
     def __init__(self, options, library):
         self.options, self.library = options, library
@@ -164,15 +173,15 @@ class Local:
             found[i, "backward"] = max(self._median(both.run) - found[i, "forward"], 1e-6)
         return found
 
-    def exchanges(self, sizes):
+    def exchanges(self, shapes):
         """As of Device."""
         comms = ranks.Comm.local(self.library, self.world)
         meet, failed, slowest = threading.Barrier(self.world), [], {}
 
         def work(rank):
             try:
-                for wanted in sizes:
-                    slowest[rank, wanted] = self._exchange(comms[rank], rank, wanted, meet)
+                for shape in shapes:
+                    slowest[rank, shape] = self._exchange(comms[rank], rank, shape, meet)
             # Whatever it is, ranks that wait for this one must be woken.
             except Exception as error:
                 failed.append(error)
@@ -182,13 +191,11 @@ class Local:
         ranks.on_threads(comms, work)
         if failed:
             raise failed[0]
-        return [
-            (rows_of_size(wanted, self.world, 4)[1], max(slowest[rank, wanted] for rank in range(self.world))) for wanted in sizes
-        ]
+        return [max(slowest[rank, shape] for rank in range(self.world)) for shape in shapes]
 
-    def _exchange(self, comm, rank, wanted, meet):
-        rows, _ = rows_of_size(wanted, self.world, 4)
-        plan = group.AllToAll(comm, rank, self.world, rows, ROW_ELEMENTS, magi.F32)
+    def _exchange(self, comm, rank, shape, meet):
+        runs, rows = shape
+        plan = group.AllToAll(comm, rank, self.world, rows, ROW_ELEMENTS, magi.F32, runs)
         plan.prepare()
         memory = [[(C.c_float * (plan.rows * n))() for n in ROW_ELEMENTS] for _ in range(2)]
         sides = ([magi.tensor(C.addressof(m), magi.F32, (plan.rows, n)) for m, n in zip(side, ROW_ELEMENTS)] for side in memory)
@@ -209,6 +216,11 @@ class Local:
 def measure(options, where):
     """The rows of the result file. Collective."""
     rows = []
+    if options.packing:
+        row = sum(ROW_ELEMENTS) * where.element_bytes * (where.world - 1)
+        shapes = PACKING[options.device]
+        times = where.exchanges(shapes)
+        return [{"what": "runs", "runs": a, "rows": b, "bytes_received": a * b * row, "ms": ms} for (a, b), ms in zip(shapes, times)]
     for dim in options.head_dims:
         pairs = list(kernel_rows(options, dim))
         for (i, kind), ms in where.kernels(pairs).items():
@@ -216,8 +228,20 @@ def measure(options, where):
             row = distributed.of_pass(row, kind == "backward")
             rows.append({"what": what, **row.describe(), "head_dim": dim, "tokens": row.mask.total_q, "ms": ms})
     if where.world > 1:
-        rows += [{"what": "link", "bytes_received": count, "ms": ms} for count, ms in where.exchanges(options.bytes)]
+        sizes = [rows_of_size(wanted, where.world, where.element_bytes) for wanted in options.bytes]
+        times = where.exchanges([(1, count) for count, _ in sizes])
+        rows += [{"what": "link", "bytes_received": bytes_, "ms": ms} for (_, bytes_), ms in zip(sizes, times)]
     return rows
+
+
+def packing_table(rows):
+    """Lines: microseconds by runs and rows of a run."""
+    most = sorted({r["runs"] for r in rows})
+    lines = [f"{'us of runs':>12}" + "".join(f" {n:>8}" for n in most)]
+    for count in sorted({r["rows"] for r in rows}):
+        each = {r["runs"]: r["ms"] * 1e3 for r in rows if r["rows"] == count}
+        lines.append(f"{count:>7} rows" + "".join(f" {each[n]:8.1f}" for n in most))
+    return lines
 
 
 def main(argv=None):
@@ -235,18 +259,21 @@ def main(argv=None):
         "statistic": "median over rounds of the slowest rank",
     }
     result["rows"] = measure(options, where)
-    result["rates"] = rates.rates_of(result["rows"], rates.defaults_of(ranks.config_of(library, {})))
-    result["text"] = rates.text(result["rates"])
+    if options.packing:
+        result["kind"] = "packing"
+    else:
+        result["rates"] = rates.rates_of(result["rows"], rates.defaults_of(ranks.config_of(library, {})))
+        result["text"] = rates.text(result["rates"])
     where.close()
     if where.rank == 0:
         stamp = result["date"][:19].replace(":", "").replace("-", "")
         path = options.out
         if options.device == "cuda":
-            path = path or os.path.join(results.ROOT, "bench", "results", f"rates-{result['commit'][:12]}-{stamp}.json")
+            path = path or os.path.join(results.ROOT, "bench", "results", f"{result['kind']}-{result['commit'][:12]}-{stamp}.json")
         if path:
             results.save(path, result)
             distributed.say(path)
-        print("\n".join(rates.table(result)))
+        print("\n".join(packing_table(result["rows"]) if options.packing else rates.table(result)))
     return 0
 
 

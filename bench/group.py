@@ -39,10 +39,10 @@ STRUCTS = {"magi_group_piece": Piece, "magi_group_tensor": GroupTensor, "magi_gr
 
 
 class AllToAll:
-    """A magi_group_plan of one rank among `world`: `rows` rows go to each of the others, and as many come from each. `close` frees
-    it, before the communicator."""
+    """A magi_group_plan of one rank among `world`: `runs` runs of `rows` rows go to each of the others, and as many come from each.
+    `close` frees it, before the communicator."""
 
-    def __init__(self, comm, rank, world, rows, row_elements, dtype):
+    def __init__(self, comm, rank, world, rows, row_elements, dtype, runs=1):
         self.library, self.handle = comm.library, C.c_void_p()
         pointer, tensors = C.c_void_p, C.POINTER(magi.Tensor)
         for name, arguments in {
@@ -52,9 +52,11 @@ class AllToAll:
         }.items():
             self.library._declare(f"magi_group_{name}", arguments)
         self.library._declare("magi_group_plan_destroy", [pointer], None)
-        self.rows = rows * (world - 1)
-        others = [peer for peer in range(world) if peer != rank]
-        pieces = (Piece * len(others))(*(Piece(magi.Range(i * rows, (i + 1) * rows), peer, 0) for i, peer in enumerate(others)))
+        # A row between two runs stays where it is.
+        step = rows + (runs > 1)
+        self.rows = step * runs * (world - 1)
+        others = [peer for peer in range(world) if peer != rank for _ in range(runs)]
+        pieces = (Piece * len(others))(*(Piece(magi.Range(i * step, i * step + rows), peer, 0) for i, peer in enumerate(others)))
         kinds = (GroupTensor * len(row_elements))(*(GroupTensor(n, dtype, 0) for n in row_elements))
         args = GroupArgs(
             local_rows=self.rows,

@@ -1,4 +1,5 @@
 """Communicators, keys and what plans say of themselves, through ctypes: what magi.py is for one device."""
+import copy
 import ctypes as C
 import threading
 
@@ -157,6 +158,7 @@ def declare(library):
         "comm_create_local": [i32, place],
         "config_init": [C.POINTER(Config), C.c_size_t],
         "key_create": [pointer, pointer, C.POINTER(AttnShape), C.POINTER(Config), place],
+        "key_create_for_new_mask": [pointer, pointer, C.POINTER(AttnShape), C.POINTER(Config), place],
         "key_prepare": [pointer, pointer],
         "key_local_tokens": [pointer, i32, C.POINTER(i64)],
         "key_position_ids": [pointer, i32, C.POINTER(i64), C.POINTER(C.c_size_t)],
@@ -175,6 +177,8 @@ def declare(library):
         library._declare(f"magi_{name}", arguments)
     library._declare("magi_comm_async_error", [pointer])
     library._declare("magi_comm_set_timeout", [pointer, i64])
+    library._declare("magi_comm_set_mesh", [pointer, i32, i32])
+    library._declare("magi_comm_traffic", [pointer, C.POINTER(i64), C.POINTER(i64)])
     library._declare("magi_comm_abort", [pointer, C.c_char_p])
     library._declare("magi_comm_destroy", [pointer], None)
     library._declare("magi_key_destroy", [pointer], None)
@@ -244,6 +248,16 @@ class Comm:
         """How long waits for other ranks last."""
         self.library.check(self.library.c.magi_comm_set_timeout(self.handle, milliseconds))
 
+    def set_mesh(self, hosts, ranks_of_a_host):
+        """How ranks lie on hosts."""
+        self.library.check(self.library.c.magi_comm_set_mesh(self.handle, hosts, ranks_of_a_host))
+
+    def traffic(self):
+        """Bytes that this rank has sent and received so far."""
+        sent, received = C.c_int64(), C.c_int64()
+        self.library.check(self.library.c.magi_comm_traffic(self.handle, C.byref(sent), C.byref(received)))
+        return sent.value, received.value
+
     def check(self):
         """Raises what ended the communicator, if something did."""
         self.library.check(self.library.c.magi_comm_async_error(self.handle))
@@ -262,6 +276,13 @@ class Key:
         self.library, self.comm, self.mask = comm.library, comm, mask
         self.handle = C.c_void_p()
         self._call("key_create", comm.handle, mask.handle, C.byref(shape), C.byref(config), C.byref(self.handle))
+
+    def for_new_mask(self, mask):
+        """A key of another mask with the same totals, on this one's placement."""
+        new = copy.copy(self)
+        new.mask, new.handle = mask, C.c_void_p()
+        self._call("key_create_for_new_mask", self.handle, mask.handle, None, None, C.byref(new.handle))
+        return new
 
     def _call(self, name, *arguments):
         self.library.check(getattr(self.library.c, f"magi_{name}")(*arguments))

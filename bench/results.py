@@ -54,6 +54,15 @@ def processor():
 PLACES = ("--library", "--out", "--trace")
 
 
+def program():
+    """The program's path in the repository or the staged folder, by the launcher that started it."""
+    path = os.path.relpath(os.path.abspath(sys.argv[0]), ROOT)
+    path = os.path.basename(path) if path.startswith("..") else path
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')} {path}"
+    return f"python3 {path}"
+
+
 def command():
     """The command, without those places."""
     words, skip = [], False
@@ -61,7 +70,7 @@ def command():
         if not skip and not word.startswith(tuple(f"{name}=" for name in PLACES)) and word not in PLACES:
             words.append(word)
         skip = word in PLACES
-    return " ".join(["python3", f"bench/{os.path.basename(sys.argv[0])}", *words])
+    return " ".join([program(), *words])
 
 
 def header(kind, library_version, protocol, machine):

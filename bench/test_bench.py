@@ -30,7 +30,7 @@ import results
 import test_library
 from row import Row
 from test_library import library
-from test_ranks import Faults, LocalRanks, Rates, Sites  # noqa: F401: unittest finds them here
+from test_ranks import Faults, LocalRanks, MasksOnRanks, Rates, Sites  # noqa: F401: unittest finds them here
 
 SAMPLE = os.path.join(results.ROOT, "tests", "cases", "bench_sample.json")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -437,9 +437,16 @@ class Drawings(unittest.TestCase):
             self.draw("bars", SAMPLE, "--heads", "3:1")
 
     def test_the_command_names_no_place(self):
-        words = ["/somewhere/attention.py", "--tokens", "1024", "--out", "/a/b.json", "--library=/c.so", "--check"]
-        with unittest.mock.patch.object(sys, "argv", words):
-            self.assertEqual(results.command(), "python3 bench/attention.py --tokens 1024 --check")
+        words = ["--tokens", "1024", "--out", "/a/b.json", "--library=/c.so", "--check"]
+        soak = os.path.join(results.ROOT, "tests", "gpu", "ranks", "soak.py")
+        launched = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4"}
+        for program, variables, want in (
+            (os.path.join(results.ROOT, "bench", "attention.py"), {}, "python3 bench/attention.py"),
+            (soak, launched, "torchrun --nproc-per-node 4 tests/gpu/ranks/soak.py"),
+            ("/somewhere/attention.py", {}, "python3 attention.py"),
+        ):
+            with unittest.mock.patch.object(sys, "argv", [program, *words]), unittest.mock.patch.dict(os.environ, variables):
+                self.assertEqual(results.command(), f"{want} --tokens 1024 --check")
 
     def test_the_table(self):
         lines = results.table(results.load(SAMPLE))

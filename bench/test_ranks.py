@@ -1,4 +1,5 @@
 """Tests of the tools for several ranks, on local ranks; test_bench.py runs them."""
+import importlib.util
 import io
 import json
 import os
@@ -179,12 +180,72 @@ class Rates(unittest.TestCase):
         self.assertIn(f"MAGI_ATTENTION_RATES='{found['text']}'", printed.getvalue())
         self.assertIn(f"config.link_mb_per_s = {found['rates']['link_mb_per_s']};", printed.getvalue())
 
+    def test_exchanges_of_many_runs(self):
+        words = ["--packing", "--device", "cpu", "--world", "2", "--rounds", "3", "--warmup", "1"]
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()):
+            path = os.path.join(folder, "packing.json")
+            self.assertEqual(calibrate.main([*words, "--library", library().path, "--out", path]), 0)
+            found = results.load(path)
+        self.assertEqual([(row["runs"], row["rows"]) for row in found["rows"]], calibrate.PACKING["cpu"])
+        self.assertEqual(found["rows"][-1]["bytes_received"], 9 * 128 * 2048 * 4)
+        self.assertTrue(all(row["ms"] > 0 for row in found["rows"]))
+        self.assertEqual(len(printed.getvalue().splitlines()), 4)
+
     def test_the_library_takes_the_text(self):
         program = "import magi, ranks, rates, sys; print(rates.defaults_of(ranks.config_of(magi.Library(sys.argv[1]), {})))"
         environment = {**os.environ, "MAGI_ATTENTION_RATES": rates.text(self.RATES), "PYTHONPATH": os.path.dirname(calibrate.__file__)}
         command = [sys.executable, "-c", program, os.path.abspath(library().path)]
         done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
         self.assertEqual(done.stdout.strip(), str(self.RATES), done.stderr)
+
+
+@unittest.skipUnless(importlib.util.find_spec("torch"), "no torch")
+class MasksOnRanks(unittest.TestCase):
+    """The program that checks every mask on ranks, on local ranks."""
+
+    def run_main(self, *words):
+        """Exit code, what it says of itself, and of what is bad."""
+        import masks_on_ranks
+
+        with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as said:
+            code = masks_on_ranks.main(["--device", "cpu", "--library", library().path, *words])
+        bad = [line for line in said.getvalue().splitlines() if line.startswith("BAD")]
+        return code, json.loads(printed.getvalue().splitlines()[-1]), bad
+
+    def test_every_mask_and_degree(self):
+        for world in ("2", "4"):
+            code, last, bad = self.run_main("--world", world)
+            self.assertEqual((code, bad, last["checked"]), (0, [], 141))
+            self.assertEqual(sum(n > 0 for n in last["variants"].values()), 8)
+            self.assertTrue(0 < last["worst"]["forward"] <= 1 and 0 < last["worst"]["backward"] <= 1)
+
+    def test_what_is_wrong_is_found(self):
+        import masks_on_ranks
+        import torch
+
+        words = ("--world", "2", "--random", "2", "--only", "causal_8k")
+        run = masks_on_ranks.OnRank.run
+
+        def spoil(name):
+            def spoiled(on):
+                moved = run(on)
+                on.at[name][-1] += 0.5
+                return moved
+
+            return unittest.mock.patch.object(masks_on_ranks.OnRank, "run", spoiled)
+
+        for name in ("out", "lse", "dq", "dk", "dv"):
+            with spoil(name):
+                code, last, bad = self.run_main(*words)
+            self.assertEqual(code, 1)
+            self.assertGreater(last["bad"], 5, (name, bad))
+        traffic = ranks.Comm.traffic
+        with unittest.mock.patch.object(ranks.Comm, "traffic", lambda comm: tuple(2 * n for n in traffic(comm))):
+            _, _, bad = self.run_main(*words)
+        self.assertTrue(any("forward moved" in line for line in bad) and any("by the plan" in line and "backward" in line for line in bad), bad)
+        whole = masks_on_ranks.OnRank.whole
+        with unittest.mock.patch.object(masks_on_ranks.OnRank, "whole", lambda on, wrong: {n: torch.roll(t, 1, 0) for n, t in whole(on, wrong).items()}):
+            self.assertEqual(self.run_main(*words)[0], 1)
 
 
 class Faults(unittest.TestCase):
@@ -242,6 +303,11 @@ class Faults(unittest.TestCase):
             code, last = self.run_main(soak, ["--world", "1", "--calls", "6", "--masks", "2", "--compare", "3"])
         self.assertEqual(code, 1)
         self.assertIn("other bits in step", last["outcome"])
-        options = soak.arguments(["--device", "cpu"])
-        lost = {"wrong": [], "free_begin": 1 << 30, "free_end": 0}
-        self.assertEqual(soak.judge(lost, options), ["1073741824 bytes of memory lost"])
+        good = {"wrong": [], "free_begin": 1 << 30, "free_end": 1 << 30, "host_begin": 0, "host_end": 0, "looked_at": 1000, "kept_waiting": 30}
+        self.assertEqual(soak.judge(good), [])
+        for changed, text in (
+            ({"free_end": 0}, "1073741824 bytes of the device's memory lost"),
+            ({"host_end": 1 << 28}, "268435456 bytes of the host's memory taken"),
+            ({"kept_waiting": 31}, "planning kept the stream waiting in 31 of 1000 steps"),
+        ):
+            self.assertEqual(soak.judge({**good, **changed}), [text])

@@ -1091,7 +1091,7 @@ typedef struct magi_key_stats {
      */
     int64_t queries_moved;
     /**
-     * Bytes of k and v in a forward pass.
+     * Bytes of k and v in a forward pass; with hierarchical_comm those that are passed on inside a host count again.
      */
     int64_t bytes_keys;
     /**
@@ -1183,7 +1183,7 @@ typedef struct magi_rank_stats {
      */
     int64_t queries_received;
     /**
-     * Bytes that it sends in a forward pass.
+     * Bytes that it sends in a forward pass, with hierarchical_comm those too that it passes on.
      */
     int64_t bytes_sent;
     /**

@@ -1,4 +1,4 @@
-//! Memory that goes while a device uses it, and ranks that leave while theirs computes. With devices of the machine where there are any,
+//! Memory that is taken, memory that goes while a device uses it, and ranks that leave while theirs computes. With devices of the machine where there are any,
 //! else with those of tests/host_ranks.
 
 mod common_backend;
@@ -14,13 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common_backend::Layout;
+use common_backend::{Layout, shape};
+use common_ranks::{Job, assert_close, problem, rank_watched};
+use common_reference::{Arithmetic, attention};
 use magi_attn::comm::Communicator;
 use magi_attn::runtime::{Key, forward};
-use magi_attn::types::DType;
+use magi_attn::types::{DType, Mask};
 use nccl_support::SHORT;
-use ranks_cases::{Case, Held, Hook, assert_near, context_of};
-use ranks_support::{Gate, here, on_ranks, worlds};
+use ranks_cases::{BOUND, Case, Held, Hook, assert_near, context_of};
+use ranks_support::{Gate, allocations, here, inside, key_of, on_ranks, worlds};
 
 #[test]
 fn a_hook_gets_workspace_back_when_the_device_is_done_with_it() {
@@ -221,6 +223,56 @@ fn a_rank_may_leave_while_its_stream_still_computes() {
                 });
                 assert_eq!(r.download(&theirs), [other as f64 + 1.0; 8]);
             });
+        }
+    });
+}
+
+/// Forward and backward calls on a prepared key, the first ones as later ones: keys in stages, strided, packed, over a mesh, queries that
+/// travel, sinks of every kind.
+#[test]
+fn prepared_calls_take_no_memory() {
+    inside("prepared_calls_take_no_memory", &[], || {
+        let s = shape(2, 1, 8, 8, DType::F64);
+        let mask = Mask::from_sliding_window(96, 96, (-1, 0), 0).unwrap();
+        let job = |world, degree, chunk| Job::new(&mask, s, world, degree, chunk);
+        let mut jobs: Vec<(Job, u64, usize)> =
+            vec![(job(1, 1, 8), 0, 0), (job(2, 2, 8), 2, 3), (job(4, 1, 1), 3, 8)];
+        let with = |change: fn(&mut Job)| {
+            let mut job = job(4, 2, 8);
+            change(&mut job);
+            job
+        };
+        jobs.push((with(|j| j.layout = Layout::Padded), 1, 2));
+        // Shared sinks and each query's own, added to.
+        jobs.extend([2, 3].map(|seed| (with(|j| j.add_dsink = true), seed, 4)));
+        let queries = with(|j| (j.config.qo_comm, j.config.balance_slack) = (true, 1000));
+        jobs.push((queries, 0, 0));
+        let mesh = with(|j| (j.mesh, j.config.hierarchical_comm) = (Some((2, 2)), true));
+        jobs.push((mesh, 0, 0));
+        for (job, seed, sinks) in &mut jobs {
+            job.config.sanity_check = false;
+            let o = problem(&mask, &s, *seed, *sinks);
+            let want = attention(&mask, &o, Arithmetic::Exact);
+            let together = Barrier::new(job.world);
+            let answers = on_ranks(job.world, |r| {
+                let key = key_of(job, r);
+                key.prepare(r.stream()).unwrap();
+                let mut runs = Vec::new();
+                for _ in 0..2 {
+                    let mut counts = Vec::new();
+                    let answer = rank_watched(r, job, &o, &key, |_| {
+                        together.wait();
+                        counts.push(allocations());
+                        together.wait();
+                    });
+                    assert!(counts[0] > 0 && counts == [counts[0]; 3], "{counts:?} of {job:?}");
+                    runs.push(answer.unwrap());
+                }
+                runs
+            });
+            for answer in answers.iter().flatten() {
+                assert_close("prepared", answer, &want, BOUND);
+            }
         }
     });
 }

@@ -58,7 +58,7 @@ pub struct magi_key_stats {
     /// Queries that travel in a forward pass, each counted once for every rank that it goes to; as many outputs come back.
     /// 0 unless config.qo_comm is set and saves bytes.
     pub queries_moved: i64,
-    /// Bytes of k and v in a forward pass.
+    /// Bytes of k and v in a forward pass; with hierarchical_comm those that are passed on inside a host count again.
     pub bytes_keys: i64,
     /// Bytes of q in a forward pass.
     pub bytes_queries: i64,
@@ -108,7 +108,7 @@ pub struct magi_rank_stats {
     pub queries_sent: i64,
     /// Queries that it receives in a forward pass.
     pub queries_received: i64,
-    /// Bytes that it sends in a forward pass.
+    /// Bytes that it sends in a forward pass, with hierarchical_comm those too that it passes on.
     pub bytes_sent: i64,
     /// Bytes that it receives in a forward pass.
     pub bytes_received: i64,

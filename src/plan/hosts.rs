@@ -53,8 +53,19 @@ impl HostVolume {
                 forward.groups
             }
         };
-        let keys = Meshed::new(placement.side(Side::K), mesh);
-        let world = placement.world();
+        let two_level = config.hierarchical_comm;
+        Ok(HostVolume::of(placement.side(Side::K), mesh, &groups, two_level))
+    }
+
+    /// The volume of keys that rank r fetches in stage i: `groups[r][i]`.
+    pub(super) fn of(
+        side: &SidePlacement,
+        mesh: Mesh,
+        groups: &[Vec<Ranges>],
+        two_level: bool,
+    ) -> HostVolume {
+        let keys = Meshed::new(side, mesh);
+        let world = side.world();
         let mut volume = HostVolume {
             mesh,
             sent_inter: vec![0; world],
@@ -66,9 +77,18 @@ impl HostVolume {
         let stages = groups.first().map_or(0, Vec::len);
         for stage in 0..stages {
             let fetched: Vec<&Ranges> = groups.iter().map(|g| &g[stage]).collect();
-            volume.add_stage(&keys, &fetched, config.hierarchical_comm);
+            volume.add_stage(&keys, &fetched, two_level);
         }
-        Ok(volume)
+        volume
+    }
+
+    /// Keys that each rank sends, and receives.
+    pub(super) fn by_rank(&self) -> [Vec<i64>; 2] {
+        let both = |a: &[i64], b: &[i64]| a.iter().zip(b).map(|(a, b)| a + b).collect();
+        [
+            both(&self.sent_inter, &self.sent_intra),
+            both(&self.received_inter, &self.received_intra),
+        ]
     }
 
     /// Keys that cross hosts, each counted once for every rank it goes to.

@@ -4,6 +4,7 @@ use super::balance;
 use super::chunks::areas;
 use super::cost::{Cost, Direction};
 use super::guests::Schedule;
+use super::hosts::HostVolume;
 use super::needs::Needs;
 use super::placement::Placement;
 use super::price::Price;
@@ -100,7 +101,14 @@ impl Stats {
         let keys_sent = sent(k, &all);
         let volume = [0, 1].map(|i| {
             let price = Price::new(shape, config, directions[i]);
-            Volume::new(&price, work[i].as_deref(), &keys_sent, &ideal)
+            match config.mesh.filter(|_| config.hierarchical_comm) {
+                // Queries do not travel then.
+                Some(mesh) => {
+                    let [out, into] = HostVolume::of(k, mesh, &stagings[i].groups, true).by_rank();
+                    Volume::passed_on(&price, ideal.iter().sum(), &out, &into)
+                }
+                None => Volume::new(&price, work[i].as_deref(), &keys_sent, &ideal),
+            }
         });
         // Every token is fetched, and every cell computed, in one of the stages.
         let sums = |t: &Timeline, figure: fn(&StageStats) -> i64| -> Vec<i64> {

@@ -64,6 +64,13 @@ impl Volume {
         }
     }
 
+    /// The volume of keys that cross hosts once and are passed on: `keys` reach a rank that computes with them, and
+    /// `sent` and `received` count all ways of each.
+    pub(super) fn passed_on(price: &Price, keys: i64, sent: &[i64], received: &[i64]) -> Volume {
+        let every_way = Volume::new(price, None, sent, received);
+        Volume { keys, ..every_way }
+    }
+
     /// Bytes that all ranks receive.
     pub fn bytes(&self) -> i64 {
         self.key_bytes

@@ -7,7 +7,6 @@ use super::forward::extents;
 use super::group::ReduceOp;
 use super::key::Key;
 use super::reduction::Reduction;
-use super::scratch::Scratch;
 use super::stage_backward::{self, StageBackward};
 use super::stage_tiles::Part;
 use super::stages::{self, Keys, Queries};
@@ -16,7 +15,7 @@ use super::workspace::{BackwardSpace, KeyPair};
 use super::{across_ranks, key_device};
 use crate::backend::BackwardArgs;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{DsinkReduce, Range, Result, Tensor};
+use crate::types::{DsinkReduce, Error, Range, Result, Tensor};
 
 /// Gradients for the tokens that this rank owns. Collective. Errors as the C function documents.
 pub fn run(key: &Key, a: &Backward, stream: Stream) -> Result<()> {
@@ -191,14 +190,16 @@ fn sink_gradient(
     if !is_reduced && !a.accumulate_dsink {
         return backend.sink_backward(sink, a.lse, space.delta, dsink);
     }
-    let mut scratch = None;
-    let own = if sink.shape().len() == 2 {
-        // SAFETY: the space has room for as many sinks as there can be, for this call alone.
-        unsafe { Tensor::dense(space.sinks.data(), dsink.dtype(), dsink.device(), sink.shape()) }
-    } else {
-        let made = Scratch::new(session.on(), dsink.dtype(), sink.shape().to_vec())?;
-        scratch.insert(made).tensor()
-    };
+    // Nothing of dq is in its space yet, and a query has no more sinks than a head of it has elements.
+    let shared = sink.shape().len() == 2;
+    let room = if shared { space.sinks } else { space.dq };
+    if room.elements() < sink.elements() {
+        return Err(Error::internal(
+            "gradients of sinks are larger than their workspace",
+        ));
+    }
+    // SAFETY: the space has the dtype of dsink and room for as many elements, for this call alone.
+    let own = unsafe { Tensor::dense(room.data(), dsink.dtype(), dsink.device(), sink.shape()) };
     backend.sink_backward(sink, a.lse, space.delta, own)?;
     if is_reduced {
         let of_all = space.sinks.rows(1, space.sinks.tokens());

@@ -177,6 +177,7 @@ pub(super) struct ForwardSpace {
 
 /// What backward works in.
 pub(super) struct BackwardSpace {
+    /// Gradients of each query's own sinks are here before dq is, where they are added to what is there.
     pub dq: Tensor,
     /// Gradients of the local keys and values.
     pub local: KeyPair,

@@ -486,7 +486,8 @@ pub const TABLE: &[Variable] = &[
         "8",
         Acts::Run,
         "Hardware queues of a device; with 1, stages are fetched one at a time, in launch order.",
-        "read by the CUDA driver itself; the library fetches stages one at a time, in launch order, whatever it is",
+        "read by the CUDA driver itself; the library fetches stages one at a time, in launch order, whatever it is, and launches \
+         nothing before what it waits for, so that 1 is enough (architecture.md)",
     ),
     idle(
         "MAGI_ATTENTION_NATIVE_GRPCOLL",

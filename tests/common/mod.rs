@@ -188,3 +188,27 @@ pub fn load_cases() -> Vec<Case> {
         })
         .collect()
 }
+
+impl Case {
+    /// The case with about `most` tokens on its longer side, every length divided alike. What is shorter than one token then
+    /// is gone, and two triangles that met in a square may overlap: the later one is left out.
+    pub fn scaled(&self, most: i64) -> Case {
+        let by = (self.mask.total_q().max(self.mask.total_k()) / most).max(1);
+        let range = |r: Range| Range::new(r.start / by, r.end / by);
+        let (total_q, total_k) = (self.mask.total_q() / by, self.mask.total_k() / by);
+        let mut kept: Vec<TypedSlice> = Vec::new();
+        for s in self.mask.to_typed() {
+            let (q, k) = (range(s.q), range(s.k));
+            kept.push(TypedSlice { q, k, ..s });
+            if q.is_empty() || k.is_empty() || Mask::new(&kept, total_q, total_k).is_err() {
+                kept.pop();
+            }
+        }
+        Case {
+            name: format!("{} / {by}", self.name),
+            mask: Mask::new(&kept, total_q, total_k).expect("its slices were tried one by one"),
+            chunk_size: (self.chunk_size / by).max(1),
+            ..*self
+        }
+    }
+}

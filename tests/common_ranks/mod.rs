@@ -25,6 +25,8 @@ pub struct Job {
     pub round_outputs: bool,
     /// The largest logits are asked for.
     pub max_logits: bool,
+    /// dsink is added to zeros, instead of written.
+    pub add_dsink: bool,
 }
 
 impl Job {
@@ -49,6 +51,7 @@ impl Job {
             mesh: None,
             round_outputs: false,
             max_logits: true,
+            add_dsink: false,
         }
     }
 }
@@ -150,14 +153,21 @@ pub fn gather(key: &Key, side: Side, part: &mut Buffer) -> Result<Vec<f64>> {
 }
 
 /// The sink and its gradient on one rank.
-fn sinks<P: Place>(place: &P, key: &Key, sink: &Sink, heads: i64, acc: DType) -> Result<[P::Held; 2]> {
-    let (row, dense) = ([sink.count as i64, heads], Layout::Dense);
+fn sinks<P: Place>(place: &P, key: &Key, sink: &Sink, job: &Job) -> Result<[P::Held; 2]> {
+    let (row, dense) = ([sink.count as i64, job.shape.heads_q], Layout::Dense);
+    let acc = job.shape.dtype.accumulator();
+    let zeros = vec![0.0; sink.logits.len()];
+    let zeros = job.add_dsink.then_some(&zeros[..]);
     if sink.per_token {
         let on = |values, dtype| local_on(place, key, Side::Q, values, &row, (dtype, dense));
-        return Ok([on(Some(&sink.logits), DType::F32)?, on(None, acc)?]);
+        return Ok([on(Some(&sink.logits), DType::F32)?, on(zeros, acc)?]);
     }
     let made = place.values(&sink.logits, &row, DType::F32, dense);
-    Ok([made, place.poisoned(&row, acc, dense)])
+    let gradient = match zeros {
+        Some(zeros) => place.values(zeros, &row, acc, dense),
+        None => place.poisoned(&row, acc, dense),
+    };
+    Ok([made, gradient])
 }
 
 /// What of a rank's pass is done.
@@ -195,11 +205,7 @@ pub fn rank_watched<P: Place>(
     let (mut dk, mut dv) = (output(Side::K, &k_row)?, output(Side::K, &v_row)?);
     let mut lse = local_on(place, key, Side::Q, None, &[s.heads_q], (acc, Layout::Dense))?;
     let mut max_logits = place.poisoned(&[s.heads_q], DType::F32, Layout::Dense);
-    let mut sink = o
-        .sink
-        .as_ref()
-        .map(|z| sinks(place, key, z, s.heads_q, acc))
-        .transpose()?;
+    let mut sink = o.sink.as_ref().map(|z| sinks(place, key, z, job)).transpose()?;
     let [sink_tensor, dsink_tensor] = match &mut sink {
         Some([z, dz]) => [Some(place.tensor(z)), Some(place.tensor(dz))],
         None => [None, None],
@@ -242,7 +248,7 @@ pub fn rank_watched<P: Place>(
             accumulate_dq: false,
             accumulate_dk: false,
             accumulate_dv: false,
-            accumulate_dsink: false,
+            accumulate_dsink: job.add_dsink && o.sink.is_some(),
         },
         place.stream(),
     )?;

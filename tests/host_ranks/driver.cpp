@@ -13,7 +13,8 @@ namespace {
 
 // Never destroyed: streams use them to the end of the process.
 Memory &memory = *new Memory;
-bool shared_pools[DEVICES];                  // memory taken in the order of a stream is open to all other devices
+bool shared_pools[DEVICES]; // memory taken in the order of a stream is open to all other devices
+std::atomic<int> allocations;
 std::mutex &one_at_a_time = *new std::mutex; // kernels: what a block shares is static
 
 struct AtTheEnd {
@@ -32,8 +33,13 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     if (bytes == 0) {
         return INVALID_VALUE;
     }
+    allocations++;
     *address = (uint64_t)memory.take(bytes, current.back());
     return *address == 0 ? OUT_OF_MEMORY : SUCCESS;
+}
+// Blocks of memory that were taken so far, of devices and of the host, for tests.
+int fake_allocations(void) {
+    return allocations;
 }
 // Waits for the device, as the driver's does.
 int cuMemFree_v2(uint64_t address) {
@@ -76,6 +82,7 @@ int cuMemFreeAsync(uint64_t address, void *stream) {
 }
 int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     NEEDS_CONTEXT;
+    allocations++;
     *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     return *at == nullptr ? OUT_OF_MEMORY : SUCCESS;
 }

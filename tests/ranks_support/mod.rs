@@ -133,6 +133,12 @@ pub fn timed_events() -> i32 {
     unsafe { driver_function::<unsafe extern "C" fn() -> i32>("fake_timed_events")() }
 }
 
+/// Blocks of memory that were taken so far, of devices and of the host.
+pub fn allocations() -> i32 {
+    // SAFETY: the type in tests/host_ranks/driver.cpp.
+    unsafe { driver_function::<unsafe extern "C" fn() -> i32>("fake_allocations")() }
+}
+
 /// Names of the ranges that profilers have seen, sorted.
 pub fn ranges() -> Vec<String> {
     let mut text = [0u8; 16384];
