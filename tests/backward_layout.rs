@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use common_layout::assert_compiles;
 use magi_attn::backend::cuda::backward_params::BackwardParams;
 use magi_attn::backend::cuda::backward_queries_params::BackwardQueriesParams;
-use magi_attn::backend::cuda::backward_rows::{DqParams, RowsParams, SINKS, THREADS};
+use magi_attn::backend::cuda::backward_rows::{DqParams, Pair, RowsParams, SINKS, THREADS};
 
 /// C assertions that the members of `$c` lie where those of `$rust` do, and that both are equally large.
 macro_rules! assertions {
@@ -94,8 +94,7 @@ fn host_and_device_agree() {
         out,
         dout,
         lse,
-        lse2,
-        delta,
+        stats,
         dq,
         failed,
         sink,
@@ -127,6 +126,7 @@ fn host_and_device_agree() {
         flags,
         reserved
     );
+    assertions!(text, Pair, "magi_backward_pair", lse2, delta);
     assertions!(
         text,
         DqParams,

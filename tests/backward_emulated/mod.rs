@@ -260,7 +260,7 @@ struct Reference {
     k: Drawn,
     v: Drawn,
     dout: Drawn,
-    /// [2][heads_q][tokens padded to 4].
+    /// [heads_q][2][tokens padded to 4, by 2][4]: of even tokens, then of odd ones, lse and delta, each with the next one's.
     stats: Vec<f32>,
     seen_q: Vec<bool>,
     seen_k: Vec<bool>,
@@ -298,7 +298,7 @@ fn reference(
     let dout = Drawn::new(dice, v, &of_q, hq, dv);
     let padded = tq.div_ceil(4) * 4;
     let mut r = Reference {
-        stats: vec![f32::NAN; 2 * hq * padded],
+        stats: [f32::INFINITY, f32::INFINITY, 0.0, 0.0].repeat(hq * padded),
         dq: vec![0.0; tq * hq * d],
         dk: vec![0.0; keys * hk * d],
         dv: vec![0.0; keys * hk * dv],
@@ -338,8 +338,11 @@ fn reference(
             .map(|&j| dot(r.dout.row(i, h), r.v.row(j, g)))
             .collect();
         let delta = dot(&p, &dp);
-        r.stats[h * padded + i] = lse2 as f32;
-        r.stats[(hq + h) * padded + i] = delta as f32;
+        for first in i.saturating_sub(1)..=i {
+            let pair = ((2 * h + first % 2) * (padded / 2) + first / 2) * 4;
+            r.stats[pair + i - first] = lse2 as f32;
+            r.stats[pair + i - first + 2] = delta as f32;
+        }
         for (n, &j) in seen.iter().enumerate() {
             let ds = scale * p[n] * (dp[n] - delta) * logits[n].1;
             add(&mut r.dq[(i * hq + h) * d..][..d], r.k.row(j, g), ds);

@@ -80,11 +80,11 @@ int main() {
     of[1] = rows_map(dout, tq, hq, dv, BQ, DV, params.copies_v);
     const Keys local = take_keys(sizes, 0, of), received = take_keys(sizes, 1, of);
     const int padded = (tq + 3) / 4 * 4, columns = (d + 3) / 4 * 4;
-    auto stats = take<float>((size_t)2 * hq * padded);
+    auto stats = take<magi_backward_pair>((size_t)hq * padded);
     std::vector<float> dq((size_t)tq * hq * columns);
     std::vector<float> piece((size_t)sizes[TILES] * hk * sizes[SPLITS] * BK * (D + DV));
     std::vector<int> counters(2), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
-    of[6] = {(u8 *)stats.data(), 3, 4, 0, {tq, 2, hq}, {4, 4 * hq * padded, 4 * padded}, {BQ, 2, 1}};
+    of[6] = {(u8 *)stats.data(), 3, 4, 0, {2 * padded, 2, hq}, {4, 8 * padded, 16 * padded}, {2 * BQ, 1, 1}};
     of[7] = {(u8 *)dq.data(), 3, 4, 1, {d, tq, hq}, {4, 4 * hq * columns, 4 * columns}, {32, BQ, 1}};
     for (int i = 0; i < 8; i++) {
         ((TensorMap *)&maps)[i].opaque[0] = (u64)&of[i];
