@@ -372,7 +372,7 @@ fn written(
     let shape = TileShape {
         rows: if wide { 64 } else { 128 },
         step: v.step(),
-        align: 4,
+        align: 1,
     };
     let rows = StageRows {
         q: tq as i64,

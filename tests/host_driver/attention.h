@@ -112,7 +112,7 @@ static void magi_attn_backward(const BackwardMaps maps, const magi_attn_backward
             const int head = head_kv * p.group + g;
             for (int j = 0; j < t.items; j++) {
                 const magi_item item = p.items[t.item0 + j];
-                expect(item.start % 4 == 0, "row sums of a step do not begin at a multiple of 16 bytes");
+                expect(item.start == item.run0, "a step that begins before its run");
                 for (int query = item.run0; query < item.run1; query++) {
                     for (int row = 0; row < t.rows; row++) {
                         double weight, slope;

@@ -67,6 +67,19 @@ static Keys take_keys(const std::vector<int> &sizes, int source, Map *of) {
     return keys;
 }
 
+// Blocks of a run that is long enough have queries of that run alone: what others have would be zeroed first.
+static void check_blocks(const Map &queries, const std::vector<magi_item> &items) {
+    for (const auto &corner : queries.loaded) {
+        const int first = corner[1];
+        const auto has = [&](const magi_item &it) {
+            return it.run1 - it.run0 < BQ ? first == it.run0 : first >= it.run0 && first + BQ <= it.run1;
+        };
+        if (!std::any_of(items.begin(), items.end(), has)) {
+            fail("a block that reaches beyond a long run");
+        }
+    }
+}
+
 int main() {
     const auto sizes = take<int>(NUMBERS);
     const auto factors = take<float>(3); // scale_log2, scale, softcap_scale
@@ -101,6 +114,7 @@ int main() {
     for (unsigned block = 0; block < gridDim.x; block++) {
         run_block(block, THREADS, entry);
     }
+    check_blocks(of[0], {items.begin(), items.end() - 1}); // `take` leaves one more
     for (const int word : done) {
         counters[0] |= word;
     }
