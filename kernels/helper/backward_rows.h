@@ -1,5 +1,5 @@
 /*
- * What the launchers of kernels/backward_rows.cu fill (src/backend/cuda/backward_rows.rs; tests/backward_rows_layout.rs
+ * What the launchers of kernels/backward_rows.cu fill (src/backend/cuda/backward_rows.rs; tests/backward_layout.rs
  * compares the layouts). Strides count elements. Plain C11 that NVRTC takes as it is.
  *
  * SPDX-License-Identifier: Apache-2.0
