@@ -58,6 +58,22 @@ MAGI_DEVICE f64 row_sink_gradient(f32 sink, f32 lse, f32 delta) {
     return sink == -row_infinity() ? 0.0 : -exp((f64)sink - (f64)lse) * (f64)delta;
 }
 
+// lse2 and delta of a token: lanes 0 and 1 write them as first of a pair, 2 and 3 as second of the pair before. Behind
+// the last token there is none to write the second of its pair: 4 and 5 do. So no two threads write the same.
+MAGI_DEVICE void row_pairs(const magi_backward_rows &p, i64 token, i64 head, f32 lse2, f32 delta) {
+    enum { FIRST, SECOND, BEHIND };
+    const int of_delta = row_lane() % 2, part = row_lane() / 2;
+    const i64 first = part == SECOND ? token - 1 : token;
+    if (part > BEHIND || first < 0 || (part == BEHIND && token < p.padded - 1)) {
+        return;
+    }
+    if (part == BEHIND) {
+        lse2 = row_infinity(), delta = 0;
+    }
+    magi_backward_pair &pair = p.stats[(2 * head + (first & 1)) * (p.padded / 2) + first / 2];
+    (of_delta ? pair.delta : pair.lse2)[part == FIRST ? 0 : 1] = of_delta ? delta : lse2;
+}
+
 // One token of one head. Returns this lane's part of the gradient of a shared sink; all threads of the block call it.
 template <class A, class B> MAGI_DEVICE f64 row_prepare(const magi_backward_rows &p, i64 token, i64 head, f32 fill) {
     const bool inside = token < p.tokens;
@@ -77,10 +93,9 @@ template <class A, class B> MAGI_DEVICE f64 row_prepare(const magi_backward_rows
     for (int step = ROW_LANES / 2; step > 0; step /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, step);
     }
-    if (token < p.padded && row_lane() == 0) {
+    if (token < p.padded) {
         // A row that sees nothing has probabilities of 0.
-        p.lse2[head * p.padded + token] = lse == -row_infinity() ? row_infinity() : lse * ROW_LOG2_E;
-        p.delta[head * p.padded + token] = sum;
+        row_pairs(p, token, head, lse == -row_infinity() ? row_infinity() : lse * ROW_LOG2_E, sum);
     }
     if (!inside || row_lane() >= p.sinks) {
         return 0;

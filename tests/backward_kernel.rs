@@ -4,7 +4,7 @@
 
 mod backward_emulated;
 
-use backward_emulated::{Case, Variant, masks};
+use backward_emulated::{Case, Variant, masks, window};
 
 const PLAIN: Case = Case {
     heads: (4, 2),
@@ -33,6 +33,45 @@ fn both_warpgroups_with_keys_of_their_own() {
             ..PLAIN
         },
         3,
+    );
+}
+
+#[test]
+fn last_blocks_begin_at_any_query() {
+    let v = Variant {
+        name: "64_window",
+        head_dim: 64,
+        head_dim_v: 64,
+        f16: false,
+        defines: &[],
+    };
+    window(
+        &v,
+        &Case {
+            dims: (64, 64),
+            ..PLAIN
+        },
+    );
+    let v = Variant {
+        name: "128_window",
+        head_dim: 128,
+        head_dim_v: 128,
+        ..v
+    };
+    window(&v, &PLAIN);
+    let v = Variant {
+        name: "256_window",
+        head_dim: 256,
+        head_dim_v: 256,
+        ..v
+    };
+    window(
+        &v,
+        &Case {
+            heads: (1, 1),
+            dims: (256, 256),
+            ..PLAIN
+        },
     );
 }
 

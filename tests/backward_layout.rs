@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use common_layout::assert_compiles;
 use magi_attn::backend::cuda::backward_params::BackwardParams;
 use magi_attn::backend::cuda::backward_queries_params::BackwardQueriesParams;
-use magi_attn::backend::cuda::backward_rows::{DqParams, RowsParams, SINKS, THREADS};
+use magi_attn::backend::cuda::backward_rows::{DqParams, Pair, RowsParams, SINKS, THREADS};
 use magi_attn::backend::cuda::backward_sums::{PIECE_ROWS, ZERO_PIECE};
 
 /// C assertions that the members of `$c` lie where those of `$rust` do, and that both are equally large.
@@ -106,8 +106,7 @@ fn host_and_device_agree() {
         out,
         dout,
         lse,
-        lse2,
-        delta,
+        stats,
         dq,
         failed,
         sink,
@@ -142,6 +141,7 @@ fn host_and_device_agree() {
         word_count,
         reserved
     );
+    assertions!(text, Pair, "magi_backward_pair", lse2, delta);
     assertions!(
         text,
         DqParams,

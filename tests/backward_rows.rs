@@ -10,7 +10,7 @@ use std::sync::Arc;
 use common_backend::{Buffer, Layout, Random};
 use common_cuda::{gpu, run_on_the_processor};
 use magi_attn::backend::cuda::backward_rows::{
-    BackwardRows, DeltaFrom, RowsCall, RowsSinks, RowsSums, SINKS, chunks, parts,
+    BackwardRows, DeltaFrom, Pair, RowsCall, RowsSinks, RowsSums, SINKS, chunks, parts,
 };
 use magi_attn::backend::cuda::backward_sums::{self, PIECE_ROWS, Sections};
 use magi_attn::device::Stream;
@@ -75,6 +75,49 @@ impl Rows {
             }
         }
         values
+    }
+}
+
+/// Pairs of all tokens, NaN before a launch, between others that stay NaN.
+struct Stats {
+    memory: DeviceMemory,
+    padded: i64,
+    heads: i64,
+}
+
+impl Stats {
+    fn new(gpu: &Arc<Gpu>, padded: i64, heads: i64) -> Stats {
+        let all = vec![f64::NAN; 4 * (padded * heads + 2) as usize];
+        let memory = upload(gpu, &all, DType::F32);
+        Stats {
+            memory,
+            padded,
+            heads,
+        }
+    }
+
+    fn data(&self) -> *mut Pair {
+        self.memory.as_ptr().cast::<Pair>().wrapping_add(1)
+    }
+
+    /// Where a token's pair begins.
+    fn at(&self, head: i64, token: i64) -> usize {
+        4 * ((2 * head + token % 2) * (self.padded / 2) + token / 2) as usize
+    }
+
+    fn pairs(&self) -> Vec<f64> {
+        let all = download(
+            &self.memory,
+            4 * (self.padded * self.heads + 2) as usize,
+            DType::F32,
+        );
+        let (before, rest) = all.split_at(4);
+        let (pairs, behind) = rest.split_at(rest.len() - 4);
+        assert!(
+            before.iter().chain(behind).all(|x| x.is_nan()),
+            "beyond the pairs"
+        );
+        pairs.to_vec()
     }
 }
 
@@ -214,9 +257,7 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
     let dout = Rows::new(gpu, &i.dout, shape, c.dtype);
     let lse = upload(gpu, &i.lse, DType::F32);
     let padded = (c.tokens + 3) / 4 * 4;
-    let cells = (padded * c.heads) as usize;
-    let lse2 = upload(gpu, &vec![f64::NAN; cells], DType::F32);
-    let delta = upload(gpu, &vec![f64::NAN; cells], DType::F32);
+    let stats = Stats::new(gpu, padded, c.heads);
     let dq_shape = [c.tokens, c.heads, c.dq_width];
     let old_dq = r.normals((c.tokens * c.heads * c.dq_width) as usize, 1.0, DType::F32);
     let dq = Rows::new(gpu, &old_dq, dq_shape, DType::F32);
@@ -240,8 +281,7 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
         from: DeltaFrom::Out(out.tensor()),
         dout: dout.tensor(),
         lse: dense(&lse, DType::F32, &[c.tokens, c.heads]),
-        lse2: lse2.as_ptr().cast(),
-        delta: delta.as_ptr().cast(),
+        stats: stats.data(),
         padded,
         sums: c.clear.map(|clear| RowsSums {
             dq: dq.tensor(),
@@ -256,21 +296,20 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
     unsafe { kernels.prepare(&call, Stream::NULL) }.unwrap();
     stream::synchronize(gpu, Stream::NULL).unwrap();
     let want = deltas(c, &i);
-    let (got_lse2, got_delta) = (
-        download(&lse2, cells, DType::F32),
-        download(&delta, cells, DType::F32),
-    );
-    for head in 0..c.heads {
-        for token in 0..padded {
-            let at = (head * padded + token) as usize;
-            let row = (token * c.heads + head) as usize;
-            let (lse2, delta) = match token < c.tokens {
+    let got = stats.pairs();
+    for (head, token) in (0..c.heads).flat_map(|head| (0..padded).map(move |token| (head, token))) {
+        let pair = &got[stats.at(head, token)..][..4];
+        // The token's own, and those of the one behind it.
+        for next in 0..2 {
+            let row = ((token + next as i64) * c.heads + head) as usize;
+            let (lse2, delta) = match token + (next as i64) < c.tokens {
                 true if i.lse[row].is_infinite() => (f64::INFINITY, 0.0),
                 true => (i.lse[row] * std::f64::consts::LOG2_E, want[row]),
                 false => (f64::INFINITY, 0.0),
             };
-            close(got_lse2[at], lse2, 1e-6, &format!("lse2 {at}, {what}"));
-            close(got_delta[at], delta, 2e-5, &format!("delta {at}, {what}"));
+            let place = format!("of token {token} and {next}, head {head}, {what}");
+            close(pair[next], lse2, 1e-6, &format!("lse2 {place}"));
+            close(pair[2 + next], delta, 2e-5, &format!("delta {place}"));
         }
     }
     for (got, want) in download(&dsink, i.old.len(), DType::F32)
@@ -288,20 +327,18 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
     let mut counters = vec![1; 4 * c.heads as usize];
     done.read(0, &mut counters).unwrap();
     assert!(counters.iter().all(|&x| x == 0), "counters, {what}");
-    check_given(gpu, c, &call, &want, [&lse2, &delta]);
+    check_given(gpu, c, &call, &want, &stats);
 }
 
 /// The same rows with delta brought along.
-fn check_given(gpu: &Arc<Gpu>, c: &Case, call: &RowsCall, want: &[f64], made: [&DeviceMemory; 2]) {
-    let cells = (call.padded * c.heads) as usize;
-    let first = made.map(|m| download(m, cells, DType::F32));
+fn check_given(gpu: &Arc<Gpu>, c: &Case, call: &RowsCall, want: &[f64], stats: &Stats) {
+    let first = stats.pairs();
     let rows = (c.tokens * c.heads) as usize;
     let given = upload(gpu, &want[..rows], DType::F32);
-    for m in made {
-        m.write(0, &vec![0xff; 4 * cells]).unwrap();
-    }
+    let stats = Stats::new(gpu, call.padded, c.heads);
     let call = RowsCall {
         from: DeltaFrom::Given(dense(&given, DType::F32, &[c.tokens, c.heads])),
+        stats: stats.data(),
         sums: None,
         sinks: None,
         ..*call
@@ -310,10 +347,9 @@ fn check_given(gpu: &Arc<Gpu>, c: &Case, call: &RowsCall, want: &[f64], made: [&
     // SAFETY: all of it is alive until the stream is done.
     unsafe { kernels.prepare(&call, Stream::NULL) }.unwrap();
     stream::synchronize(gpu, Stream::NULL).unwrap();
-    let again = made.map(|m| download(m, cells, DType::F32));
-    assert_eq!(again[0], first[0], "lse2 of {c:?}");
-    for (got, want) in again[1].iter().zip(&first[1]) {
-        close(*got, *want, 2e-5, &format!("given delta, {c:?}"));
+    for (i, (got, want)) in stats.pairs().iter().zip(&first).enumerate() {
+        let tolerance = if i % 4 < 2 { 0.0 } else { 2e-5 };
+        close(*got, *want, tolerance, &format!("{i} with delta given, {c:?}"));
     }
 }
 
@@ -344,7 +380,8 @@ fn rows_against_sums_in_f64() {
     }
 }
 
-/// Chunks have several rounds of rows there, and there are more of them than a block adds up at once.
+/// Chunks have several rounds of rows there, and there are more of them than a block adds up at once. Of two chunks that write
+/// to one pair, now the one and now the other comes first: blocks stride over them.
 #[test]
 fn many_rows() {
     let Some(gpu) = gpu() else { return };
@@ -437,7 +474,7 @@ fn what_the_kernel_does_beside_its_products_is_left_to_it() {
             Rows::new(&gpu, &old, shape, DType::F32),
         );
         let lse = upload(&gpu, &vec![0.0; (tokens * heads) as usize], DType::F32);
-        let stats = upload(&gpu, &vec![f64::NAN; (2 * heads * padded) as usize], DType::F32);
+        let stats = Stats::new(&gpu, padded, heads);
         let count = backward_sums::words(sections, blocks);
         let words = DeviceMemory::upload(&gpu, &vec![0xff; 4 * (count + 1)]).unwrap();
         let sections = Sections {
@@ -450,11 +487,7 @@ fn what_the_kernel_does_beside_its_products_is_left_to_it() {
             from: DeltaFrom::Out(out.tensor()),
             dout: out.tensor(),
             lse: dense(&lse, DType::F32, &[tokens, heads]),
-            lse2: stats.as_ptr().cast(),
-            delta: stats
-                .as_ptr()
-                .cast::<f32>()
-                .wrapping_add((heads * padded) as usize),
+            stats: stats.data(),
             padded,
             sums: Some(RowsSums {
                 dq: dq.tensor(),

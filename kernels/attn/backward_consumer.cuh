@@ -44,7 +44,7 @@ DEV void probability_gradients(Consumer &c, const Place &at) {
     const u32 i = c.n & 1;
     const u64 v = smem_desc(AT(v) + at.group * 64 * 128, 16, 1024);
     const u64 dout = smem_desc(AT(dout), 16, 1024) + i * (DO_BYTES / 16);
-    start_gradients(c.y, AT(stats) + i * STATS_BYTES + BQ * 4 + 8 * (at.lane & 3));
+    start_gradients(c.y, delta_of(i, at.lane));
     pin(c.y);
     wgmma_fence();
 #pragma unroll
@@ -63,7 +63,7 @@ DEV void capped_gradients(Consumer &c, const magi_attn_backward_params &p, u32 l
         float (&x)[8] = reinterpret_cast<float (&)[8]>(c.x[8 * j]);
         u32(&fragment)[1][4] = reinterpret_cast<u32(&)[1][4]>(c.p[j]);
         const u32 own[2] = {MASK ? unseen[0] >> 4 * j : 0, MASK ? unseen[1] >> 4 * j : 0};
-        capped_exponentials<MASK>(x, fragment, lse + 64 * j, own, p);
+        capped_exponentials<MASK>(x, fragment, lse + 2 * NEXT_PAIR * j, own, p);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             c.ds[j][i] = pack(c.y[8 * j + 2 * i] * x[2 * i], c.y[8 * j + 2 * i + 1] * x[2 * i + 1]);
@@ -92,7 +92,7 @@ DEV void pack_early(Consumer &c) {
 // P of block n, while dP is under way; then waits for that. What does not see has P = 0 and dP - delta = 0, which might
 // be infinite or NaN.
 DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
-    const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (at.lane & 3);
+    const u32 i = c.n & 1, first = lse_of(i, at.lane);
     u32 unseen[2];
 #if CAPPED_LATE
     wgmma_wait<0>();

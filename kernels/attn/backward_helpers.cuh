@@ -54,7 +54,8 @@ DEV void clean_queries(Shared &s, int stage, int unseen, int seen, int lane) {
             st_shared_v4(AT(dout) + stage * DO_BYTES + c * BQ * 128 + i * 16, 0, 0, 0, 0);
         }
         if (i % 8 == 0) {
-            s.stats[stage][0][i / 8] = s.stats[stage][1][i / 8] = 0;
+            magi_backward_pair &pair = s.stats[stage][i / 16];
+            pair.lse2[i / 8 % 2] = pair.delta[i / 8 % 2] = 0;
         }
     }
 }

@@ -35,11 +35,20 @@ template <int N> DEV void select(float (&x)[N], const u32 (&unseen)[2]) {
     }
 }
 
-// y = -delta, which dP is added to. `delta`: of the thread's first column, in shared memory.
+// Where lse of a thread's first two columns stands in a stage, and delta. That of the next two is NEXT_PAIR further.
+constexpr u32 NEXT_PAIR = 4 * PAIR;
+DEV u32 lse_of(u32 stage, int lane) {
+    return AT(stats) + stage * STATS_BYTES + PAIR * (lane & 3);
+}
+DEV u32 delta_of(u32 stage, int lane) {
+    return lse_of(stage, lane) + PAIR / 2;
+}
+
+// y = -delta, which dP is added to. `delta`: of the thread's first columns, in shared memory.
 template <int N> DEV void start_gradients(float (&y)[N], u32 delta) {
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
-        const float2 d = ld_shared_f32x2(delta + 32 * j);
+        const float2 d = ld_shared_f32x2(delta + NEXT_PAIR * j);
         y[4 * j] = y[4 * j + 2] = -d.x;
         y[4 * j + 1] = y[4 * j + 3] = -d.y;
     }
@@ -48,7 +57,7 @@ template <int N> DEV void start_gradients(float (&y)[N], u32 delta) {
 template <int N> DEV void load_lse(float2 (&lse)[N], u32 from) {
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        lse[j] = ld_shared_f32x2(from + 32 * j);
+        lse[j] = ld_shared_f32x2(from + NEXT_PAIR * j);
     }
 }
 
@@ -64,7 +73,7 @@ template <int N> DEV void exponentials(float (&x)[N], const float2 (&lse)[N / 4]
 template <int N> DEV void late_exponentials(float (&x)[N], u32 lse, float scale) {
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
-        const float2 l = ld_shared_f32x2(lse + 32 * j);
+        const float2 l = ld_shared_f32x2(lse + NEXT_PAIR * j);
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
             x[i] = exp2_approx(__fmaf_rn(x[i], scale, i & 1 ? -l.y : -l.x));
@@ -82,7 +91,7 @@ DEV void capped_exponentials(float (&x)[N], u32 (&p)[N / 8][4], u32 lse, const u
         if (j % 2 == 1 && params.softcap_scale < 0) { // never; but where a block of code ends, few values are alive
             return;
         }
-        const float2 l = ld_shared_f32x2(lse + 32 * j);
+        const float2 l = ld_shared_f32x2(lse + NEXT_PAIR * j);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float prob[2];

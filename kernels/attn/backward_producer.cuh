@@ -37,7 +37,7 @@ struct Producer {
         u32 bar = barrier(AT(full) + 8 * i, CLEAN_QUERIES, i, query, unseen, seen);
         mbar_expect(bar, Q_BYTES + STATS_BYTES + (WIDE ? 0 : DO_BYTES));
         load_rows<BQ * 128>(AT(q) + i * Q_BYTES, &maps.q, bar, query, head, p.copies_k);
-        tma_load_3d(AT(stats) + i * STATS_BYTES, &maps.stats, bar, query, 0, head);
+        tma_load_3d(AT(stats) + i * STATS_BYTES, &maps.stats, bar, 2 * (query & ~1), query & 1, head);
 #if WIDE
         i = DO_STAGES == 2 ? i : 0;
         mbar_wait(AT(dout_empty) + 8 * i, (n / DO_STAGES & 1) ^ 1);
@@ -47,14 +47,14 @@ struct Producer {
         load_rows<BQ * 128>(AT(dout) + i * DO_BYTES, &maps.dout, bar, query, head, p.copies_v);
     }
 
-    // One block of queries. The last one of a run begins earlier where it would reach beyond it and stats can be copied
-    // from there: what the block before has is then masked, and nothing is to be cleaned.
+    // One block of queries. The last one of a run begins earlier where it would reach beyond it: what the block before
+    // has is then masked, and nothing is to be cleaned.
     MEMBER void block(const Brief &it, int query) {
         const int i = n & 1;
         mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
         Block &b = s.block[i];
         int flags = 0, from = query;
-        if (query + BQ > it.run1 && it.run1 - BQ >= it.run0 && it.run1 % 4 == 0) {
+        if (query + BQ > it.run1 && it.run1 - BQ >= it.run0) {
             from = it.run1 - BQ;
         }
         if (query < it.full0 || query > it.full_last) {

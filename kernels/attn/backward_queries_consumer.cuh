@@ -109,8 +109,8 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
         mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            c.lse2[h] = s.rows[c.q_stage()][0][row + 8 * h];
-            c.delta[h] = s.rows[c.q_stage()][1][row + 8 * h];
+            const magi_backward_pair &pair = s.rows[c.q_stage()][row / 2 + 4 * h];
+            c.lse2[h] = pair.lse2[row % 2], c.delta[h] = pair.delta[row % 2];
         }
     }
     float x[BN / 2], y[BN / 2];

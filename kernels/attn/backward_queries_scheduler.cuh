@@ -26,7 +26,8 @@ struct Scheduler {
         const u32 bar = AT(q_full) + 8 * q;
         mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
         mbar_expect(bar, CONSUMER_GROUPS * Q_PART + ROWS_BYTES);
-        tma_load_3d(AT(rows) + q * ROWS_BYTES, &maps.rows, bar, t.row0, 0, t.unit);
+        tma_load_3d(AT(rows) + q * ROWS_BYTES, &maps.rows, bar, 2 * t.row0, 0,
+                    t.unit); // rows of tiles begin at even ones
 #pragma unroll 1
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
             load_rows<64 * 128>(AT(q) + (q * CONSUMER_GROUPS + g) * Q_PART, &maps.q, bar, t.row0 + 64 * g, t.unit,

@@ -2,6 +2,7 @@
 // through a tanh.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "../helper/backward_rows.h"
 #include "../params.h"
 #include "../ptx/barrier.cuh"
 #include "../ptx/math.cuh"
@@ -35,7 +36,8 @@ static_assert(EARLY || !SPLIT, "few stages of K have to be given back early");
 
 // Q and dO of the 64 rows of a warpgroup; of a block, K and V.
 constexpr u32 Q_PART = D_CHUNKS * 64 * 128, DO_PART = DV_CHUNKS * 64 * 128;
-constexpr u32 K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128, ROWS_BYTES = 2 * BM * sizeof(float);
+constexpr u32 K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128,
+              ROWS_BYTES = BM / 2 * sizeof(magi_backward_pair);
 constexpr u32 SHARED_MOST = 232448;
 
 // With two stages of Q, dQ of a finished tile goes to memory through the stage that held its queries.
@@ -81,7 +83,7 @@ constexpr int DIRTY = 4;
 struct alignas(1024) Shared {
     u8 q[Q_STAGES][CONSUMER_GROUPS][Q_PART], dout[CONSUMER_GROUPS][DO_PART];
     u8 k[K_STAGES][K_BYTES], v[V_STAGES][V_BYTES];
-    float rows[Q_STAGES][2][BM]; // lse to base 2, and delta
+    magi_backward_pair rows[Q_STAGES][BM / 2];
     Block block[K_STAGES];
     TilePlace place[PLACES];
     Brief brief[2];

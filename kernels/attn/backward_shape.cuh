@@ -3,6 +3,7 @@
 //   DQ=0      only dk and dv: dq is another kernel's
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "../helper/backward_rows.h"
 #include "../params.h"
 #include "../ptx/barrier.cuh"
 #include "../ptx/math.cuh"
@@ -45,7 +46,7 @@ constexpr int STAGES = 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2
 constexpr int DO_STAGES = WIDE && DQ && (HEAD_DIM + HEAD_DIM_V > 384) ? 1 : 2;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
-constexpr u32 STATS_BYTES = 2 * BQ * 4;
+constexpr u32 PAIR = sizeof(magi_backward_pair), STATS_BYTES = BQ / 2 * PAIR;
 constexpr u32 SHARED_MOST = 232448;
 
 // Queries of which Q, dO and sums of dQ of two heads stay in the L2 cache.
@@ -132,7 +133,7 @@ struct alignas(1024) Shared {
     u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
     u8 out[OUT_PLACES][DQ || !WIDE ? BOXES * BOX_BYTES : 1024]; // dQ of a block, on its way to memory; but for wide
                                                                 // heads rows of a tile, too
-    float stats[STAGES][2][BQ];                                 // of each query of a block: lse to base 2, and delta
+    magi_backward_pair stats[STAGES][BQ / 2];                   // of a block's queries
     Block block[STAGES];
     TilePlace place[TILE_PLACES];
     Tile tile;

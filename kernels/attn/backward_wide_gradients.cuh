@@ -13,7 +13,7 @@ struct Gradients {
 // dP - delta of block n, in flight.
 DEV void begin_gradients(Gradients &c, const Shared &s) {
     c.flags = wait_for_queries(s, c.n);
-    start_gradients(c.y, AT(stats) + (c.n & 1) * STATS_BYTES + BQ * 4 + 8 * (c.lane & 3));
+    start_gradients(c.y, delta_of(c.n & 1, c.lane));
     wait_for_gradients(c.n);
     multiply<DV>(c.y, AT(v), gradients_of(c.n), 1);
 }

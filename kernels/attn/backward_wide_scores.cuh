@@ -18,7 +18,7 @@ DEV void begin_scores(Scores &c, const Shared &s) {
 
 // P of block n, when S is there; what does not see has 0. Queries are done with then.
 DEV void find_probabilities(Scores &c, const magi_attn_backward_params &params, const Shared &s) {
-    const u32 i = c.n & 1, first = AT(stats) + i * STATS_BYTES + 8 * (c.lane & 3);
+    const u32 i = c.n & 1, first = lse_of(i, c.lane);
     u32 unseen[2];
     pin(c.x);
 #if SOFTCAP

@@ -154,8 +154,11 @@ pub struct Case {
     pub softcap: f64,
 }
 
+/// Slices, and tokens of the two sides.
+type Slices = (Vec<StageSlice>, usize, [usize; 2]);
+
 /// Slices that share no cell, over up to two sources.
-fn random_slices(dice: &mut Dice) -> (Vec<StageSlice>, usize, [usize; 2]) {
+fn random_slices(dice: &mut Dice) -> Slices {
     const SIZES: [i64; 7] = [1, 5, 64, 100, 128, 129, 200];
     let size = |dice: &mut Dice| SIZES[dice.below(7) as usize];
     if dice.below(6) == 0 {
@@ -260,7 +263,7 @@ struct Reference {
     k: Drawn,
     v: Drawn,
     dout: Drawn,
-    /// [2][heads_q][tokens padded to 4].
+    /// [heads_q][2][tokens padded to 4, by 2][4]: of even tokens, then of odd ones, lse and delta, each with the next one's.
     stats: Vec<f32>,
     seen_q: Vec<bool>,
     seen_k: Vec<bool>,
@@ -298,7 +301,7 @@ fn reference(
     let dout = Drawn::new(dice, v, &of_q, hq, dv);
     let padded = tq.div_ceil(4) * 4;
     let mut r = Reference {
-        stats: vec![f32::NAN; 2 * hq * padded],
+        stats: [f32::INFINITY, f32::INFINITY, 0.0, 0.0].repeat(hq * padded),
         dq: vec![0.0; tq * hq * d],
         dk: vec![0.0; keys * hk * d],
         dv: vec![0.0; keys * hk * dv],
@@ -338,8 +341,11 @@ fn reference(
             .map(|&j| dot(r.dout.row(i, h), r.v.row(j, g)))
             .collect();
         let delta = dot(&p, &dp);
-        r.stats[h * padded + i] = lse2 as f32;
-        r.stats[(hq + h) * padded + i] = delta as f32;
+        for first in i.saturating_sub(1)..=i {
+            let pair = ((2 * h + first % 2) * (padded / 2) + first / 2) * 4;
+            r.stats[pair + i - first] = lse2 as f32;
+            r.stats[pair + i - first + 2] = delta as f32;
+        }
         for (n, &j) in seen.iter().enumerate() {
             let ds = scale * p[n] * (dp[n] - delta) * logits[n].1;
             add(&mut r.dq[(i * hq + h) * d..][..d], r.k.row(j, g), ds);
@@ -369,7 +375,7 @@ fn written(
     let shape = TileShape {
         rows: if wide { 64 } else { 128 },
         step: v.step(),
-        align: 4,
+        align: 1,
     };
     let rows = StageRows {
         q: tq as i64,
@@ -446,42 +452,56 @@ fn check(name: &str, got: &[f64], want: &[f64], seen: &[bool], bound: f64) {
     }
 }
 
-/// Runs `count` random masks; `seed` also holds up warps and copies.
+/// Runs a mask; `seed` also holds up warps and copies.
+fn mask(program: &Path, v: &Variant, c: &Case, of: &Slices, dice: &mut Dice, seed: u64) {
+    let &(ref slices, tq, tk) = of;
+    let r = reference(dice, v, c, slices, tq, tk);
+    let out = run(program, written(v, c, slices, &r, tq, tk, seed));
+    let ((hq, hk), (d, dv)) = (c.heads, c.dims);
+    let columns = d.div_ceil(4) * 4;
+    let f32_at = |i: usize| f64::from(f32::from_ne_bytes(out[4 * i..][..4].try_into().unwrap()));
+    let bound = if v.f16 { 0.003 } else { 0.015 };
+    if !v.defines.contains(&"-DDQ=0") {
+        let dq = (0..tq * hq * d)
+            .map(|i| f32_at(i / d * columns + i % d))
+            .collect::<Vec<f64>>();
+        check("dq", &dq, &r.dq, &r.seen_q, bound);
+    }
+    let mut at = 4 * tq * hq * columns;
+    let mut next = |count: usize| -> Vec<f64> {
+        let size = if c.added { 4 } else { 2 };
+        let part = &out[at..at + count * size];
+        at += count * size;
+        part.chunks(size)
+            .map(|x| match c.added {
+                true => f64::from(f32::from_ne_bytes(x.try_into().unwrap())) - 0.5,
+                false => v.widen(u16::from_ne_bytes(x.try_into().unwrap())),
+            })
+            .collect()
+    };
+    let (mut dk, mut grad_v) = (Vec::new(), Vec::new());
+    for keys in tk {
+        dk.extend(next(keys * hk * d));
+        grad_v.extend(next(keys * hk * dv));
+    }
+    check("dk", &dk, &r.dk, &r.seen_k, bound);
+    check("dv", &grad_v, &r.dv, &r.seen_k, bound);
+}
+
+/// Runs `count` random masks.
 pub fn masks(v: &Variant, c: &Case, count: u64) {
     let Some(program) = v.build() else { return };
     for seed in 0..count {
         let mut dice = Dice(seed * 7919 + v.head_dim as u64);
-        let (slices, tq, tk) = random_slices(&mut dice);
-        let r = reference(&mut dice, v, c, &slices, tq, tk);
-        let out = run(&program, written(v, c, &slices, &r, tq, tk, seed));
-        let ((hq, hk), (d, dv)) = (c.heads, c.dims);
-        let columns = d.div_ceil(4) * 4;
-        let f32_at = |i: usize| f64::from(f32::from_ne_bytes(out[4 * i..][..4].try_into().unwrap()));
-        let bound = if v.f16 { 0.003 } else { 0.015 };
-        if !v.defines.contains(&"-DDQ=0") {
-            let dq = (0..tq * hq * d)
-                .map(|i| f32_at(i / d * columns + i % d))
-                .collect::<Vec<f64>>();
-            check("dq", &dq, &r.dq, &r.seen_q, bound);
-        }
-        let mut at = 4 * tq * hq * columns;
-        let mut next = |count: usize| -> Vec<f64> {
-            let size = if c.added { 4 } else { 2 };
-            let part = &out[at..at + count * size];
-            at += count * size;
-            part.chunks(size)
-                .map(|x| match c.added {
-                    true => f64::from(f32::from_ne_bytes(x.try_into().unwrap())) - 0.5,
-                    false => v.widen(u16::from_ne_bytes(x.try_into().unwrap())),
-                })
-                .collect()
-        };
-        let (mut dk, mut grad_v) = (Vec::new(), Vec::new());
-        for keys in tk {
-            dk.extend(next(keys * hk * d));
-            grad_v.extend(next(keys * hk * dv));
-        }
-        check("dk", &dk, &r.dk, &r.seen_k, bound);
-        check("dv", &grad_v, &r.dv, &r.seen_k, bound);
+        let slices = random_slices(&mut dice);
+        mask(&program, v, c, &slices, &mut dice, seed);
     }
+}
+
+/// Runs a window over the keys of one tile, whose queries end at an odd one inside the tensor.
+pub fn window(v: &Variant, c: &Case) {
+    let Some(program) = v.build() else { return };
+    let slice = Slice::new(Range::new(0, 300), Range::new(0, 64), Band::new(-101, 0));
+    let slices = (vec![StageSlice { slice, source: 0 }], 300, [64, 0]);
+    mask(&program, v, c, &slices, &mut Dice(1), 1);
 }

@@ -58,6 +58,11 @@ static bool sees(const magi_tile &t, const magi_item &i, const magi_row_limits *
     return i.limits < 0 || (limits[i.limits + row].lo <= token && token < limits[i.limits + row].hi);
 }
 
+// lse and delta of a query and of the one behind it.
+static const magi_backward_pair &pair(const Map &stats, int query, int head) {
+    return *(const magi_backward_pair *)stats.at({2 * (query & ~1), query & 1, head}, 4);
+}
+
 // A query and a key that see each other, of one query head: its P, and dS times the scale.
 template <class Maps, class Params>
 static void cell(const Maps &maps, const Params &p, int query, int key, int source, int head, double &weight,
@@ -69,10 +74,13 @@ static void cell(const Maps &maps, const Params &p, int query, int key, int sour
         s += element(maps.q, query, head, c, p.copies_k) * element(k, key, head_kv, c, p.copies_k);
         dp += element(maps.dout, query, head, c, p.copies_v) * element(v, key, head_kv, c, p.copies_v);
     }
-    const float lse2 = *(const float *)maps.stats.at({query, 0, head}, 4);
-    const float delta = *(const float *)maps.stats.at({query, 1, head}, 4);
-    weight = exp2(s * (double)p.scale_log2 - lse2);
-    slope = weight * (dp - delta) * p.scale;
+    const magi_backward_pair &own = pair(maps.stats, query, head);
+    if (query > 0) {
+        const magi_backward_pair &before = pair(maps.stats, query - 1, head);
+        expect(before.lse2[1] == own.lse2[0] && before.delta[1] == own.delta[0], "a query and the pair before it");
+    }
+    weight = exp2(s * (double)p.scale_log2 - own.lse2[0]);
+    slope = weight * (dp - own.delta[0]) * p.scale;
 }
 
 static void store_gradient(void *to, int64_t at, double x, bool f32_out, bool add) {
@@ -94,7 +102,7 @@ static void magi_attn_backward(const BackwardMaps maps, const magi_attn_backward
     }
     take_counters(p.counters);
     expect(p.splits == 1 && p.heads_kv % p.section == 0, "splits or sections");
-    expect(p.tokens_q == 0 || (maps.stats.box[0] == 8 && maps.stats.box[1] == 2), "the box of row sums");
+    expect(p.tokens_q == 0 || (maps.stats.box[0] == 16 && maps.stats.box[1] == 1), "the box of row sums");
     expect(p.dq == nullptr || p.tokens_q == 0 || (maps.dq.box[0] == 32 && maps.dq.box[1] == 8), "the box of dq");
     for (int w = 0; w < p.tile_count * p.heads_kv; w++) {
         const magi_tile t = p.tiles[w / p.heads_kv];
@@ -104,7 +112,7 @@ static void magi_attn_backward(const BackwardMaps maps, const magi_attn_backward
             const int head = head_kv * p.group + g;
             for (int j = 0; j < t.items; j++) {
                 const magi_item item = p.items[t.item0 + j];
-                expect(item.start % 4 == 0, "row sums of a step do not begin at a multiple of 16 bytes");
+                expect(item.start == item.run0, "a step that begins before its run");
                 for (int query = item.run0; query < item.run1; query++) {
                     for (int row = 0; row < t.rows; row++) {
                         double weight, slope;
@@ -150,7 +158,7 @@ static void magi_attn_backward_queries(const BackwardQueriesMaps maps, const mag
     }
     take_counters(p.counters);
     expect(p.units % p.section == 0, "sections");
-    expect(maps.stats.box[0] == 16 && maps.stats.box[1] == 2, "the box of row sums");
+    expect(maps.stats.box[0] == 32 && maps.stats.box[1] == 1, "the box of row sums");
     for (int w = 0; w < p.tile_count * p.units; w++) {
         const magi_tile t = p.tiles[w / p.units];
         const int head = w % p.units;

@@ -100,6 +100,7 @@ static jmp_buf round_of_threads;
 static unsigned running;
 static const std::function<void()> *body;
 static bool plain;
+static bool reversed; // the order of blocks, and of all threads but the first: another one with every launch
 
 // Jumps and not swapcontext, which asks the kernel for the signal mask each time.
 static void give_way() {
@@ -143,6 +144,11 @@ static bool advance(unsigned i) {
     return !threads[running].done;
 }
 
+// The thread whose turn is the i-th.
+static unsigned turn(unsigned i, unsigned count) {
+    return reversed && i > 0 ? count - i : i;
+}
+
 static void run_block(unsigned count) {
     memset(asked, 0, sizeof asked);
     memset(answers, 0, sizeof answers);
@@ -150,20 +156,21 @@ static void run_block(unsigned count) {
     make_thread(0);
     if (!advance(0)) {
         plain = true;
-        for (threadIdx.x = 1; threadIdx.x < count; threadIdx.x++) {
+        for (unsigned i = 1; i < count; i++) {
+            threadIdx.x = turn(i, count);
             (*body)();
         }
         plain = false;
         return;
     }
     for (unsigned i = 1; i < count; i++) {
-        make_thread(i);
-        advance(i);
+        make_thread(turn(i, count));
+        advance(turn(i, count));
     }
     for (bool left = true; left;) {
         left = false;
         for (unsigned i = 0; i < count; i++) {
-            left = advance(i) || left;
+            left = advance(turn(i, count)) || left;
         }
     }
 }
@@ -173,8 +180,9 @@ static void run_grid(Index grid, Index block, const std::function<void()> &kerne
     gridDim = grid;
     blockDim = block;
     body = &kernel;
+    reversed = !reversed;
     for (unsigned i = 0; i < grid.x; i++) {
-        blockIdx = {i, 0, 0};
+        blockIdx = {reversed ? grid.x - 1 - i : i, 0, 0};
         run_block(block.x);
     }
 }

@@ -67,6 +67,19 @@ static Keys take_keys(const std::vector<int> &sizes, int source, Map *of) {
     return keys;
 }
 
+// Blocks of a run that is long enough have queries of that run alone: what others have would be zeroed first.
+static void check_blocks(const Map &queries, const std::vector<magi_item> &items) {
+    for (const auto &corner : queries.loaded) {
+        const int first = corner[1];
+        const auto has = [&](const magi_item &it) {
+            return it.run1 - it.run0 < BQ ? first == it.run0 : first >= it.run0 && first + BQ <= it.run1;
+        };
+        if (!std::any_of(items.begin(), items.end(), has)) {
+            fail("a block that reaches beyond a long run");
+        }
+    }
+}
+
 int main() {
     const auto sizes = take<int>(NUMBERS);
     const auto factors = take<float>(3); // scale_log2, scale, softcap_scale
@@ -80,11 +93,11 @@ int main() {
     of[1] = rows_map(dout, tq, hq, dv, BQ, DV, params.copies_v);
     const Keys local = take_keys(sizes, 0, of), received = take_keys(sizes, 1, of);
     const int padded = (tq + 3) / 4 * 4, columns = (d + 3) / 4 * 4;
-    auto stats = take<float>((size_t)2 * hq * padded);
+    auto stats = take<magi_backward_pair>((size_t)hq * padded);
     std::vector<float> dq((size_t)tq * hq * columns);
     std::vector<float> piece((size_t)sizes[TILES] * hk * sizes[SPLITS] * BK * (D + DV));
     std::vector<int> counters(2), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
-    of[6] = {(u8 *)stats.data(), 3, 4, 0, {tq, 2, hq}, {4, 4 * hq * padded, 4 * padded}, {BQ, 2, 1}};
+    of[6] = {(u8 *)stats.data(), 3, 4, 0, {2 * padded, 2, hq}, {4, 8 * padded, 16 * padded}, {2 * BQ, 1, 1}};
     of[7] = {(u8 *)dq.data(), 3, 4, 1, {d, tq, hq}, {4, 4 * hq * columns, 4 * columns}, {32, BQ, 1}};
     for (int i = 0; i < 8; i++) {
         ((TensorMap *)&maps)[i].opaque[0] = (u64)&of[i];
@@ -101,6 +114,7 @@ int main() {
     for (unsigned block = 0; block < gridDim.x; block++) {
         run_block(block, THREADS, entry);
     }
+    check_blocks(of[0], {items.begin(), items.end() - 1}); // `take` leaves one more
     for (const int word : done) {
         counters[0] |= word;
     }

@@ -45,6 +45,16 @@ static unsigned __umulhi(unsigned a, unsigned b) {
 static float __fmaf_rn(float a, float b, float c) {
     return fmaf(a, b, c);
 }
+static unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+static float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 static void __threadfence() {}
 static int atomicAdd(int *to, int x) {
     const int before = *to;

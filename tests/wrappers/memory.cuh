@@ -8,6 +8,7 @@ struct Map {
     int rank, element, swizzle;
     i64 size[4], stride[4];
     int box[4];
+    mutable std::vector<std::array<int, 4>> loaded = {}; // corners of boxes so far
 };
 static void tma_prefetch(const TensorMap *) {}
 
@@ -41,6 +42,7 @@ static void load_box(u32 to, const TensorMap *map, u32 bar, const std::array<int
     if (to % 128 || corner[0] * m.element % 16) {
         fail("a copy that the copy engine refuses");
     }
+    m.loaded.push_back(corner);
     copies.push_back([=, &m] {
         each_of_box(m, to, corner, [&](u8 *s, u8 *g) {
             g ? (void)memcpy(s, g, m.element) : (void)memset(s, 0, m.element);

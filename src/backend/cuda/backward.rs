@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::backward_kernel::{BackwardChoice, BackwardKernel, Gradients};
 use super::backward_launch::{DeviceList, KeysLaunch, KeysOutputs, Operands, Split, Stats};
 use super::backward_queries::{self, QueriesLaunch};
-use super::backward_rows::{self, BackwardRows, DeltaFrom, RowsCall, RowsSinks, RowsSums};
+use super::backward_rows::{self, BackwardRows, DeltaFrom, Pair, RowsCall, RowsSinks, RowsSums};
 use super::backward_sums::{self, Sections};
 use crate::device::cuda::Gpu;
 use crate::device::{Carver, Stream};
@@ -66,8 +66,7 @@ pub struct BackwardLists {
 /// Where the parts of a call's workspace stand.
 #[derive(Clone, Copy, Debug)]
 struct Space {
-    lse2: *mut f32,
-    padded: i64,
+    stats: Stats,
     parts: *mut f64,
     /// Of dq, where it is not f32 itself: `[heads_q, tokens, width]` with rows of a multiple of 16 bytes.
     sums: Option<(*mut f32, i64)>,
@@ -162,7 +161,7 @@ impl BackwardKernels {
     ) -> Result<Space> {
         let padded = (tokens_q + 3) / 4 * 4;
         let rows = shape.heads_q.saturating_mul(padded) as usize;
-        let lse2 = carver.take(rows.saturating_mul(2 * size_of::<f32>()))?.cast();
+        let pairs = carver.take(rows.saturating_mul(size_of::<Pair>()))?.cast();
         let parts = backward_rows::parts(padded, shape.heads_q);
         let parts = carver.take(parts * size_of::<f64>())?.cast();
         let width = (shape.head_dim + 3) / 4 * 4;
@@ -180,8 +179,7 @@ impl BackwardKernels {
         let counts = carver.take(counts * size_of::<i32>())?.cast();
         let pieces = self.split(tiles, shape).piece_bytes(&self.keys);
         Ok(Space {
-            lse2,
-            padded,
+            stats: Stats { pairs, padded },
             parts,
             sums,
             counts,
@@ -283,14 +281,12 @@ impl BackwardKernels {
             Some(sums) => Some(begin(sums, true)),
             None => Some(begin(call.dq, !call.accumulate_dq)),
         };
-        let delta = call.q.shape()[1] * space.padded;
         RowsCall {
             from: call.from,
             dout: call.dout,
             lse: call.lse,
-            lse2: space.lse2,
-            delta: space.lse2.wrapping_add(delta as usize),
-            padded: space.padded,
+            stats: space.stats.pairs,
+            padded: space.stats.padded,
             sums,
             failed: lists.failed,
             sinks: call.sink.map(|(sink, dsink, add)| RowsSinks {
@@ -310,10 +306,7 @@ fn operands(call: &BackwardCall, space: &Space) -> Operands {
         k: call.k,
         v: call.v,
         dout: call.dout,
-        stats: Stats {
-            lse2: space.lse2,
-            padded: space.padded,
-        },
+        stats: space.stats,
         softmax_scale: call.softmax_scale,
         softcap: call.softcap,
         sm_margin: call.sm_margin,

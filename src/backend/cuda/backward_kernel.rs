@@ -150,16 +150,9 @@ impl BackwardKernel {
         })
     }
 
-    /// How the list that it walks is cut. Steps over queries begin where f32 row sums can be copied 16 bytes at a time.
+    /// How the list that it walks is cut.
     pub fn tile(&self) -> TileShape {
-        TileShape {
-            align: if self.gradients == Gradients::Queries {
-                1
-            } else {
-                4
-            },
-            ..TileShape::new(self.rows, self.step)
-        }
+        TileShape::new(self.rows, self.step)
     }
 
     /// Warps that hold a part of a tile's rows.

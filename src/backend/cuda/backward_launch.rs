@@ -5,18 +5,19 @@ use std::ptr::null_mut;
 use super::backward_kernel::BackwardKernel;
 use super::backward_maps::{self, BackwardMaps};
 use super::backward_params::BackwardParams;
+use super::backward_rows::Pair;
 use super::backward_sums::Sections;
 use super::section;
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch};
 use crate::types::{AttnShape, Item, Result, RowLimits, Tensor, Tile};
 
-/// lse to base 2 and delta of every row: f32 `[heads_q, padded]` each, one behind the other.
+/// lse to base 2 and delta of every row, each with that of the row behind it.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
-    /// The first.
-    pub lse2: *mut f32,
-    /// Elements of a head, a multiple of 4.
+    /// `[heads_q, 2, padded / 2]`: of even rows, then of odd ones.
+    pub pairs: *mut Pair,
+    /// Pairs of a head, even.
     pub padded: i64,
 }
 

@@ -3,6 +3,7 @@
 
 use super::backward_kernel::BackwardKernel;
 use super::backward_launch::{Operands, Stats};
+use super::backward_rows::Pair;
 use super::forward_maps::{rows, stride};
 use crate::device::cuda::{Current, Promotion, Swizzle, TensorMap, Tiled};
 use crate::types::{DType, Error, Result, Tensor};
@@ -61,17 +62,19 @@ pub fn of_queries(current: &Current<'_>, o: &Operands, kernel: &BackwardKernel) 
     encode(current, o, kernel.choice.head_dims, &extents)
 }
 
-/// lse2 and delta of some queries of a head.
-fn stats(current: &Current<'_>, s: &Stats, tokens: i64, heads: i64, queries: i32) -> Result<TensorMap> {
-    let bytes = |elements: i64| elements as u64 * size_of::<f32>() as u64;
+/// lse2 and delta of some queries of a head, from any one on: a stretch of the pairs of even queries or of those of odd ones,
+/// of which there are half as many as queries.
+fn stats(current: &Current<'_>, s: &Stats, heads: i64, queries: i32) -> Result<TensorMap> {
+    let (pairs, elements) = (s.padded as u64 / 2, size_of::<Pair>() / size_of::<f32>());
+    let bytes = pairs * size_of::<Pair>() as u64;
     TensorMap::tiled(
         current,
         &Tiled {
             dtype: DType::F32,
-            data: s.lse2.cast(),
-            dims: &[tokens as u64, 2, heads as u64],
-            strides: &[bytes(s.padded * heads), bytes(s.padded)],
-            extent: &[queries as u32, 2, 1],
+            data: s.pairs.cast(),
+            dims: &[pairs * elements as u64, 2, heads as u64],
+            strides: &[bytes, 2 * bytes],
+            extent: &[queries as u32 / 2 * elements as u32, 1, 1],
             swizzle: Swizzle::None,
             promotion: Promotion::B128,
         },
@@ -136,7 +139,7 @@ fn encode(
     let [q, dout, k0, k1, v0, v1] = all.map(|map| map.unwrap_or(any));
     let stats = match o.q.tokens() {
         0 => any,
-        tokens => stats(current, &o.stats, tokens, o.q.shape()[1], extents.stats)?,
+        _ => stats(current, &o.stats, o.q.shape()[1], extents.stats)?,
     };
     Ok(BackwardMaps {
         maps: [q, dout, k0, k1, v0, v1, stats, any],

@@ -25,6 +25,17 @@ const HEAD_CHUNKS: i64 = 512;
 /// Blocks for each multiprocessor.
 const BLOCKS: i64 = 8;
 
+/// `magi_backward_pair` of kernels/helper/backward_rows.h: of a token and of the one behind it. Of a head come those of even
+/// tokens, then those of odd ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// lse to base 2.
+    pub lse2: [f32; 2],
+    /// rowsum(out * dout).
+    pub delta: [f32; 2],
+}
+
 /// `magi_backward_rows` of kernels/helper/backward_rows.h. Strides count elements.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +46,8 @@ pub struct RowsParams {
     pub dout: *const u8,
     /// `[tokens, heads]`, natural logarithm.
     pub lse: *const f32,
-    /// `[heads, padded]`, to base 2; +inf beyond the tokens and where a row sees nothing.
-    pub lse2: *mut f32,
-    /// `[heads, padded]`; 0 beyond the tokens.
-    pub delta: *mut f32,
+    /// `[heads, 2, padded / 2]`, aligned to 16 bytes. lse is +inf beyond the tokens and where a row sees nothing, delta 0.
+    pub stats: *mut Pair,
     /// `[tokens, heads, dq_width]`, or null.
     pub dq: *mut f32,
     /// Null, or not 0 where the tile list could not be made: dq becomes NaN.
@@ -83,7 +92,7 @@ pub struct RowsParams {
     pub dsink_head: i64,
     /// Rows of a head.
     pub tokens: i64,
-    /// Elements of a head in `lse2` and `delta`.
+    /// Pairs of a head: even, not fewer than its rows.
     pub padded: i64,
     /// Query heads.
     pub heads: i32,
@@ -198,11 +207,9 @@ pub struct RowsCall {
     pub dout: Tensor,
     /// f32 `[tokens, heads]`.
     pub lse: Tensor,
-    /// `[heads, padded]`.
-    pub lse2: *mut f32,
-    /// `[heads, padded]`.
-    pub delta: *mut f32,
-    /// At least the tokens, a multiple of 4.
+    /// `[heads, 2, padded / 2]`, aligned to 16 bytes.
+    pub stats: *mut Pair,
+    /// At least the tokens, even.
     pub padded: i64,
     /// Sums that begin here.
     pub sums: Option<RowsSums>,
@@ -262,7 +269,7 @@ impl BackwardRows {
     ///
     /// # Safety
     /// The tensors were checked as a call's are, rows of out, dout and dq begin at multiples of 16 bytes, and all memory is
-    /// good until the kernel has run; nobody else uses `lse2`, `delta`, `parts` and `done` meanwhile.
+    /// good until the kernel has run; nobody else uses `stats`, `parts` and `done` meanwhile.
     pub unsafe fn prepare(&self, call: &RowsCall, on: Stream) -> Result<()> {
         let params = self.params(call)?;
         let units = i64::from(params.chunks) * i64::from(params.heads);
@@ -353,8 +360,7 @@ impl BackwardRows {
             out: from.data(),
             dout: c.dout.data(),
             lse: c.lse.data().cast(),
-            lse2: c.lse2,
-            delta: c.delta,
+            stats: c.stats,
             dq: sums.map_or(null_mut(), |t| t.data().cast()),
             failed: c.failed,
             sink: null(),
