@@ -79,10 +79,11 @@ DEV void clean_gradients(int stage, int unseen, int seen, int lane) {
 // The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
 DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
     for (u32 i = 0;; i++) {
+        const u32 bar = AT(ordered) + 8 * (i & (ORDERS - 1)), parity = i / ORDERS & 1;
 #if DQ
-        until_ordered(p, s, i, lane);
+        until_ordered(p, s, bar, parity, lane);
 #endif
-        mbar_wait(AT(ordered) + 8 * (i & (ORDERS - 1)), i / ORDERS & 1);
+        mbar_wait(bar, parity);
         const Order &o = s.orders[i & (ORDERS - 1)];
         const int what = o.what, stage = o.stage;
         if (what == NO_MORE) {
@@ -104,11 +105,11 @@ DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
         }
         fence_proxy_async();
         __syncwarp();
-        u32 bar = what == CLEAN_KEYS ? AT(k_full) : AT(full);
+        u32 full = what == CLEAN_KEYS ? AT(k_full) : AT(full);
 #if WIDE
-        bar = what == CLEAN_GRADIENTS ? AT(dout_full) : bar;
+        full = what == CLEAN_GRADIENTS ? AT(dout_full) : full;
 #endif
-        mbar_arrive_warp(bar + 8 * stage, lane);
+        mbar_arrive_warp(full + 8 * stage, lane);
     }
 #if DQ
     end_sums(p, s, lane);

@@ -109,7 +109,7 @@ DEV void convert(const magi_attn_backward_params &p, int head, int token, int la
     token += lane / LANES;
     const float *from = p.dq + head * p.dq_head + token * (i64)D + column;
     u16 *to = (u16 *)p.dq_out + head * p.dq_out_head + token * p.dq_out_token + column;
-    const int left = column < D ? min(PIECE, p.tokens_q - token) : 0;
+    int left = min(PIECE, p.tokens_q - token);
     if (left == PIECE) {
 #pragma unroll
         for (int i = 0; i < PIECE * D; i += 32 * 32) {
@@ -120,7 +120,7 @@ DEV void convert(const magi_attn_backward_params &p, int head, int token, int la
     for (int row = 0; row < PIECE; row += ROWS, from += ROWS * D, to += ROWS * p.dq_out_token) {
 #pragma unroll
         for (int c = 0; c < D; c += COLUMNS) {
-            if (row < left && (c == 0 || D % COLUMNS == 0 || c + column < D)) {
+            if (row < left && (D % COLUMNS == 0 || c + column < D)) {
                 const float4 x = ld_global_f32x4(from + c);
                 st_global_v2(to + c, pack(x.x, x.y), pack(x.z, x.w));
             }
@@ -151,45 +151,33 @@ DEV int convert_some(const magi_attn_backward_params &p, Shared &s, int now, int
     return NOW;
 }
 
-// Sees to sums until order `n` comes.
-DEV void until_ordered(const magi_attn_backward_params &p, Shared &s, u32 n, int lane) {
-    while (p.sums) {
-        asm volatile("" : "+r"(n)); // as above
-        const u32 bar = AT(ordered) + 8 * (n & (ORDERS - 1)), parity = n / ORDERS & 1;
-        if (__shfl_sync(~0u, (int)mbar_test(bar, parity), 0)) {
-            return;
-        }
-        const int now = *(volatile int *)&s.tile.section;
-        int done = zero_some(p, s, now, lane);
-        if (done != NOW) {
-            done = max(done, convert_some(p, s, now, lane));
-        }
+// Does a piece of what there is to do up to the section after `now`.
+DEV int some_sums(const magi_attn_backward_params &p, Shared &s, int now, int lane) {
+    const int zero = zero_some(p, s, now, lane);
+    return zero == NOW ? NOW : max(zero, convert_some(p, s, now, lane));
+}
+
+// Sees to sums until the next order comes.
+DEV void until_ordered(const magi_attn_backward_params &p, Shared &s, u32 bar, u32 parity, int lane) {
+    while (p.sums && !__shfl_sync(~0u, (int)mbar_test(bar, parity), 0)) {
+        const int done = some_sums(p, s, *(volatile int *)&s.tile.section, lane);
         if (done == NEVER) {
             return;
         }
         if (done == LATER) {
-            asm volatile("" : "+r"(n));
-            mbar_try(AT(ordered) + 8 * (n & (ORDERS - 1)), n / ORDERS & 1);
+            mbar_try(bar, parity);
             __syncwarp();
         }
     }
 }
 
-// When this thread block has no more work: what is to be zeroed still, and conversions while others work. All that is
-// left then is for the next launch, which is faster at it.
+// What is left when this thread block has no more work, as far as it can be done without waiting for others.
 DEV void end_sums(const magi_attn_backward_params &p, Shared &s, int lane) {
     if (!p.sums) {
         return;
     }
-    while (zero_some(p, s, p.sections, lane) == NOW) {
+    while (some_sums(p, s, p.sections, lane) == NOW) {
     }
-#if HEAD_DIM >= 128 // narrow ones have no registers for this
-    int last;
-    do {
-        last = p.sections - 1;
-        asm volatile("" : "+r"(last)); // as above
-    } while (!__shfl_sync(~0u, (int)is_over(p, last), 0) && convert_some(p, s, last, lane) == NOW);
-#endif
     if (lane == 0) {
         *converted(p, blockIdx.x) = s.converted;
     }
