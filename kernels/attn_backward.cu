@@ -51,9 +51,7 @@ DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Sh
     for (int i = 0; i < ORDERS; i++) {
         mbar_init(AT(ordered) + 8 * i, 1);
     }
-    s.no_more_dq = s.phases = 0;
-    s.tile.section = 0; // read before there is a tile
-    s.zeroing = 1, s.over = s.converted = 0, s.piece = blockIdx.x;
+    s.no_more_dq = 0;
     mbar_fence_init();
 }
 
@@ -82,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             Scheduler{maps, p, s}.run();
 #if DQ
         } else if (threadIdx.x == 96) {
-            add_queries(maps, p, s);
+            add_queries(maps, s);
 #endif
         }
     } else {

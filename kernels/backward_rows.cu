@@ -86,7 +86,7 @@ template <class A, class B> MAGI_DEVICE f64 row_prepare(const magi_backward_rows
             sum = row_products((const A *)p.out + token * p.out_token + head * p.out_head,
                                (const B *)p.dout + token * p.dout_token + head * p.dout_head, p.width);
         }
-        if (p.dq != nullptr && (head < p.clear || fill != 0)) {
+        if (p.dq != nullptr && (p.flags & MAGI_BACKWARD_ROWS_CLEAR || fill != 0)) {
             row_fill(p.dq + token * p.dq_token + head * p.dq_head, p.dq_width, fill);
         }
     }
@@ -165,9 +165,6 @@ template <class A, class B> MAGI_DEVICE void rows_prepare(const magi_backward_ro
     const bool failed = p.failed != nullptr && *(const volatile int *)p.failed != 0;
     const f32 fill = failed ? ptx::bits_f32(0x7fffffff) : 0.0f;
     const i64 units = (i64)p.chunks * p.heads;
-    for (int i = first_index(); i < p.word_count; i += index_step()) {
-        p.words[i] = 0;
-    }
     // Heads of a token lie side by side in memory, so blocks that run together take the same tokens.
     for (i64 unit = blockIdx.x; unit < units; unit += gridDim.x) {
         const i64 chunk = divide(unit, p.heads), head = unit - chunk * p.heads;
@@ -196,45 +193,29 @@ template <class T> MAGI_DEVICE void dq_element(T &to, f32 sum, const magi_backwa
     narrow(to, p.add ? widen(to) + sum : sum);
 }
 
-// Eight columns of a row, of which there are `left`.
-template <class T> MAGI_DEVICE void dq_unit(T *to, const f32 *from, int left, const magi_backward_dq &p) {
-    if (left >= WIDE) {
-        const Pack<f32, WIDE> sums = *(const Pack<f32, WIDE> *)from;
-        Pack<T, WIDE> all = {};
-        if (p.add) {
-            all = *(const Pack<T, WIDE> *)to;
-        }
-#pragma unroll
-        for (int i = 0; i < WIDE; i++) {
-            dq_element(all.x[i], sums.x[i], p);
-        }
-        *(Pack<T, WIDE> *)to = all;
-    } else {
-        for (int i = 0; i < left; i++) {
-            dq_element(to[i], from[i], p);
-        }
-    }
-}
-
-// A warp for a piece of rows, eight columns a thread. The last head comes first: its sums may still be in the L2 cache.
+// A thread for eight columns of a row.
 template <class T> MAGI_DEVICE void dq_convert(const magi_backward_dq &p) {
-    const i64 units = (p.width + WIDE - 1) / WIDE,
-              each = (p.tokens + MAGI_BACKWARD_DQ_ROWS - 1) / MAGI_BACKWARD_DQ_ROWS;
-    const i64 pieces = each * p.heads;
-    for (i64 index = warp_index(); index < pieces; index += warp_count()) {
-        const i64 piece = pieces - 1 - index, head = divide(piece, each),
-                  first = (piece - head * each) * MAGI_BACKWARD_DQ_ROWS;
-        if (p.converted != nullptr) {
-            const i64 before = divide(piece, p.blocks);
-            if (before < p.converted[piece - before * p.blocks]) {
-                continue;
+    const i64 units = (p.width + WIDE - 1) / WIDE, total = p.tokens * p.heads * units;
+    for (i64 index = first_index(); index < total; index += index_step()) {
+        const i64 row = divide(index, units), token = divide(row, p.heads);
+        const i64 column = (index - row * units) * WIDE, head = row - token * p.heads;
+        const f32 *const from = p.from + token * p.from_token + head * p.from_head + column;
+        T *const to = (T *)p.to + token * p.to_token + head * p.to_head + column;
+        if (column + WIDE <= p.width) {
+            const Pack<f32, WIDE> sums = *(const Pack<f32, WIDE> *)from;
+            Pack<T, WIDE> all = {};
+            if (p.add) {
+                all = *(const Pack<T, WIDE> *)to;
             }
-        }
-        const i64 rows = p.tokens - first < MAGI_BACKWARD_DQ_ROWS ? p.tokens - first : MAGI_BACKWARD_DQ_ROWS;
-        for (i64 unit = lane(); unit < rows * units; unit += 32) {
-            const i64 row = divide(unit, units), token = first + row, column = (unit - row * units) * WIDE;
-            dq_unit((T *)p.to + token * p.to_token + head * p.to_head + column,
-                    p.from + token * p.from_token + head * p.from_head + column, (int)(p.width - column), p);
+#pragma unroll
+            for (int i = 0; i < WIDE; i++) {
+                dq_element(all.x[i], sums.x[i], p);
+            }
+            *(Pack<T, WIDE> *)to = all;
+        } else {
+            for (int i = 0; i < p.width - column; i++) {
+                dq_element(to[i], from[i], p);
+            }
         }
     }
 }

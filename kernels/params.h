@@ -110,25 +110,7 @@ typedef struct magi_attn_backward_params {
     float scale_log2;    /* of a logit, or of tanh with softcap: factor to base 2 */
     float scale;         /* of dq and dk: softmax_scale */
     float softcap_scale; /* softmax_scale / softcap */
-    /* NULL, or the launch zeroes dq of all sections of heads but the first, and, if dq_out is not NULL, converts to it
-       what it can: {next piece to zero, pieces zeroed of each section, thread blocks that are through with each
-       section, pieces that each thread block has converted}, 0 before the launch. Rows of dq lie side by side then,
-       those of a head together. */
-    int *sums;
-    void *dq_out; /* [tokens_q, heads_q, head_dim], of the input dtype; head_dim is the kernel's */
-    long long dq_out_token, dq_out_head; /* multiples of 4 */
-    long long section_sums;              /* floats of a section: section_heads * dq_head */
-    int sections, section_heads;         /* section_heads: query heads of a section */
-    int zero_pieces;                     /* of a section */
-    int pieces, section_pieces,
-        head_pieces; /* of rows of all heads (0: nothing is converted), of a section, of a head */
 } magi_attn_backward_params;
-
-/* Rows of dq of a head that are converted at once: thread block b of n has the pieces b, b + n ... of all heads. */
-#define MAGI_BACKWARD_PIECE_ROWS 8
-
-/* Floats that are zeroed at once. */
-#define MAGI_BACKWARD_ZERO_PIECE 4096
 
 /* Flags of backward. */
 #define MAGI_BACKWARD_OUT_F32 1    /* dk and dv are f32, else the input dtype */

@@ -10,7 +10,6 @@ use common_layout::assert_compiles;
 use magi_attn::backend::cuda::backward_params::BackwardParams;
 use magi_attn::backend::cuda::backward_queries_params::BackwardQueriesParams;
 use magi_attn::backend::cuda::backward_rows::{DqParams, Pair, RowsParams, SINKS, THREADS};
-use magi_attn::backend::cuda::backward_sums::{PIECE_ROWS, ZERO_PIECE};
 
 /// C assertions that the members of `$c` lie where those of `$rust` do, and that both are equally large.
 macro_rules! assertions {
@@ -61,18 +60,7 @@ fn host_and_device_agree() {
         flags,
         scale_log2,
         scale,
-        softcap_scale,
-        sums,
-        dq_out,
-        dq_out_token,
-        dq_out_head,
-        section_sums,
-        sections,
-        section_heads,
-        zero_pieces,
-        pieces,
-        section_pieces,
-        head_pieces
+        softcap_scale
     );
     assertions!(
         text,
@@ -113,7 +101,6 @@ fn host_and_device_agree() {
         dsink,
         parts,
         done,
-        words,
         out_token,
         out_head,
         dout_token,
@@ -137,8 +124,6 @@ fn host_and_device_agree() {
         chunks,
         chunk,
         flags,
-        clear,
-        word_count,
         reserved
     );
     assertions!(text, Pair, "magi_backward_pair", lse2, delta);
@@ -156,15 +141,12 @@ fn host_and_device_agree() {
         heads,
         width,
         add,
-        blocks,
-        converted
+        reserved
     );
     for (name, value) in [
         ("MAGI_BACKWARD_ROWS_THREADS", i64::from(THREADS)),
         ("MAGI_BACKWARD_ROWS_SINKS", SINKS as i64),
-        ("MAGI_BACKWARD_DQ_ROWS", PIECE_ROWS),
-        ("MAGI_BACKWARD_PIECE_ROWS", PIECE_ROWS),
-        ("MAGI_BACKWARD_ZERO_PIECE", ZERO_PIECE),
+        ("MAGI_BACKWARD_ROWS_CLEAR", RowsParams::CLEAR.into()),
         ("MAGI_BACKWARD_ROWS_SHARED", RowsParams::SHARED.into()),
         ("MAGI_BACKWARD_ROWS_ADD_DSINK", RowsParams::ADD_DSINK.into()),
         ("MAGI_BACKWARD_ROWS_GIVEN", RowsParams::GIVEN.into()),

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_maps.cuh"
-#include "backward_sums.cuh"
+#include "backward_shape.cuh"
 
 // Whether a key of a tile sees a query of one of its items.
 DEV bool sees(const magi_attn_backward_params &p, const TilePlace &t, int row) {
@@ -78,24 +78,17 @@ DEV void clean_gradients(int stage, int unseen, int seen, int lane) {
 
 // The cleaning warp: zeroes what has been copied and nothing sees, then says that it is there.
 DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
+    u32 phases = 0; // of K's stages
     for (u32 i = 0;; i++) {
-        const u32 bar = AT(ordered) + 8 * (i & (ORDERS - 1)), parity = i / ORDERS & 1;
-#if DQ
-        until_ordered(p, s, bar, parity, lane);
-#endif
-        mbar_wait(bar, parity);
+        mbar_wait(AT(ordered) + 8 * (i & (ORDERS - 1)), i / ORDERS & 1);
         const Order &o = s.orders[i & (ORDERS - 1)];
         const int what = o.what, stage = o.stage;
         if (what == NO_MORE) {
-            break;
+            return;
         }
         if (what == CLEAN_KEYS) {
-            clean_keys(p, s, stage, s.phases >> stage & 1, lane);
-            __syncwarp();
-            if (lane == 0) {
-                s.phases ^= 1 << stage;
-            }
-            __syncwarp();
+            clean_keys(p, s, stage, phases >> stage & 1, lane);
+            phases ^= 1 << stage;
 #if WIDE
         } else if (what == CLEAN_GRADIENTS) {
             clean_gradients(stage, o.unseen, o.seen, lane);
@@ -105,22 +98,18 @@ DEV void clean(const magi_attn_backward_params &p, Shared &s, int lane) {
         }
         fence_proxy_async();
         __syncwarp();
-        u32 full = what == CLEAN_KEYS ? AT(k_full) : AT(full);
+        u32 bar = what == CLEAN_KEYS ? AT(k_full) : AT(full);
 #if WIDE
-        full = what == CLEAN_GRADIENTS ? AT(dout_full) : full;
+        bar = what == CLEAN_GRADIENTS ? AT(dout_full) : bar;
 #endif
-        mbar_arrive_warp(full + 8 * stage, lane);
+        mbar_arrive_warp(bar + 8 * stage, lane);
     }
-#if DQ
-    end_sums(p, s, lane);
-#endif
 }
 
 #if DQ && WIDE
 // The adding warp, of which one thread works: has the copy engine add dQ to memory, a chunk of 64 columns after the
 // other. A place is free again when its copy has been read; the newest ones may be under way meanwhile.
-DEV void add_queries(const BackwardMaps &maps, const magi_attn_backward_params &p, Shared &s) {
-    Passage passage(p);
+DEV void add_queries(const BackwardMaps &maps, Shared &s) {
     u32 place = 0, phase = 0;
     for (u32 n = 0;; n++) { // parts so far
         mbar_wait(AT(dq_full) + 8 * place, phase);
@@ -128,9 +117,6 @@ DEV void add_queries(const BackwardMaps &maps, const magi_attn_backward_params &
             break;
         }
         const QueryPlace to = s.where[n / D_CHUNKS & (PLACES - 1)];
-        if (to.head >= passage.behind) {
-            passage.enter(to.head);
-        }
 #pragma unroll
         for (int c = 0; c < BOXES; c++) {
             tma_add_3d(&maps.dq, AT(out) + place * (BOXES * BOX_BYTES) + c * BOX_BYTES, 64 * (n % D_CHUNKS) + 32 * c,
@@ -146,25 +132,19 @@ DEV void add_queries(const BackwardMaps &maps, const magi_attn_backward_params &
             mbar_arrive(AT(dq_empty) + 8 * place);
         }
     }
-    passage.end();
     bulk_wait_read<0>();
 }
 #elif DQ
 // The adding warp, of which one thread works: has the copy engine add dQ to memory. Warpgroups are served in turn.
-DEV void add_queries(const BackwardMaps &maps, const magi_attn_backward_params &p, Shared &s) {
-    Passage passage(p);
+DEV void add_queries(const BackwardMaps &maps, Shared &s) {
     for (u32 n = 0;; n++) { // blocks whose dQ a warpgroup has left so far
 #pragma unroll
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
             mbar_wait(AT(dq_full) + 8 * g, n & 1);
             if (g == 0 && s.no_more_dq) {
-                passage.end();
                 return;
             }
             const QueryPlace to = s.where[n & (PLACES - 1)];
-            if (to.head >= passage.behind) {
-                passage.enter(to.head);
-            }
 #pragma unroll
             for (int c = 0; c < BOXES; c++) {
                 tma_add_3d(&maps.dq, AT(out) + g * (BOXES * BOX_BYTES) + c * BOX_BYTES, 32 * (BOXES * g + c), to.query,

@@ -248,7 +248,7 @@ struct Scheduler {
         const magi_tile &t = p.tiles[index];
         tile.row0 = t.row0, tile.rows = t.rows, tile.source = t.source, tile.head = head, tile.split = split;
         tile.work = index * p.heads_kv + head;
-        tile.phase = tiles & 1, tile.section = section;
+        tile.phase = tiles & 1;
         tile.blocks = t.items > 0 ? t.steps * heads : 0;
         tile.head0 = head * p.group + split * heads;
         tile.head1 = tile.head0 + heads;

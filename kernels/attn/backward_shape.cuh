@@ -93,8 +93,7 @@ struct alignas(16) TilePlace {
 
 // What the scheduling warp knows of its tile.
 struct alignas(16) Tile : TilePlace {
-    int section, head0, head1;       // of heads; query heads
-    int clean;                       // stage of K to be cleaned, or -1
+    int head0, head1, clean;         // query heads; stage of K to be cleaned, or -1
     int backward, item, parts, part; // the item it is at, how many parts are left of it, and the next
     int start, end, query_head;      // of a part: the queries
 };
@@ -141,10 +140,7 @@ struct alignas(1024) Shared {
     QueryPlace where[PLACES];
     Order orders[ORDERS];
     Share share;
-    int phases;                          // of K's stages, for the cleaning warp
-    int no_more_dq;                      // parts of dQ that there were, and 1
-    int zeroing, over, piece, converted; // of sums: section of the piece zeroed last, pieces of sections that are over,
-                                         // the next of the thread block's own pieces, how many it has converted
+    int no_more_dq; // parts of dQ that there were, and 1
     u64 k_full[2], k_empty[2], k_loaded[2], v_full, v_empty, full[STAGES], empty[STAGES];
     u64 brief_full[2], brief_empty[2], ordered[ORDERS], dq_full[OUT_PLACES], dq_empty[OUT_PLACES];
 #if WIDE

@@ -14,6 +14,7 @@
 #define MAGI_BACKWARD_ROWS_SINKS 8
 
 /* Flags. */
+#define MAGI_BACKWARD_ROWS_CLEAR 1     /* dq becomes 0 */
 #define MAGI_BACKWARD_ROWS_SHARED 2    /* sinks are those of all tokens: dsink is a sum over tokens */
 #define MAGI_BACKWARD_ROWS_ADD_DSINK 4 /* dsink is added to */
 #define MAGI_BACKWARD_ROWS_GIVEN 8     /* out is delta itself, float [tokens, heads] */
@@ -36,18 +37,13 @@ typedef struct magi_backward_rows {
     float *dsink;              /* likewise */
     double *parts;             /* [chunks, heads, MAGI_BACKWARD_ROWS_SINKS] with shared sinks */
     unsigned *done;            /* [heads] with shared sinks; 0 before a launch, and after it */
-    int *words;                /* that become 0 */
     long long out_token, out_head, dout_token, dout_head, lse_token, lse_head, dq_token, dq_head;
     long long sink_token, sink_row, sink_head, dsink_token, dsink_row, dsink_head;
     long long tokens, padded; /* padded: even, not below tokens */
     int heads, width, dq_width;
     int sinks, chunks, chunk; /* chunk: rows of one, a multiple of 32; chunks cover `padded` */
-    int flags, clear;         /* clear: heads whose dq becomes 0 */
-    int word_count, reserved; /* word_count: of words */
+    int flags, reserved;
 } magi_backward_rows;
-
-/* Rows of a head that are brought to dq at once. */
-#define MAGI_BACKWARD_DQ_ROWS 8
 
 /* f32 sums to dq, of the input dtype or f32. */
 typedef struct magi_backward_dq {
@@ -56,10 +52,8 @@ typedef struct magi_backward_dq {
     long long from_token, from_head, to_token, to_head;
     long long tokens;
     int heads, width;
-    int add;              /* 0 or 1: to what is there */
-    int blocks;           /* of converted */
-    const int *converted; /* NULL, or how many pieces of MAGI_BACKWARD_DQ_ROWS rows each thread block of the launch
-                             before has converted: block b those of numbers b, b + blocks ..., a head after the other */
+    int add; /* 0 or 1: to what is there */
+    int reserved;
 } magi_backward_dq;
 
 #endif

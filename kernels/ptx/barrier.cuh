@@ -93,11 +93,6 @@ DEV void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// The same of writes to memory, and back: what the copy engine wrote, for ordinary reads.
-DEV void fence_proxy_async_global() {
-    asm volatile("fence.proxy.async.global;" ::: "memory");
-}
-
 // Named barriers of `threads` threads: arrive without waiting, or wait for all.
 DEV void named_arrive(int barrier, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");

@@ -32,18 +32,9 @@ DEV void bulk_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until the thread's groups of copies are done, and what they wrote is there.
-DEV void bulk_wait() {
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
-
 // Until the thread's groups of copies have read their sources, all but the last N.
 template <int N = 0> DEV void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
-}
-
-DEV void st_global_v2(void *p, u32 a, u32 b) {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(a), "r"(b) : "memory");
 }
 
 DEV void st_global_v4(void *p, u32 a, u32 b, u32 c, u32 d) {
@@ -57,17 +48,6 @@ DEV float4 ld_global_f32x4(const float *p) {
                  : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
                  : "l"(p)
                  : "memory");
-    return x;
-}
-
-DEV void prefetch_l2(const float *p) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
-}
-
-// What other thread blocks wrote before they changed this word can be read then.
-DEV int ld_global_acquire(const int *p) {
-    int x;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
     return x;
 }
 

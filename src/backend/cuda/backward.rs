@@ -7,7 +7,6 @@ use super::backward_kernel::{BackwardChoice, BackwardKernel, Gradients};
 use super::backward_launch::{DeviceList, KeysLaunch, KeysOutputs, Operands, Split, Stats};
 use super::backward_queries::{self, QueriesLaunch};
 use super::backward_rows::{self, BackwardRows, DeltaFrom, Pair, RowsCall, RowsSinks, RowsSums};
-use super::backward_sums::{self, Sections};
 use crate::device::cuda::Gpu;
 use crate::device::{Carver, Stream};
 use crate::types::{AttnShape, DType, Result, Tensor};
@@ -70,8 +69,6 @@ struct Space {
     parts: *mut f64,
     /// Of dq, where it is not f32 itself: `[heads_q, tokens, width]` with rows of a multiple of 16 bytes.
     sums: Option<(*mut f32, i64)>,
-    /// `backward_sums::words` of as many sections and thread blocks as there can be, beside `sums`.
-    counts: *mut i32,
     pieces: *mut u8,
 }
 
@@ -171,18 +168,11 @@ impl BackwardKernels {
         } else {
             None
         };
-        let processors = i64::from(self.gpu.properties().multiprocessors);
-        let counts = match sums {
-            Some(_) => backward_sums::words(shape.heads_kv, processors),
-            None => 0,
-        };
-        let counts = carver.take(counts * size_of::<i32>())?.cast();
         let pieces = self.split(tiles, shape).piece_bytes(&self.keys);
         Ok(Space {
             stats: Stats { pairs, padded },
             parts,
             sums,
-            counts,
             pieces: carver.take(pieces)?,
         })
     }
@@ -214,6 +204,8 @@ impl BackwardKernels {
         let operands = operands(call, &space);
         // SAFETY: the caller's promise; the workspace holds what `space` carves from it, for one launch after the other.
         unsafe {
+            self.rows
+                .prepare(&self.rows_call(lists, call, &space, sums, done), on)?;
             let keys = KeysLaunch {
                 gpu: &self.gpu,
                 kernel: &self.keys,
@@ -224,20 +216,12 @@ impl BackwardKernels {
             };
             let outputs = KeysOutputs {
                 dq: (!self.choice.deterministic).then(|| sums.unwrap_or(call.dq)),
-                dq_out: self.converts(shape, call).then_some(call.dq),
                 dk: call.dk,
                 dv: call.dv,
                 accumulate: call.accumulate_keys,
                 pieces: space.pieces,
             };
-            // A list that could not be made leaves NaN in all of dq.
-            let beside = sums.is_some() && !self.choice.deterministic && lists.failed.is_null();
-            let sections = beside
-                .then(|| Sections::of(&keys, &operands, &outputs, space.counts))
-                .flatten();
-            self.rows
-                .prepare(&self.rows_call(lists, call, &space, sums, sections, done), on)?;
-            keys.enqueue(&operands, &outputs, sections.as_ref(), on)?;
+            keys.enqueue(&operands, &outputs, on)?;
             if let (Some(kernel), Some(list)) = (&self.queries, lists.queries) {
                 let queries = QueriesLaunch {
                     gpu: &self.gpu,
@@ -251,19 +235,10 @@ impl BackwardKernels {
                 queries.enqueue(&operands, &dq, call.accumulate_dq && sums.is_none(), on)?;
             }
             match &sums {
-                Some(sums) => {
-                    let done = sections.filter(|_| outputs.dq_out.is_some());
-                    self.rows
-                        .convert(sums, &call.dq, call.accumulate_dq, done.as_ref(), on)
-                }
+                Some(sums) => self.rows.convert(sums, &call.dq, call.accumulate_dq, on),
                 None => Ok(()),
             }
         }
-    }
-
-    /// Whether the kernel over key tiles may convert sums in the workspace to dq.
-    fn converts(&self, shape: &AttnShape, call: &BackwardCall) -> bool {
-        call.dq.dtype() == shape.dtype && !call.accumulate_dq && shape.head_dim == self.choice.head_dims.0
     }
 
     fn rows_call(
@@ -272,10 +247,9 @@ impl BackwardKernels {
         call: &BackwardCall,
         space: &Space,
         sums: Option<Tensor>,
-        sections: Option<Sections>,
         done: *mut u32,
     ) -> RowsCall {
-        let begin = |dq: Tensor, clear: bool| RowsSums { dq, clear, sections };
+        let begin = |dq: Tensor, clear: bool| RowsSums { dq, clear };
         let sums = match sums {
             _ if self.choice.deterministic => None,
             Some(sums) => Some(begin(sums, true)),

@@ -6,7 +6,6 @@ use super::backward_kernel::BackwardKernel;
 use super::backward_maps::{self, BackwardMaps};
 use super::backward_params::BackwardParams;
 use super::backward_rows::Pair;
-use super::backward_sums::Sections;
 use super::section;
 use crate::device::Stream;
 use crate::device::cuda::{Arguments, Gpu, Launch};
@@ -69,8 +68,6 @@ impl Operands {
 pub struct KeysOutputs {
     /// f32, added to; `None` for kernels that leave it to another.
     pub dq: Option<Tensor>,
-    /// What these sums may be converted to: not added to, of the input dtype, with the kernel's head dimension.
-    pub dq_out: Option<Tensor>,
     /// Input dtype or f32. Present where `k` is.
     pub dk: [Option<Tensor>; 2],
     /// Like `dk`, of the same dtype.
@@ -182,38 +179,24 @@ impl KeysLaunch<'_> {
     /// The tensors and the workspace are good until the kernel has run, and are what `Operands` and `KeysOutputs` say; the
     /// list and words are good until then too, and name rows and tokens of the tensors. Nobody else uses workspace and words
     /// meanwhile.
-    pub unsafe fn enqueue(
-        &self,
-        o: &Operands,
-        outputs: &KeysOutputs,
-        sections: Option<&Sections>,
-        on: Stream,
-    ) -> Result<()> {
+    pub unsafe fn enqueue(&self, o: &Operands, outputs: &KeysOutputs, on: Stream) -> Result<()> {
         let work = self.split.owners * self.split.parts;
         if work == 0 {
             return Ok(());
         }
         let current = self.gpu.enter()?;
         let maps = backward_maps::of_keys(&current, o, outputs.dq.as_ref(), self.kernel)?;
-        let mut params = self.params(o, outputs, &maps);
-        if let (Some(sections), Some(dq)) = (sections, &outputs.dq) {
-            sections.tell(&mut params, dq, outputs.dq_out.as_ref());
-        }
+        let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
+        let params = self.params(o, outputs, &maps);
         let launch = Launch {
             shared_bytes: self.kernel.shared_bytes,
             overlap_previous: true, // which makes the row sums
-            ..Launch::linear(self.blocks(o) as u32, self.kernel.threads)
+            ..Launch::linear(work.min(processors) as u32, self.kernel.threads)
         };
         let mut arguments = Arguments::new();
         arguments.push(&maps.maps).push(&params);
         // SAFETY: the kernel's two parameters; the rest is the caller's promise.
         unsafe { launch.run(self.gpu, self.kernel.function, on, &mut arguments) }
-    }
-
-    /// Thread blocks of the launch.
-    pub(super) fn blocks(&self, o: &Operands) -> i64 {
-        let processors = i64::from(self.gpu.properties().multiprocessors - o.sm_margin).max(1);
-        processors.min(self.split.owners * self.split.parts)
     }
 
     fn params(&self, o: &Operands, out: &KeysOutputs, maps: &BackwardMaps) -> BackwardParams {
@@ -263,22 +246,11 @@ impl KeysLaunch<'_> {
             scale_log2: o.scale_log2(),
             scale: o.softmax_scale as f32,
             softcap_scale: o.softcap_scale(),
-            sums: null_mut(),
-            dq_out: null_mut(),
-            dq_out_token: 0,
-            dq_out_head: 0,
-            section_sums: 0,
-            sections: 0,
-            section_heads: 0,
-            zero_pieces: 0,
-            pieces: 0,
-            section_pieces: 0,
-            head_pieces: 0,
         }
     }
 
     /// Key heads walked together: as many as have their queries, gradients of out and sums of dq in the L2 cache.
-    pub(super) fn section(&self, o: &Operands, out: &KeysOutputs) -> i64 {
+    fn section(&self, o: &Operands, out: &KeysOutputs) -> i64 {
         let shape = self.shape;
         let size = shape.dtype.size() as i64;
         let sums = out.dq.map_or(0, |_| shape.head_dim * size_of::<f32>() as i64);

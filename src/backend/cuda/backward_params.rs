@@ -65,28 +65,6 @@ pub struct BackwardParams {
     pub scale: f32,
     /// softmax_scale / softcap.
     pub softcap_scale: f32,
-    /// Null, or where thread blocks count what they zero and convert of `dq`: `backward_sums`.
-    pub sums: *mut i32,
-    /// Null, or what `dq` is converted to.
-    pub dq_out: *mut u8,
-    /// Strides of `dq_out`.
-    pub dq_out_token: i64,
-    /// As above.
-    pub dq_out_head: i64,
-    /// Floats of a section of `dq`.
-    pub section_sums: i64,
-    /// Sections of heads.
-    pub sections: i32,
-    /// Query heads of a section.
-    pub section_heads: i32,
-    /// Pieces of a section that are zeroed.
-    pub zero_pieces: i32,
-    /// Pieces of rows of all heads; 0 when nothing is converted.
-    pub pieces: i32,
-    /// Of a section.
-    pub section_pieces: i32,
-    /// Of a head.
-    pub head_pieces: i32,
 }
 
 impl BackwardParams {

@@ -3,7 +3,6 @@
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use super::backward_sums::{PIECE_ROWS, Sections};
 use super::embedded;
 use super::kernels::{self, Kernels};
 use crate::device::Stream;
@@ -60,8 +59,6 @@ pub struct RowsParams {
     pub parts: *mut f64,
     /// `[heads]` with shared sinks; 0 before a launch, and after it.
     pub done: *mut u32,
-    /// Words that become 0.
-    pub words: *mut i32,
     /// Strides of `out`.
     pub out_token: i64,
     /// As above.
@@ -106,17 +103,15 @@ pub struct RowsParams {
     pub chunks: i32,
     /// Rows of a chunk.
     pub chunk: i32,
-    /// `SHARED`, `ADD_DSINK`, `GIVEN`.
+    /// `CLEAR`, `SHARED`, `ADD_DSINK`, `GIVEN`.
     pub flags: i32,
-    /// Heads whose `dq` becomes 0.
-    pub clear: i32,
-    /// How many `words`.
-    pub word_count: i32,
     /// 0.
     pub reserved: i32,
 }
 
 impl RowsParams {
+    /// `dq` becomes 0.
+    pub const CLEAR: i32 = 1;
     /// Sinks are those of all tokens.
     pub const SHARED: i32 = 2;
     /// `dsink` is added to.
@@ -149,10 +144,8 @@ pub struct DqParams {
     pub width: i32,
     /// 0 or 1: to what is there.
     pub add: i32,
-    /// Of `converted`.
-    pub blocks: i32,
-    /// Null, or how many pieces of rows each thread block of the launch before has converted.
-    pub converted: *const i32,
+    /// 0.
+    pub reserved: i32,
 }
 
 /// Sinks of a call and their gradients.
@@ -177,8 +170,6 @@ pub struct RowsSums {
     pub dq: Tensor,
     /// They begin at 0, else with what is there.
     pub clear: bool,
-    /// The kernel that follows zeroes all sections but the first itself.
-    pub sections: Option<Sections>,
 }
 
 /// Where delta comes from.
@@ -284,18 +275,11 @@ impl BackwardRows {
     }
 
     /// Enqueues `to` = the f32 sums `from`, or adds them; both `[tokens, heads, width]`, `to` of the input dtype or f32. It
-    /// begins while the kernel before it on the stream ends, whose `sections` say what that has converted.
+    /// begins while the kernel before it on the stream ends.
     ///
     /// # Safety
-    /// As `prepare`, of `from`, `to` and the words of `sections`.
-    pub unsafe fn convert(
-        &self,
-        from: &Tensor,
-        to: &Tensor,
-        add: bool,
-        sections: Option<&Sections>,
-        on: Stream,
-    ) -> Result<()> {
+    /// As `prepare`, of `from` and `to`.
+    pub unsafe fn convert(&self, from: &Tensor, to: &Tensor, add: bool, on: Stream) -> Result<()> {
         let width = to.shape()[2];
         let params = DqParams {
             from: from.data().cast(),
@@ -308,11 +292,9 @@ impl BackwardRows {
             heads: to.shape()[1] as i32,
             width: width as i32,
             add: add.into(),
-            blocks: sections.map_or(0, |s| s.blocks) as i32,
-            converted: sections.map_or(null(), Sections::converted),
+            reserved: 0,
         };
-        // A warp for each piece.
-        let threads = (to.tokens() + PIECE_ROWS - 1) / PIECE_ROWS * to.shape()[1] * 32;
+        let threads = to.tokens() * to.shape()[1] * ((width + 7) / 8);
         let blocks = (threads + i64::from(THREADS) - 1) / i64::from(THREADS);
         let mut arguments = Arguments::new();
         arguments.push(&params);
@@ -347,12 +329,10 @@ impl BackwardRows {
         let (chunks, chunk) = chunks(c.padded, heads);
         let sums = c.sums.map(|s| s.dq);
         let dq_stride = |i: usize| sums.map_or(0, |t| t.stride()[i]);
-        let clear = match c.sums {
-            Some(s) if s.clear => s.sections.map_or(heads, |s| s.heads),
-            _ => 0,
-        };
-        let sections = c.sums.and_then(|s| s.sections);
         let mut flags = 0;
+        if c.sums.is_some_and(|s| s.clear) {
+            flags |= RowsParams::CLEAR;
+        }
         if matches!(c.from, DeltaFrom::Given(_)) {
             flags |= RowsParams::GIVEN;
         }
@@ -367,7 +347,6 @@ impl BackwardRows {
             dsink: null_mut(),
             parts: null_mut(),
             done: null_mut(),
-            words: sections.map_or(null_mut(), |s| s.words),
             out_token: from.stride()[0],
             out_head: from.stride()[1],
             dout_token: c.dout.stride()[0],
@@ -391,8 +370,6 @@ impl BackwardRows {
             chunks: chunks as i32,
             chunk: chunk as i32,
             flags,
-            clear: clear as i32,
-            word_count: sections.map_or(0, |s| s.words()) as i32,
             reserved: 0,
         };
         if let Some(sinks) = &c.sinks {

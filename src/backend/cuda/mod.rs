@@ -13,7 +13,6 @@ pub mod backward_queries;
 pub mod backward_queries_params;
 pub mod backward_ranges;
 pub mod backward_rows;
-pub mod backward_sums;
 pub mod backward_tiles;
 pub mod cache;
 pub mod compile;
