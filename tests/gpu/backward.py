@@ -13,6 +13,7 @@ import math
 import os
 import random
 import sys
+import time
 
 import torch
 
@@ -27,11 +28,15 @@ COSINE = {torch.bfloat16: 0.999, torch.float16: 0.9999}
 
 class Suite:
     def __init__(self, library):
-        self.library, self.cases, self.failures, self.worst = library, 0, 0, 0.0
+        self.library, self.cases, self.failures, self.worst, self.began = library, 0, 0, 0.0, time.monotonic()
 
     def fail(self, what, why):
         self.failures += 1
         print(f"FAIL {what}: {why}", flush=True)
+
+    def report(self, what):
+        seconds = time.monotonic() - self.began
+        print(f"{what}: {self.cases} cases, {self.failures} failures, worst at {self.worst:.3f} of its bound, {seconds:.1f} s", flush=True)
 
     def run(self, what, slices, tq, tk, call, repeats=2, ranges=False):
         self.cases += 1
@@ -280,7 +285,7 @@ def listed_masks(suite, options, rng):
             continue
         if tq * tk > 1 << 28:
             for dims in ((64, 64), (128, 128), (256, 256)):
-                large.backward(suite, f"{name} {dims}", slices, Call(rng, tq, tk, (2, 1), dims, torch.bfloat16))
+                large.backward(suite, f"{name} {dims}", slices, Call(random.Random(31), tq, tk, large.heads(dims), dims, torch.bfloat16))
             continue
         for dims in ((64, 64), (128, 128), (256, 256)):
             suite.run(f"{name} {dims}", slices, tq, tk, Call(rng, tq, tk, (4, 2), dims, torch.bfloat16))
@@ -371,18 +376,22 @@ def main():
     for deterministic in (False, True):
         suite.captured(deterministic)
     suite.differences()
-    print(f"captured and differences: {suite.cases} cases, {suite.failures} failures", flush=True)
+    suite.report("captured and differences")
     listed_masks(suite, options, rng)
-    print(f"listed masks: {suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("listed masks")
     if not options.only:
         random_masks(suite, options.random, rng)
+        suite.report("random masks")
         edges(suite, random.Random(23))
+        suite.report("edges")
         repeated(suite, random.Random(29))
+        suite.report("twenty runs")
         hidden.backward(suite)
+        suite.report("NaN beside tiles")
         for deterministic in (False, True):
             suite.replay(deterministic)
             suite.impossible(deterministic)
-    print(f"{suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("all")
     return 1 if suite.failures else 0
 
 

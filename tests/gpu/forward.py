@@ -12,6 +12,7 @@ import math
 import os
 import random
 import sys
+import time
 
 import torch
 
@@ -24,11 +25,15 @@ import large  # noqa: E402
 
 class Suite:
     def __init__(self, library):
-        self.library, self.cases, self.failures, self.worst = library, 0, 0, 0.0
+        self.library, self.cases, self.failures, self.worst, self.began = library, 0, 0, 0.0, time.monotonic()
 
     def fail(self, what, why):
         self.failures += 1
         print(f"FAIL {what}: {why}", flush=True)
+
+    def report(self, what):
+        seconds = time.monotonic() - self.began
+        print(f"{what}: {self.cases} cases, {self.failures} failures, worst at {self.worst:.3f} of its bound, {seconds:.1f} s", flush=True)
 
     def run(self, what, slices, tq, tk, call, repeats=2, ranges=False):
         self.cases += 1
@@ -294,7 +299,7 @@ def captured(suite, rng):
 def listed_mask(suite, name, slices, tq, tk, rng):
     for dims in ((64, 64), (128, 128), (256, 256)):
         if tq * tk > 1 << 28:
-            large.forward(suite, f"{name} {dims}", slices, Call(rng, tq, tk, (2, 1), dims, torch.bfloat16))
+            large.forward(suite, f"{name} {dims}", slices, Call(random.Random(31), tq, tk, large.heads(dims), dims, torch.bfloat16))
         else:
             suite.run(f"{name} {dims}", slices, tq, tk, Call(rng, tq, tk, (4, 2), dims, torch.bfloat16))
     if tq * tk > 1 << 28:
@@ -319,7 +324,7 @@ def main():
     for name, slices, tq, tk in listed(options.masks):
         if options.only in name:
             listed_mask(suite, name, slices, tq, tk, rng)
-    print(f"listed masks: {suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("listed masks")
     for i in range(0 if options.only else options.random):
         slices, tq, tk = random_mask(rng)
         call = random_call(rng, tq, tk)
@@ -330,14 +335,18 @@ def main():
             call.backend = magi.DEFAULT  # textbook kernels take no ranges
             suite.run(what + ", as ranges", slices, tq, tk, call, ranges=True)
     if not options.only:
+        suite.report("random masks")
         repeated(suite, rng)
+        suite.report("twenty runs")
         switched(suite, rng)
         edges(suite, rng)
+        suite.report("edges")
         hidden.forward(suite)
+        suite.report("NaN beside tiles")
         longest(suite)
         suite.replay()
         suite.impossible()
-    print(f"{suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("all")
     return 1 if suite.failures else 0
 
 
