@@ -210,8 +210,13 @@ fn variables_leave_kernels_to_run_time() {
 
 #[test]
 fn kernels_of_group_collectives_are_left_to_run_time_alone() {
-    let listed = |text: &str| text.lines().any(|l| l.split_whitespace().nth(2) == Some("ranges.cu"));
-    assert!(listed(&fs::read_to_string(root().join("kernels/variants.txt")).unwrap()));
+    let listed = |text: &str| {
+        text.lines()
+            .any(|l| l.split_whitespace().nth(2) == Some("ranges.cu"))
+    };
+    assert!(listed(
+        &fs::read_to_string(root().join("kernels/variants.txt")).unwrap()
+    ));
     let project = Project::new("collectives");
     let variants = format!("{VARIANTS}gather  helper  ranges.cu  range_copy\n");
     assert!(listed(&variants));

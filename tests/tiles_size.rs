@@ -106,7 +106,10 @@ fn packed_documents_fit() {
         let meet = list.tiles.len() + mask.slices().len();
         assert!(list.items.len() <= meet, "{} items", list.items.len());
         assert!(count > 1_000 || list.bytes() < 8 << 20, "{} bytes", list.bytes());
-        assert!(time < if count > 1_000 { PATIENCE } else { WANTED }, "{name} took {time:?}");
+        assert!(
+            time < if count > 1_000 { PATIENCE } else { WANTED },
+            "{name} took {time:?}"
+        );
     }
 }
 
