@@ -33,12 +33,14 @@ def visible(slices, tq, tk, row0=0):
     k = torch.arange(tk, device=DEVICE)[None]
     see = torch.zeros(tq, tk, dtype=torch.bool, device=DEVICE)
     for a, b, c, d, kind in slices:
-        inside = (q >= a) & (q < b) & (k >= c) & (k < d)
+        rows, keys = slice(max(a - row0, 0), max(b - row0, 0)), slice(max(c, 0), max(d, 0))
+        ahead = k[:, keys] - q[rows]
+        inside = torch.ones_like(ahead, dtype=torch.bool)
         if kind in (magi.CAUSAL, magi.BI_CAUSAL):
-            inside &= k - q <= d - b
+            inside &= ahead <= d - b
         if kind in (magi.INV_CAUSAL, magi.BI_CAUSAL):
-            inside &= k - q >= c - a
-        see |= inside
+            inside &= ahead >= c - a
+        see[rows, keys] |= inside
     return see
 
 
