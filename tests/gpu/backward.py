@@ -388,6 +388,8 @@ def main():
         suite.report("twenty runs")
         hidden.backward(suite)
         suite.report("NaN beside tiles")
+        large.longest_backward(suite)
+        suite.report("16M tokens")
         for deterministic in (False, True):
             suite.replay(deterministic)
             suite.impossible(deterministic)
