@@ -70,7 +70,7 @@ class Suite:
             self.judge(f"{what}: {name}", name, call, got.double(), exact, plain, want[name])
 
     def judge(self, what, name, call, got, exact, plain, gradient):
-        """Bounds of docs/kernels.md, a head at a time; [.., heads, dim] or, of sinks, [.., heads]."""
+        """Bounds of docs/kernels.md, "Accuracy", a head at a time; [.., heads, dim] or, of sinks, [.., heads]."""
         if not got.numel():
             return
         noise = call.noise(name)
