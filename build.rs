@@ -141,7 +141,7 @@ fn compile_ahead(
     let variants = variant::parse(&text).unwrap_or_else(|e| panic!("kernels/variants.txt, {e}"));
     let wanted = |v: &&Variant| match v.kind {
         Kind::Attention => settings.prebuild,
-        Kind::Helper => !settings.skip_helpers && !(settings.skip_collectives && v.source == COLLECTIVES),
+        Kind::Helper => !(settings.skip_helpers || settings.skip_collectives && v.source == COLLECTIVES),
     };
     let variants: Vec<Variant> = variants.iter().filter(wanted).cloned().collect();
     if variants.is_empty() {
