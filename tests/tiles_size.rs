@@ -77,7 +77,7 @@ fn packed(count: i64) -> Mask {
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Wanted of 1,000 documents in a million tokens: 5 ms, and what unoptimised code takes for that. Time on the core and the best
-/// of ten runs leave a factor of six (docs/performance.md).
+/// of ten runs leave a factor of five (docs/performance.md).
 const WANTED: Duration = Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 5 });
 
 #[test]
