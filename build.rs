@@ -127,6 +127,9 @@ fn collect(folder: &Path, prefix: &str, into: &mut BTreeMap<String, String>) {
     }
 }
 
+/// The kernels of group collectives: range gather and reduce.
+const COLLECTIVES: &str = "ranges.cu";
+
 /// The cubins of the variants that are wanted ahead of time, by name: all of them, or none without nvcc.
 fn compile_ahead(
     places: &Places,
@@ -138,7 +141,7 @@ fn compile_ahead(
     let variants = variant::parse(&text).unwrap_or_else(|e| panic!("kernels/variants.txt, {e}"));
     let wanted = |v: &&Variant| match v.kind {
         Kind::Attention => settings.prebuild,
-        Kind::Helper => !settings.skip_helpers,
+        Kind::Helper => !(settings.skip_helpers || settings.skip_collectives && v.source == COLLECTIVES),
     };
     let variants: Vec<Variant> = variants.iter().filter(wanted).cloned().collect();
     if variants.is_empty() {

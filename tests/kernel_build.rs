@@ -209,6 +209,27 @@ fn variables_leave_kernels_to_run_time() {
 }
 
 #[test]
+fn kernels_of_group_collectives_are_left_to_run_time_alone() {
+    let listed = |text: &str| {
+        text.lines()
+            .any(|l| l.split_whitespace().nth(2) == Some("ranges.cu"))
+    };
+    assert!(listed(
+        &fs::read_to_string(root().join("kernels/variants.txt")).unwrap()
+    ));
+    let project = Project::new("collectives");
+    let variants = format!("{VARIANTS}gather  helper  ranges.cu  range_copy\n");
+    assert!(listed(&variants));
+    fs::write(project.base.join("kernels/variants.txt"), variants).unwrap();
+    fs::write(project.base.join("kernels/ranges.cu"), "ranges\n").unwrap();
+    let others = ["attn_64", "attn_128", "copy", "move_1", "move_2"];
+    let skip = ("MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD", "1");
+    assert_eq!(project.build(&[skip, FRESH]).0, set(&others));
+    let all: Vec<&str> = others.iter().copied().chain(["gather"]).collect();
+    assert_eq!(project.build(&[FRESH]).0, set(&all));
+}
+
+#[test]
 fn jobs_run_at_the_same_time_as_variables_say() {
     let project = Project::new("jobs");
     let slow = ("FAKE_SECONDS", "0.3");

@@ -35,43 +35,72 @@ fn has_entry(cubin: &[u8], entry: &str) -> bool {
     cubin.windows(section.len()).any(|w| w == section.as_bytes())
 }
 
+/// Where MAGI_KERNEL_OUT says.
+fn out() -> Option<PathBuf> {
+    std::env::var_os("MAGI_KERNEL_OUT").map(PathBuf::from)
+}
+
+/// Compiles for Hopper and, where `out` is a folder, leaves text, cubin and what the compiler said there.
+fn compile_into(nvrtc: &Nvrtc, variant: &Variant, out: Option<&Path>) {
+    let settings = KernelBuild {
+        verbose: true,
+        ..KernelBuild::default()
+    };
+    let text = embedded::text(variant).unwrap();
+    let options = compile::options(variant, Arch::HOPPER, &settings);
+    let compiled = nvrtc.compile(&variant.name, &text, &options).unwrap();
+    for entry in &variant.entries {
+        assert!(
+            has_entry(&compiled.cubin, entry),
+            "{} lacks {entry}",
+            variant.name
+        );
+    }
+    if let Some(out) = out {
+        let file = |extension: &str| out.join(format!("{}.{extension}", variant.name));
+        fs::write(file("cu"), &text).unwrap();
+        fs::write(file("cubin"), &compiled.cubin).unwrap();
+        fs::write(file("log"), &compiled.log).unwrap();
+    }
+}
+
 #[test]
 #[ignore = "takes seconds a variant; scripts/check_kernels.sh runs it"]
 fn every_variant_compiles_with_nvrtc() {
     let Some(nvrtc) = nvrtc() else {
         return;
     };
-    let out = std::env::var_os("MAGI_KERNEL_OUT").map(PathBuf::from);
-    let settings = KernelBuild {
-        verbose: true,
-        ..KernelBuild::default()
-    };
+    let out = out();
     let mut list = String::new();
     for variant in embedded::variants().unwrap() {
-        let text = embedded::text(variant).unwrap();
-        let options = compile::options(variant, Arch::HOPPER, &settings);
-        let compiled = nvrtc.compile(&variant.name, &text, &options).unwrap();
-        for entry in &variant.entries {
-            assert!(
-                has_entry(&compiled.cubin, entry),
-                "{} lacks {entry}",
-                variant.name
-            );
-        }
-        if let Some(out) = &out {
-            let file = |extension: &str| out.join(format!("{}.{extension}", variant.name));
-            fs::write(file("cu"), &text).unwrap();
-            fs::write(file("cubin"), &compiled.cubin).unwrap();
-            fs::write(file("log"), &compiled.log).unwrap();
-            let kind = match variant.kind {
-                Kind::Attention => "attention",
-                Kind::Helper => "helper",
-            };
-            list += &format!("{} {kind} {}\n", variant.name, variant.defines.join(" "));
-        }
+        compile_into(&nvrtc, variant, out.as_deref());
+        let kind = match variant.kind {
+            Kind::Attention => "attention",
+            Kind::Helper => "helper",
+        };
+        list += &format!("{} {kind} {}\n", variant.name, variant.defines.join(" "));
     }
     if let Some(out) = &out {
         fs::write(out.join("variants"), list).unwrap();
+    }
+}
+
+/// Forms that are not listed, which users get from NVRTC alone: a line of the file `list` in MAGI_KERNEL_OUT is a source and
+/// its macros. The line's number names what comes out.
+#[test]
+#[ignore = "takes seconds a form; scripts/check_kernels.sh runs it"]
+fn forms_compile_with_nvrtc() {
+    let (Some(nvrtc), Some(out)) = (nvrtc(), out()) else {
+        return;
+    };
+    let listed = embedded::variants().unwrap();
+    for (i, line) in fs::read_to_string(out.join("list")).unwrap().lines().enumerate() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let like = listed.iter().find(|v| v.source == words[0]).unwrap();
+        let entries: Vec<&str> = like.entries.iter().map(String::as_str).collect();
+        let name = (i + 1).to_string();
+        let form = Variant::new(&name, Kind::Attention, words[0], &entries, &words[1..]);
+        compile_into(&nvrtc, &form, Some(&out));
     }
 }
 

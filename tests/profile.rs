@@ -1,4 +1,4 @@
-//! Measured calls over local ranks, by the host's clock. Those on CUDA devices are in tests/ranks_attention.rs.
+//! Measured calls over local ranks, by the host's clock. Those on CUDA devices are in tests/ranks_profile.rs.
 
 mod common_backend;
 mod common_profile;

@@ -36,7 +36,7 @@ fn make(name: &str, mask: &Mask) -> (TileList, Duration) {
         k: [mask.total_k(), 0],
     };
     let time = |make: &dyn Fn() -> TileList| {
-        let runs = (0..5).map(|_| {
+        let runs = (0..10).map(|_| {
             let start = cpu_time();
             let list = make();
             (cpu_time() - start, list)
@@ -76,6 +76,10 @@ fn packed(count: i64) -> Mask {
 /// slice for every tile, would need.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// Wanted of 1,000 documents in a million tokens: 5 ms, and what unoptimised code takes for that. Time on the core and the best
+/// of ten runs leave a factor of five (docs/performance.md).
+const WANTED: Duration = Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 5 });
+
 #[test]
 fn one_item_a_tile_however_many_keys() {
     for (name, mask_type) in [("full, 1M", MaskType::Full), ("causal, 1M", MaskType::Causal)] {
@@ -102,7 +106,10 @@ fn packed_documents_fit() {
         let meet = list.tiles.len() + mask.slices().len();
         assert!(list.items.len() <= meet, "{} items", list.items.len());
         assert!(count > 1_000 || list.bytes() < 8 << 20, "{} bytes", list.bytes());
-        assert!(time < PATIENCE, "{name} took {time:?}");
+        assert!(
+            time < if count > 1_000 { PATIENCE } else { WANTED },
+            "{name} took {time:?}"
+        );
     }
 }
 

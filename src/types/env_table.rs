@@ -387,6 +387,13 @@ pub const TABLE: &[Variable] = &[
         "Leave the helper kernels (casts, range gather and reduce) to run time.",
     ),
     building(
+        "MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD",
+        Kind::Boolean,
+        "0",
+        "Leave the kernels of group collectives (range gather and reduce) to run time. The collectives themselves are always in: \
+         attention over ranks is made of them.",
+    ),
+    building(
         "NVCC_THREADS",
         Kind::Whole(1, 1024),
         "4",
@@ -560,14 +567,6 @@ pub const TABLE: &[Variable] = &[
         Acts::Build,
         "Leave out the fast parts of the planner.",
         "the planner has no parts that could be left out",
-    ),
-    idle(
-        "MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD",
-        Kind::Boolean,
-        "0",
-        Acts::Build,
-        "Leave out the native group collectives.",
-        "local ranks need them",
     ),
     idle(
         "NVSHMEM_DIR",

@@ -20,6 +20,8 @@ pub struct KernelBuild {
     pub prebuild: bool,
     /// Compile the helper kernels at run time only.
     pub skip_helpers: bool,
+    /// Compile the kernels of group collectives at run time only.
+    pub skip_collectives: bool,
     /// Attention kernels compiled at a time; `None`: nine tenths of the processors.
     pub attention_jobs: Option<usize>,
     /// Other kernels compiled at a time; `None`: nine tenths of the processors.
@@ -38,6 +40,7 @@ impl Default for KernelBuild {
             force_jit: false,
             prebuild: true,
             skip_helpers: false,
+            skip_collectives: false,
             attention_jobs: None,
             jobs: None,
             threads: 4,
@@ -47,7 +50,7 @@ impl Default for KernelBuild {
 
 impl KernelBuild {
     /// The variables that make these settings.
-    pub const VARIABLES: [&'static str; 10] = [
+    pub const VARIABLES: [&'static str; 11] = [
         "MAGI_ATTENTION_WORKSPACE_BASE",
         "MAGI_ATTENTION_BUILD_VERBOSE",
         "MAGI_ATTENTION_BUILD_DEBUG",
@@ -55,6 +58,7 @@ impl KernelBuild {
         "MAGI_ATTENTION_FORCE_JIT_BUILD",
         "MAGI_ATTENTION_PREBUILD_FFA",
         "MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD",
+        "MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD",
         "MAGI_ATTENTION_PREBUILD_FFA_JOBS",
         "MAX_JOBS",
         "NVCC_THREADS",
@@ -74,6 +78,7 @@ impl KernelBuild {
             "MAGI_ATTENTION_FORCE_JIT_BUILD" => self.force_jit = boolean(text)?,
             "MAGI_ATTENTION_PREBUILD_FFA" => self.prebuild = boolean(text)?,
             "MAGI_ATTENTION_SKIP_FFA_UTILS_BUILD" => self.skip_helpers = boolean(text)?,
+            "MAGI_ATTENTION_SKIP_MAGI_ATTN_COMM_BUILD" => self.skip_collectives = boolean(text)?,
             "MAGI_ATTENTION_PREBUILD_FFA_JOBS" if text.is_empty() => self.attention_jobs = None,
             "MAGI_ATTENTION_PREBUILD_FFA_JOBS" => self.attention_jobs = jobs()?,
             "MAX_JOBS" if text.is_empty() => self.jobs = None,

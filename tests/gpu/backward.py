@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Checks magi_flex_flash_attn_backward on a CUDA device against f64, on a machine with torch: every listed mask, random masks
-and every option, within the bounds of docs/kernels.md; the same masks as ranges in device memory, which a captured graph finds
-changed, and lists that cannot be made; gradients against differences of forward. Outputs and workspaces are poisoned, tokens
-that nothing sees hold NaN, and every call is repeated for equal bits: of dk, dv and dsink always, of dq in deterministic mode.
+and every option, within the bounds of docs/kernels.md, "Accuracy"; the same masks as ranges in device memory, which a captured
+graph finds changed, and lists that cannot be made; gradients against differences of forward. Outputs and workspaces are poisoned,
+tokens that nothing sees hold NaN, and in turn those that one tile does not see; every call is repeated for equal bits: of dk, dv and
+dsink always, of dq in deterministic mode.
 
     tests/gpu/backward.py [--library libmagi_attn.so] [--random 300] [--only NAME] [--seed 0]
 """
@@ -12,149 +13,30 @@ import math
 import os
 import random
 import sys
+import time
 
 import torch
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-import forward  # noqa: E402
-import magi  # noqa: E402
-from forward import DEVICE, ULP, NoMask, Ranges, describe, listed, random_mask, visible  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "support"))
+from forward_calls import DEVICE, HEAD_DIMS, MASKS, ULP, Ranges, describe, listed, magi, random_mask, visible  # noqa: E402
+from backward_calls import Bound, Call, gradients  # noqa: E402
+import hidden  # noqa: E402
+import large  # noqa: E402
 
-NAMES = ("dq", "dk", "dv", "dsink")
-ADD = {"dq": 1, "dk": 2, "dv": 4, "dsink": 8}
 COSINE = {torch.bfloat16: 0.999, torch.float16: 0.9999}
-
-
-class Call(forward.Call):
-    """Tensors and options of one case. `f32`, `add`: names of outputs that are f32, and that are added to."""
-
-    def __init__(self, rng, tq, tk, heads, dims, dtype, f32=(), add=(), deterministic=False, **options):
-        super().__init__(rng, tq, tk, heads, dims, dtype, **options)
-        g = torch.Generator(device=DEVICE).manual_seed(rng.randrange(1 << 30))
-        draw = lambda *shape: torch.randn(*shape, device=DEVICE, generator=g)
-        self.dout = draw(tq, heads[0], dims[1]).to(dtype)
-        self.f32, self.add, self.deterministic = set(f32) | {"dsink"}, set(add), deterministic
-        self.start = {}
-        for name in NAMES:
-            like = {"dq": self.q, "dk": self.k, "dv": self.v, "dsink": self.sink}[name]
-            if like is not None:
-                values = draw(*like.shape) if name in self.add else torch.full(like.shape, math.nan, device=DEVICE)
-                self.start[name] = values.to(torch.float32 if name in self.f32 else dtype)
-
-    def hide(self, see):
-        """NaN in every token that nothing sees."""
-        self.sees, self.seen = see.any(1), see.any(0)
-        self.k[~self.seen], self.v[~self.seen] = math.nan, math.nan
-        self.q[~self.sees], self.dout[~self.sees] = math.nan, math.nan
-
-    def noise(self, name):
-        """What rounding leaves of a gradient that cancels: eps |dout| |v| |k or q|."""
-        if name == "dv" or not bool(self.sees.any()):
-            return 0.0
-        norm = lambda x, seen: x[seen].float().norm(dim=-1).max().item()
-        product = norm(self.dout, self.sees) * norm(self.v, self.seen)
-        if name == "dsink":
-            return ULP[self.dtype] / 2 * product
-        return ULP[self.dtype] / 2 * product * (norm(self.k, self.seen) if name == "dq" else norm(self.q, self.sees)) * self.factor()
-
-
-def gradients(call, see, real, rounded=False):
-    """out, lse and the gradients by name, in `real`; `rounded` rounds out, P and dS to the inputs' dtype, as a textbook does.
-    Leaves the largest P of each query head in `call.most`."""
-    tq, hq = call.q.shape[:2]
-    group = hq // call.k.shape[1]
-    down = (lambda x: x.to(call.dtype).to(real)) if rounded else (lambda x: x)
-    zeros = lambda t: torch.zeros(t.shape, device=DEVICE, dtype=real)
-    found = {"dq": zeros(call.q), "dk": zeros(call.k), "dv": zeros(call.v)}
-    out, lse = zeros(call.dout), torch.zeros(tq, hq, device=DEVICE, dtype=real)
-    call.most = torch.zeros(hq, device=DEVICE, dtype=torch.float64)
-    if call.sink is not None:
-        found["dsink"] = zeros(call.sink)
-    hidden = lambda x, seen: torch.where(seen[:, None], x.to(real), torch.zeros((), device=DEVICE, dtype=real))
-    for h in range(hq):
-        kh = h // group
-        q, dout = hidden(call.q[:, h], call.sees), hidden(call.dout[:, h], call.sees)
-        k, v = hidden(call.k[:, kh], call.seen), hidden(call.v[:, kh], call.seen)
-        s = q @ k.T * call.factor()
-        slope = None
-        if call.softcap:
-            t = torch.tanh(s / call.softcap)
-            s, slope = call.softcap * t, 1 - t * t
-        s = s.masked_fill(~see, -math.inf)
-        sink = torch.full((tq, 1), -math.inf, device=DEVICE, dtype=real)
-        if call.sink is not None:
-            sink = (call.sink[None, :, h] if call.sink.dim() == 2 else call.sink[:, :, h]).to(real).expand(tq, -1)
-        lse[:, h] = torch.logsumexp(torch.cat([s, sink], 1), 1)
-        safe = torch.where(lse[:, h].isinf(), torch.zeros_like(lse[:, h]), lse[:, h])[:, None]
-        p = torch.exp(s - safe)
-        call.most[h] = p.max() if p.numel() else 0.0
-        out[:, h] = down(down(p) @ v)
-        delta = (out[:, h] * dout).sum(1, keepdim=True)
-        ds = p * (dout @ v.T - delta)
-        ds = down(ds if slope is None else ds * slope)
-        found["dq"][:, h] = ds @ k * call.factor()
-        found["dk"][:, kh] += ds.T @ q * call.factor()
-        found["dv"][:, kh] += down(p).T @ dout
-        if call.sink is not None:
-            each = -torch.exp(sink - safe) * delta
-            if call.sink.dim() == 2:
-                found["dsink"][:, h] = each.sum(0)
-            else:
-                found["dsink"][:, :, h] = each
-    return out, lse, found
-
-
-class Bound:
-    """A call whose tensors lie in memory, ready to be enqueued."""
-
-    def __init__(self, library, call, source, out, lse, max_items=0):
-        """`source`: a mask, or Ranges."""
-        self.library, self.call = library, call
-        self.out, self.lse = call.place(out.to(call.out_dtype)), lse.float()
-        self.inputs = [call.place(t) for t in (call.q, call.k, call.v, call.dout)]
-        self.results = {n: call.place(t) if t.dim() == 3 and n != "dsink" else t.clone() for n, t in call.start.items()}
-        named = dict(zip(("q", "k", "v", "dout"), self.inputs), out=self.out, lse=self.lse, **self.results)
-        if call.sink is not None:
-            named["sink"] = call.sink
-        self.described = {name: C.pointer(describe(t)) for name, t in named.items()}
-        flags = sum(ADD[n] for n in call.add if n in self.results)
-        self.args = magi.BackwardArgs(softmax_scale=call.scale, softcap=call.softcap, flags=flags, **self.described)
-        self.options = magi.FlexOptions(sm_margin=call.margin, backend=call.backend, deterministic=int(call.deterministic),
-                                        max_items=max_items)
-        self.source, self.mask = source, source
-        if isinstance(source, Ranges):
-            source.into(self.options)
-            self.mask = NoMask()
-        needed = library.workspace_bytes(self.args, self.options)
-        self.space = torch.full((max(1, needed),), 0xFF, dtype=torch.uint8, device=DEVICE)
-        self.options.workspace, self.options.workspace_size = self.space.data_ptr(), needed
-
-    def prepare(self):
-        self.library.prepare(self.mask, self.args, self.options, torch.cuda.current_stream().cuda_stream)
-
-    def enqueue(self):
-        self.library.enqueue(self.mask, self.args, self.options, torch.cuda.current_stream().cuda_stream)()
-
-    def poison(self):
-        for name, t in self.results.items():
-            t.copy_(self.call.start[name])
-        self.space.fill_(0xFF)
-
-    def bits(self):
-        """Of every result that has the same ones on every run."""
-        fixed = [n for n in self.results if n != "dq" or self.call.deterministic]
-        as_int = lambda t: t.contiguous().view(torch.int16 if t.element_size() == 2 else torch.int32).clone()
-        return {n: as_int(self.results[n]) for n in fixed}
 
 
 class Suite:
     def __init__(self, library):
-        self.library, self.cases, self.failures, self.worst = library, 0, 0, 0.0
+        self.library, self.cases, self.failures, self.worst, self.began = library, 0, 0, 0.0, time.monotonic()
 
     def fail(self, what, why):
         self.failures += 1
         print(f"FAIL {what}: {why}", flush=True)
+
+    def report(self, what):
+        seconds = time.monotonic() - self.began
+        print(f"{what}: {self.cases} cases, {self.failures} failures, worst at {self.worst:.3f} of its bound, {seconds:.1f} s", flush=True)
 
     def run(self, what, slices, tq, tk, call, repeats=2, ranges=False):
         self.cases += 1
@@ -169,7 +51,7 @@ class Suite:
         for again in range(repeats):
             bound.poison()
             # Bits do not depend on how many multiprocessors are left to others.
-            bound.options.sm_margin = call.margin + 8 * again
+            bound.options.sm_margin = call.margin + 8 * (again % 3)
             bound.enqueue()
             torch.cuda.synchronize()
             bits = bound.bits()
@@ -188,7 +70,7 @@ class Suite:
             self.judge(f"{what}: {name}", name, call, got.double(), exact, plain, want[name])
 
     def judge(self, what, name, call, got, exact, plain, gradient):
-        """Bounds of docs/kernels.md, a head at a time; [.., heads, dim] or, of sinks, [.., heads]."""
+        """Bounds of docs/kernels.md, "Accuracy", a head at a time; [.., heads, dim] or, of sinks, [.., heads]."""
         if not got.numel():
             return
         noise = call.noise(name)
@@ -399,7 +281,11 @@ def title(i, slices, tq, tk, call):
 
 def listed_masks(suite, options, rng):
     for name, slices, tq, tk in listed(options.masks):
-        if options.only not in name or tq * tk > 1 << 28:
+        if options.only not in name:
+            continue
+        if tq * tk > 1 << 28:
+            for dims in ((64, 64), (128, 128), (256, 256)):
+                large.backward(suite, f"{name} {dims}", slices, Call(random.Random(31), tq, tk, large.heads(dims), dims, torch.bfloat16))
             continue
         for dims in ((64, 64), (128, 128), (256, 256)):
             suite.run(f"{name} {dims}", slices, tq, tk, Call(rng, tq, tk, (4, 2), dims, torch.bfloat16))
@@ -408,6 +294,58 @@ def listed_masks(suite, options, rng):
         suite.run(f"{name} options, {title(0, slices, tq, tk, call)}", slices, tq, tk, call)
         if slices:
             suite.run(f"{name} ranges", slices, tq, tk, Call(rng, tq, tk, (4, 2), (128, 128), torch.bfloat16), ranges=True)
+
+
+def edges(suite, rng):
+    """Every head dimension over the same few masks, the most query heads a key head, the ends of what f32 carries, tiny slices."""
+    n, bf16, f16 = 700, torch.bfloat16, torch.float16
+    window = [(0, 101, 0, 101, magi.CAUSAL), (101, n, 1, n, magi.BI_CAUSAL)]
+    longer = [(0, 333, 0, 600, magi.CAUSAL), (333, n, 200, 900, magi.CAUSAL)]
+    for dims in HEAD_DIMS:
+        for dtype in (bf16, f16):
+            for deterministic in (False, True):
+                what = f"{dims}, {dtype}, deterministic {deterministic}"
+                suite.run(f"window, {what}", window, n, n, Call(rng, n, n, (4, 2), dims, dtype, deterministic=deterministic))
+                f32 = {"f32": ("dq", "dk", "dv"), "add": ("dq", "dk", "dv"), "sink": ("shared", 2, 1.0)}
+                call = Call(rng, n, 900, (3, 3), dims, dtype, deterministic=deterministic, **f32)
+                suite.run(f"more keys, added to f32, {what}", longer, n, 900, call)
+                call = Call(rng, n, n, (64, 1), dims, dtype, deterministic=deterministic)
+                suite.run(f"64 query heads of one key head, {what}", window, n, n, call)
+    n = 200
+    for scale, softcap in ((1e-6, 0), (1e-46, 0), (1e-60, 0), (100.0, 0), (-0.1, 0), (0, 0.5), (0, 300.0), (0, 1e3), (0, 1e4), (0, 1e9)):
+        for deterministic in (False, True):
+            call = Call(rng, n, n, (2, 1), (128, 128), bf16, scale=scale, softcap=softcap, deterministic=deterministic)
+            suite.run(f"scale {scale}, softcap {softcap}, deterministic {deterministic}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
+    for dtype, dims, deterministic in ((f16, (64, 64), False), (bf16, (256, 256), True)):  # each is a kernel or two to compile
+        call = Call(rng, n, n, (4, 2), dims, dtype, softcap=15.0, deterministic=deterministic)
+        suite.run(f"softcap, {dims}, {dtype}, deterministic {deterministic}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
+    n = 2500
+    cells = [(a, a + 50, b, b + 50, rng.randrange(4)) for a in range(0, n, 50) for b in range(0, n, 50)]
+    for dims in ((128, 128), (256, 256)):
+        for deterministic, ranges in ((False, False), (True, False), (True, True)):
+            call = Call(rng, n, n, (2, 1), dims, bf16, deterministic=deterministic)
+            suite.run(f"2,500 slices of 50 x 50, {dims}, deterministic {deterministic}", cells, n, n, call, ranges=ranges)
+
+
+def repeated(suite, rng):
+    """Twenty runs give the same bits: whole tiles, query heads of a tile shared out to several thread blocks, every option."""
+    for what, slices, tq, tk, heads in (
+        ("documents", [(a, a + 333, a, a + 333, magi.CAUSAL) for a in range(0, 1332, 333)], 1332, 1332, (8, 2)),
+        ("shared out", [(0, 1500, 0, 300, magi.INV_CAUSAL)], 1500, 300, (16, 1)),
+    ):
+        twenty = lambda name, call, **o: suite.run(f"twenty runs, {what}, {name}", slices, tq, tk, call, repeats=20, **o)
+        for dims in HEAD_DIMS:
+            for dtype, deterministic in ((torch.bfloat16, True), (torch.float16, True), (torch.bfloat16, False)):
+                call = Call(rng, tq, tk, heads, dims, dtype, deterministic=deterministic)
+                twenty(f"{dims}, {dtype}, deterministic {deterministic}", call)
+        every = ("dq", "dk", "dv")
+        for dims in ((128, 128), (256, 256)):
+            for options in ({"sink": ("shared", 3, 1.0)}, {"sink": ("tokens", 8, 1.0)}, {"f32": every, "add": every}):
+                twenty(f"{dims}, {options}", Call(rng, tq, tk, heads, dims, torch.bfloat16, deterministic=True, **options))
+            twenty(f"{dims}, ranges", Call(rng, tq, tk, heads, dims, torch.bfloat16, deterministic=True), ranges=True)
+        for deterministic in (False, True):
+            call = Call(rng, tq, tk, heads, (128, 128), torch.bfloat16, softcap=15.0, deterministic=deterministic)
+            twenty(f"softcap, deterministic {deterministic}", call)
 
 
 def random_masks(suite, count, rng):
@@ -430,7 +368,7 @@ def main():
     parse.add_argument("--random", type=int, default=300)
     parse.add_argument("--only", default="")
     parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--masks", default=os.path.join(HERE, "..", "cases", "masks.json"))
+    parse.add_argument("--masks", default=MASKS)
     options = parse.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     suite = Suite(magi.Library(options.library))
@@ -438,15 +376,24 @@ def main():
     for deterministic in (False, True):
         suite.captured(deterministic)
     suite.differences()
-    print(f"captured and differences: {suite.cases} cases, {suite.failures} failures", flush=True)
+    suite.report("captured and differences")
     listed_masks(suite, options, rng)
-    print(f"listed masks: {suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("listed masks")
     if not options.only:
         random_masks(suite, options.random, rng)
+        suite.report("random masks")
+        edges(suite, random.Random(23))
+        suite.report("edges")
+        repeated(suite, random.Random(29))
+        suite.report("twenty runs")
+        hidden.backward(suite)
+        suite.report("NaN beside tiles")
+        large.longest_backward(suite)
+        suite.report("16M tokens")
         for deterministic in (False, True):
             suite.replay(deterministic)
             suite.impossible(deterministic)
-    print(f"{suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("all")
     return 1 if suite.failures else 0
 
 

@@ -1,215 +1,60 @@
 #!/usr/bin/env python3
 """Checks magi_flex_flash_attn_forward on a CUDA device against f64, on a machine with torch: every listed mask, random
-masks, and every option, within the bounds of docs/kernels.md; the same masks as ranges in device memory, which a captured
-graph finds changed, and lists that cannot be made. Outputs are poisoned, tokens that nothing sees hold NaN,
-and every call is repeated for equal bits.
+masks, and every option, within the bounds of docs/kernels.md, "Accuracy"; the same masks as ranges in device memory, which a
+captured graph finds changed, and lists that cannot be made. Outputs are poisoned, tokens that nothing sees hold NaN, and in
+turn those that one tile does not see; every call is repeated for equal bits.
 
     tests/gpu/forward.py [--library libmagi_attn.so] [--random 300] [--only NAME] [--seed 0]
 """
 import argparse
 import ctypes as C
-import json
 import math
 import os
 import random
 import sys
+import time
 
 import torch
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-for folder in (HERE, os.path.join(HERE, "..", "..", "bench")):
-    sys.path.insert(0, folder)
-import magi  # noqa: E402
-
-DEVICE = "cuda"
-DTYPES = {torch.float64: magi.F64, torch.float32: magi.F32, torch.bfloat16: magi.BF16, torch.float16: magi.F16}
-ULP = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-22}
-
-
-def describe(t):
-    """A magi_tensor of a torch tensor."""
-    return magi.tensor(t.data_ptr(), DTYPES[t.dtype], list(t.shape), list(t.stride()), magi.CUDA, t.device.index or 0)
-
-
-def visible(slices, tq, tk):
-    """[tq, tk] bool: what slices (q0, q1, k0, k1, type) show."""
-    q = torch.arange(tq, device=DEVICE)[:, None]
-    k = torch.arange(tk, device=DEVICE)[None]
-    see = torch.zeros(tq, tk, dtype=torch.bool, device=DEVICE)
-    for a, b, c, d, kind in slices:
-        inside = (q >= a) & (q < b) & (k >= c) & (k < d)
-        if kind in (magi.CAUSAL, magi.BI_CAUSAL):
-            inside &= k - q <= d - b
-        if kind in (magi.INV_CAUSAL, magi.BI_CAUSAL):
-            inside &= k - q >= c - a
-        see |= inside
-    return see
-
-
-class Call:
-    """Tensors and options of one case."""
-
-    def __init__(self, rng, tq, tk, heads, dims, dtype, scale=0.0, softcap=0.0, sink=None, out_f32=False, maxima=False,
-                 accumulate=False, strided=False, std=1.0, margin=0, backend=magi.DEFAULT):
-        hq, hkv = heads
-        d, dv = dims
-        g = torch.Generator(device=DEVICE).manual_seed(rng.randrange(1 << 30))
-        make = lambda n, h, x: torch.randn(n, h, x, device=DEVICE, generator=g)
-        self.q = (make(tq, hq, d) * std).to(dtype)
-        self.k, self.v = make(tk, hkv, d).to(dtype), make(tk, hkv, dv).to(dtype)
-        self.dtype, self.scale, self.softcap, self.margin, self.backend = dtype, scale, softcap, margin, backend
-        self.sink = None
-        if sink:
-            shape = (sink[1], hq) if sink[0] == "shared" else (tq, sink[1], hq)
-            self.sink = torch.randn(*shape, device=DEVICE, generator=g) * sink[2]
-        self.out_dtype = torch.float32 if out_f32 or accumulate else dtype
-        self.maxima, self.accumulate, self.strided = maxima, accumulate, strided
-        if accumulate:
-            self.old_k, self.old_v = make(64, hkv, d).to(dtype), make(64, hkv, dv).to(dtype)
-            self.old_see = torch.rand(tq, 64, device=DEVICE, generator=g) < 0.5
-            self.old_see[torch.rand(tq, device=DEVICE, generator=g) < 0.2] = False
-
-    def factor(self):
-        return self.scale or self.q.shape[2] ** -0.5
-
-    def place(self, t):
-        """The tensor inside a wider one full of NaN, or dense with rows of a multiple of 16 bytes."""
-        n, h, d = t.shape
-        wide = (d + 7) // 8 * 8
-        if self.strided:
-            w = torch.full((n, h + 1, wide + 16), float("nan"), device=DEVICE, dtype=t.dtype)
-            view = w[:, :h, 8 : 8 + d]
-        else:
-            w = torch.full((n, h, wide), float("nan"), device=DEVICE, dtype=t.dtype)
-            view = w[:, :, :d]
-        view.copy_(t)
-        return view
-
-
-def intact(view):
-    """Whether the tensor that `Call.place` put the view in still holds NaN around it."""
-    around = view._base.clone()
-    around.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(math.nan)
-    return bool(around.isnan().all())
-
-
-def softmax(call, k, v, see, dtype, rounded=False):
-    """out, lse, maxima in `dtype`; `rounded` computes as a textbook does that rounds P to the inputs' dtype."""
-    hq, hkv = call.q.shape[1], k.shape[1]
-    tq, dv = call.q.shape[0], v.shape[2]
-    out = torch.zeros(tq, hq, dv, device=DEVICE, dtype=dtype)
-    lse = torch.full((tq, hq), -math.inf, device=DEVICE, dtype=dtype)
-    maxima = torch.full((hq,), -math.inf, device=DEVICE, dtype=dtype)
-    if see.numel() == 0:
-        see = torch.zeros(tq, 1, dtype=torch.bool, device=DEVICE)
-        k = torch.zeros(1, hkv, k.shape[2], device=DEVICE, dtype=k.dtype)
-        v = torch.zeros(1, hkv, dv, device=DEVICE, dtype=v.dtype)
-    for h in range(hq):
-        kh, vh = (t[:, h // (hq // hkv)].to(dtype).nan_to_num() for t in (k, v))
-        s = call.q[:, h].to(dtype) @ kh.T * call.factor()
-        if call.softcap:
-            s = call.softcap * torch.tanh(s / call.softcap)
-        s = s.masked_fill(~see, -math.inf)
-        if tq:
-            maxima[h] = s.max()
-        z = s
-        if call.sink is not None:
-            sink = call.sink[None, :, h] if call.sink.dim() == 2 else call.sink[:, :, h]
-            z = torch.cat([s, sink.to(dtype).expand(tq, -1)], 1)
-        lse[:, h] = torch.logsumexp(z, 1)
-        if rounded:
-            m = s.max(1, keepdim=True).values
-            empty = m.isinf()  # of such a row the lse is that of sinks, and exp(0 - lse) may be infinite
-            m = torch.where(empty, torch.zeros_like(m), m)
-            p = torch.exp(s - m).to(call.dtype).to(dtype)
-            weight = torch.exp(m - lse[:, h, None])
-            out[:, h] = p @ vh * torch.where(empty, torch.zeros_like(weight), weight)
-        else:
-            safe = torch.where(lse[:, h].isinf(), torch.zeros_like(lse[:, h]), lse[:, h])
-            out[:, h] = torch.exp(s - safe[:, None]) @ vh
-    return out, lse, maxima
-
-
-class NoMask:
-    """In place of a mask handle, for calls whose options hold ranges."""
-
-    handle = None
-
-
-class Ranges:
-    """Slices (q0, q1, k0, k1, type) in device memory, with room for `room` of them; the rest are empty."""
-
-    def __init__(self, slices, room=None):
-        n = room or len(slices)
-        self.lists = [torch.empty(*shape, dtype=torch.int32, device=DEVICE) for shape in ((n, 2), (n, 2), (n,))]
-        self.set(slices)
-        self.described = [magi.tensor(t.data_ptr(), magi.I32, list(t.shape), list(t.stride()), magi.CUDA, t.device.index or 0)
-                          for t in self.lists]
-
-    def set(self, slices):
-        n = self.lists[2].shape[0]
-        rows = torch.tensor(list(slices) + [(0, 0, 0, 0, 0)] * (n - len(slices)), dtype=torch.int32).reshape(n, 5)
-        for t, part in zip(self.lists, (rows[:, 0:2], rows[:, 2:4], rows[:, 4])):
-            t.copy_(part)
-
-    def into(self, options):
-        options.q_ranges, options.k_ranges, options.mask_types = (C.pointer(t) for t in self.described)
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "support"))
+from forward_calls import (DEVICE, HEAD_DIMS, MASKS, ULP, Bound, Call, NoMask, Ranges, bits, describe, intact,  # noqa: E402
+                           listed, magi, random_mask, softmax, visible)
+import hidden  # noqa: E402
+import large  # noqa: E402
 
 
 class Suite:
     def __init__(self, library):
-        self.library, self.cases, self.failures, self.worst = library, 0, 0, 0.0
+        self.library, self.cases, self.failures, self.worst, self.began = library, 0, 0, 0.0, time.monotonic()
 
     def fail(self, what, why):
         self.failures += 1
         print(f"FAIL {what}: {why}", flush=True)
+
+    def report(self, what):
+        seconds = time.monotonic() - self.began
+        print(f"{what}: {self.cases} cases, {self.failures} failures, worst at {self.worst:.3f} of its bound, {seconds:.1f} s", flush=True)
 
     def run(self, what, slices, tq, tk, call, repeats=2, ranges=False):
         self.cases += 1
         see = visible(slices, tq, tk)
         unseen = ~see.any(0) if tk else torch.zeros(0, dtype=torch.bool, device=DEVICE)
         call.k[unseen], call.v[unseen] = math.nan, math.nan
-        out = call.place(torch.full((tq, call.q.shape[1], call.v.shape[2]), math.nan, device=DEVICE, dtype=call.out_dtype))
-        lse = torch.full((tq, call.q.shape[1]), math.nan, device=DEVICE)
-        maxima = torch.full((call.q.shape[1],), -math.inf if call.accumulate else math.nan, device=DEVICE)
-        k, v, seen = call.k, call.v, see
+        k, v, seen, earlier = call.k, call.v, see, None
         if call.accumulate:
-            old, old_lse, old_max = softmax(call, call.old_k, call.old_v, call.old_see, torch.float64)
-            out.copy_(old)
-            lse.copy_(old_lse)
-            maxima.copy_(old_max)
+            earlier = softmax(call, call.old_k, call.old_v, call.old_see, torch.float64)
             k, v, seen = torch.cat([k, call.old_k]), torch.cat([v, call.old_v]), torch.cat([see, call.old_see], 1)
-        start = (out.clone(), lse.clone(), maxima.clone())
-        inputs = [call.place(t) for t in (call.q, call.k, call.v)]
-        described = [describe(t) for t in inputs] + [describe(t) for t in (out, lse, maxima)]
-        sink = None if call.sink is None else describe(call.sink)
-        q_, k_, v_, out_, lse_, max_ = (C.pointer(t) for t in described)
-        args = magi.ForwardArgs(q=q_, k=k_, v=v_, sink=C.pointer(sink) if sink else None, softmax_scale=call.scale,
-                                softcap=call.softcap, out=out_, lse=lse_, max_logits=max_ if call.maxima else None)
-        options = magi.FlexOptions(accumulate=int(call.accumulate), sm_margin=call.margin, backend=call.backend)
-        lists = Ranges(slices) if ranges else None
-        if ranges:
-            lists.into(options)
-            options.max_items = max(1, len(slices) * (tq // 64 + 1))
-        needed = self.library.workspace_bytes(args, options)
-        space = torch.full((max(1, needed),), 0xFF, dtype=torch.uint8, device=DEVICE)
-        options.workspace, options.workspace_size = space.data_ptr(), needed
-        mask = NoMask() if ranges else magi.Mask(self.library, slices, tq, tk)
-        enqueue = self.library.enqueue(mask, args, options, torch.cuda.current_stream().cuda_stream)
+        bound = Bound(self.library, call, slices, earlier, ranges)
         first = None
         for _ in range(repeats):
-            for t, s in zip((out, lse, maxima), start):
-                t.copy_(s)
-            space.fill_(0xFF)
-            enqueue()
-            torch.cuda.synchronize()
-            bits = [t.contiguous().view(torch.int16 if t.element_size() == 2 else torch.int32).clone() for t in (out, lse, maxima)]
-            if first and not all(torch.equal(a, b) for a, b in zip(first, bits)):
+            bound.run()
+            found = [bits(t) for t in bound.results]
+            if first and not all(torch.equal(a, b) for a, b in zip(first, found)):
                 self.fail(what, "another run gave other bits")
-            first = first or bits
-        if not intact(out):
+            first = first or found
+        if not intact(bound.out):
             self.fail(what, "something was written beside out")
-        self.compare(what, call, out, lse, maxima, softmax(call, k, v, seen, torch.float64),
+        self.compare(what, call, *bound.results, softmax(call, k, v, seen, torch.float64),
                      softmax(call, k, v, seen, torch.float32, rounded=True)[0])
 
     def simple(self, tq, tk, slices, room=None, max_items=0):
@@ -310,8 +155,6 @@ class Suite:
             if off.numel() and not off.max().item() <= 1:
                 self.fail(what, f"lse is at {off.max().item():.3f} of its bound")
         if call.maxima:
-            if call.accumulate:
-                return
             none = want_max.isinf()
             off = (maxima.double() - want_max)[~none].abs() / (1e-3 + 1e-3 * want_max[~none].abs())
             if not bool((maxima[none] == -math.inf).all()) or (off.numel() and not off.max().item() <= 1):
@@ -319,14 +162,38 @@ class Suite:
 
 
 def repeated(suite, rng):
-    """Twenty runs give the same bits: whole tiles, tiles in pieces that whoever comes last joins, packed heads."""
+    """Twenty runs give the same bits: whole tiles, tiles in pieces that whoever comes last joins, packed heads, every option."""
     for what, slices, tq, tk, heads in (
         ("documents", [(a, a + 333, a, a + 333, magi.CAUSAL) for a in range(0, 1332, 333)], 1332, 1332, (8, 2)),
         ("pieces", [(0, 300, 0, 20011, magi.CAUSAL)], 300, 20011, (2, 1)),
         ("packed heads", [(0, 9, 0, 9000, magi.FULL)], 9, 9000, (16, 1)),
     ):
-        for dims in ((64, 64), (128, 128), (192, 128), (256, 256)):
-            suite.run(f"twenty runs, {what}, {dims}", slices, tq, tk, Call(rng, tq, tk, heads, dims, torch.bfloat16), repeats=20)
+        twenty = lambda name, call, **o: suite.run(f"twenty runs, {what}, {name}", slices, tq, tk, call, repeats=20, **o)
+        for dims in HEAD_DIMS:
+            for dtype in (torch.bfloat16, torch.float16):
+                twenty(f"{dims}, {dtype}", Call(rng, tq, tk, heads, dims, dtype))
+        for dims in ((64, 64), (128, 128)):
+            for options in ({"sink": ("shared", 3, 1.0)}, {"sink": ("tokens", 8, 1.0)}, {"accumulate": True}, {"out_f32": True}):
+                twenty(f"{dims}, {options}", Call(rng, tq, tk, heads, dims, torch.bfloat16, **options))
+            twenty(f"{dims}, ranges", Call(rng, tq, tk, heads, dims, torch.bfloat16), ranges=True)
+        for options in ({"softcap": 15.0}, {"softcap": 15.0, "maxima": True}, {"maxima": True, "accumulate": True}):
+            twenty(f"{options}", Call(rng, tq, tk, heads, (128, 128), torch.bfloat16, **options))
+
+
+def switched(suite, rng):
+    """Softcap and maxima beyond the dtype and head dimension that random calls have them for: each is a kernel to compile."""
+    n = 700
+    masks = ([(0, n, 0, n, magi.CAUSAL)], [(a, min(a + 99, n), a // 2, a // 2 + 301, magi.BI_CAUSAL) for a in range(0, n, 99)])
+    for dtype, dims, options in (
+        (torch.float16, (64, 64), {"softcap": 15.0, "maxima": True}),
+        (torch.bfloat16, (256, 256), {"softcap": 15.0, "maxima": True, "sink": ("shared", 2, 1.0)}),
+        (torch.float16, (192, 128), {"maxima": True, "accumulate": True}),
+        (torch.bfloat16, (128, 128), {"softcap": 15.0, "maxima": True, "accumulate": True}),
+    ):
+        for slices in masks:
+            for ranges in (False, True):
+                what = f"{dtype}, {dims}, {options}, {len(slices)} slices, ranges {ranges}"
+                suite.run(what, slices, n, n, Call(rng, n, n, (4, 2), dims, dtype, **options), ranges=ranges)
 
 
 def edges(suite, rng):
@@ -385,26 +252,6 @@ def longest(suite):
             suite.fail("16M tokens", f"row {row}")
 
 
-def listed(path):
-    for case in json.load(open(path)):
-        slices = [(*s["q"], *s["k"], magi.MASK_TYPES[s["type"]]) for s in case["slices"]]
-        yield case["name"], slices, case["total_seqlen_q"], case["total_seqlen_k"]
-
-
-def random_mask(rng):
-    """Slices that share no cell: stretches of rows, in each stretches of keys, most of them shown."""
-    tq, tk = (rng.choice((1, 5, 64, 127, 128, 129, 300, 700, 1337)) for _ in range(2))
-    if rng.random() < 0.05:
-        n = rng.randrange(200, 1500)
-        return [(a, min(a + 50, n), a, min(a + 50, n), magi.FULL) for a in range(0, n, 50)], n, n
-    slices = []
-    rows = sorted({0, tq, *(rng.randrange(tq + 1) for _ in range(rng.choice((0, 1, 3, 9))))})
-    for a, b in zip(rows, rows[1:]):
-        keys = sorted({0, tk, *(rng.randrange(tk + 1) for _ in range(rng.choice((0, 1, 3, 6))))})
-        slices += [(a, b, c, d, rng.randrange(4)) for c, d in zip(keys, keys[1:]) if rng.random() < 0.65]
-    return slices, tq, tk
-
-
 def random_call(rng, tq, tk):
     dtype = rng.choice((torch.bfloat16, torch.bfloat16, torch.float16))
     dims = rng.choice(((64, 64), (96, 96), (128, 128), (128, 128), (192, 128), (192, 192), (256, 256)))
@@ -449,27 +296,35 @@ def captured(suite, rng):
                       softmax(call, call.k, call.v, see, torch.float32, rounded=True)[0])
 
 
+def listed_mask(suite, name, slices, tq, tk, rng):
+    for dims in ((64, 64), (128, 128), (256, 256)):
+        if tq * tk > 1 << 28:
+            large.forward(suite, f"{name} {dims}", slices, Call(random.Random(31), tq, tk, large.heads(dims), dims, torch.bfloat16))
+        else:
+            suite.run(f"{name} {dims}", slices, tq, tk, Call(rng, tq, tk, (4, 2), dims, torch.bfloat16))
+    if tq * tk > 1 << 28:
+        return
+    suite.run(f"{name} options", slices, tq, tk, random_call(rng, tq, tk))
+    if slices:
+        suite.run(f"{name} ranges", slices, tq, tk, Call(rng, tq, tk, (4, 2), (128, 128), torch.bfloat16), ranges=True)
+
+
 def main():
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--library")
     parse.add_argument("--random", type=int, default=300)
     parse.add_argument("--only", default="")
     parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--masks", default=os.path.join(HERE, "..", "cases", "masks.json"))
+    parse.add_argument("--masks", default=MASKS)
     options = parse.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     suite = Suite(magi.Library(options.library))
     rng = random.Random(options.seed)
     captured(suite, rng)
     for name, slices, tq, tk in listed(options.masks):
-        if options.only not in name or tq * tk > 1 << 28:
-            continue
-        for dims in ((64, 64), (128, 128), (256, 256)):
-            suite.run(f"{name} {dims}", slices, tq, tk, Call(rng, tq, tk, (4, 2), dims, torch.bfloat16))
-        suite.run(f"{name} options", slices, tq, tk, random_call(rng, tq, tk))
-        if slices:
-            suite.run(f"{name} ranges", slices, tq, tk, Call(rng, tq, tk, (4, 2), (128, 128), torch.bfloat16), ranges=True)
-    print(f"listed masks: {suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+        if options.only in name:
+            listed_mask(suite, name, slices, tq, tk, rng)
+    suite.report("listed masks")
     for i in range(0 if options.only else options.random):
         slices, tq, tk = random_mask(rng)
         call = random_call(rng, tq, tk)
@@ -480,12 +335,18 @@ def main():
             call.backend = magi.DEFAULT  # textbook kernels take no ranges
             suite.run(what + ", as ranges", slices, tq, tk, call, ranges=True)
     if not options.only:
+        suite.report("random masks")
         repeated(suite, rng)
+        suite.report("twenty runs")
+        switched(suite, rng)
         edges(suite, rng)
+        suite.report("edges")
+        hidden.forward(suite)
+        suite.report("NaN beside tiles")
         longest(suite)
         suite.replay()
         suite.impossible()
-    print(f"{suite.cases} cases, {suite.failures} failures, worst at {suite.worst:.3f} of its bound", flush=True)
+    suite.report("all")
     return 1 if suite.failures else 0
 
 

@@ -14,11 +14,8 @@ import sys
 
 import torch
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-for folder in (HERE, os.path.join(HERE, "..", "..", "bench")):
-    sys.path.insert(0, folder)
-import magi  # noqa: E402
-from forward import DEVICE, describe  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "support"))
+from forward_calls import DEVICE, describe, magi  # noqa: E402
 
 # Work for many more thread blocks than a launch has here, so that all take it from the counter; blocks of two launches fit the
 # device side by side.
