@@ -30,7 +30,7 @@ import results
 import test_library
 from row import Row
 from test_library import library
-from test_ranks import Faults, LocalRanks, MasksOnRanks, Rates, Sites  # noqa: F401: unittest finds them here
+from test_ranks import Faults, LocalRanks, MasksOnRanks, Rates, Sites  # noqa: F401 (unittest finds them here)
 
 SAMPLE = os.path.join(results.ROOT, "tests", "cases", "bench_sample.json")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -3,9 +3,9 @@
 #
 #   scripts/setup.sh quickstart   only what quickstart.sh needs (nothing is installed)
 #   scripts/setup.sh test         cmake, ninja, a C++ compiler, valgrind, nvcc and NVRTC
-#   scripts/setup.sh              all of it: test, and clang-format, rustfmt and clippy
+#   scripts/setup.sh              all of it: test, and clang-format, ruff, rustfmt and clippy
 #
-# cmake, ninja, clang-format and CUDA's compilers go to .tools/ inside the project; nothing else of the machine is touched, except
+# cmake, ninja, clang-format, ruff and CUDA's compilers go to .tools/ inside the project; nothing else of the machine is touched, except
 # that packages come from apt when this runs as root. Running it again does nothing and takes no time.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -15,6 +15,7 @@ cd "$ROOT"
 CMAKE_VERSION=3.31.10
 NINJA_VERSION=1.13.0
 CLANG_FORMAT_VERSION=21.1.8
+RUFF_VERSION=0.17.6
 # Kernels are checked as these compile them; no GPU and no driver is needed.
 CUDA_WHEELS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86)
@@ -96,6 +97,11 @@ need_clang_format() {
     fi
 }
 
+need_ruff() {
+    at_least ruff "${RUFF_VERSION%.*}" || pip_install ruff "$RUFF_VERSION" bin/ruff ruff ||
+        die "ruff $RUFF_VERSION is missing, and pip could not install it"
+}
+
 # nvcc, NVRTC and the disassemblers, below .tools/cuda/nvidia/cu13. A toolkit that CUDA_HOME names is used instead.
 need_nvcc() {
     if [ -x "${CUDA_HOME:-/nonexistent}/bin/nvcc" ]; then
@@ -136,6 +142,7 @@ test | all)
     need_nvcc
     if [ "${1:-all}" = all ]; then
         need_clang_format
+        need_ruff
         need_rust_components
     fi
     ;;

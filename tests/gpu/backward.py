@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "support"))
 from forward_calls import DEVICE, HEAD_DIMS, MASKS, ULP, Ranges, describe, listed, magi, random_mask, visible  # noqa: E402
-from backward_calls import Bound, Call, gradients  # noqa: E402
+from backward_calls import NAMES, Bound, Call, gradients  # noqa: E402
 import hidden  # noqa: E402
 import large  # noqa: E402
 

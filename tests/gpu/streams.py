@@ -127,7 +127,7 @@ def main():
     handle, mask.handle = mask.handle, None
     library.c.magi_mask_destroy(handle)
     judge("a mask destroyed under way", n)
-    del sides
+    sides.clear()
     gc.collect()
     print(f"{2 * n} calls at once, {failures} failures", flush=True)
     return 1 if failures else 0

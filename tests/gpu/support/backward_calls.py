@@ -1,7 +1,6 @@
 """Tensors, options and the f64 reference of backward calls on a CUDA device, for the programs one folder up."""
 import ctypes as C
 import math
-import random
 
 import torch
 

@@ -6,7 +6,6 @@ import ctypes as C
 import json
 import math
 import os
-import random
 import sys
 
 import torch
