@@ -1107,7 +1107,7 @@ typedef struct magi_key_stats {
      */
     int64_t bytes_forward;
     /**
-     * Bytes that a backward pass moves.
+     * Bytes that a backward pass moves, counted likewise.
      */
     int64_t bytes_backward;
     /**
@@ -1187,7 +1187,7 @@ typedef struct magi_rank_stats {
      */
     int64_t bytes_sent;
     /**
-     * Bytes that it receives in a forward pass.
+     * Bytes that it receives in a forward pass, with hierarchical_comm those too that it only passes on.
      */
     int64_t bytes_received;
     /**

@@ -1,7 +1,7 @@
 // The consumer warpgroups of wide heads. dK and dV of a tile of 64 keys fill the registers of one warpgroup each. The
 // first has S, P and dV, the second dP, dS and dK: P and dS become factors straight from registers, and nothing is
-// computed twice. P goes to the second through shared memory, rounded as it is for dV; dS goes to the third, which has
-// dQ. Each waits only for what it is handed. SPDX-License-Identifier: Apache-2.0
+// computed twice. P goes to the second through shared memory, in f32; dS goes to the third, which has dQ.
+// Each waits only for what it is handed. SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "backward_wide_gradients.cuh"
 #include "backward_wide_queries.cuh"

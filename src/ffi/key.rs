@@ -66,7 +66,7 @@ pub struct magi_key_stats {
     pub bytes_outputs: i64,
     /// Bytes that a forward pass moves: the three above.
     pub bytes_forward: i64,
-    /// Bytes that a backward pass moves.
+    /// Bytes that a backward pass moves, counted likewise.
     pub bytes_backward: i64,
     /// Bytes that a forward pass would move on the same placement if only keys travelled; bytes_forward is never more.
     pub bytes_forward_keys_only: i64,
@@ -110,7 +110,7 @@ pub struct magi_rank_stats {
     pub queries_received: i64,
     /// Bytes that it sends in a forward pass, with hierarchical_comm those too that it passes on.
     pub bytes_sent: i64,
-    /// Bytes that it receives in a forward pass.
+    /// Bytes that it receives in a forward pass, with hierarchical_comm those too that it only passes on.
     pub bytes_received: i64,
     /// Predicted time of its forward pass, in nanoseconds, by the config's rates.
     pub forward_ns: i64,

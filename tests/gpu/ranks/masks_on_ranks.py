@@ -25,6 +25,8 @@ for folder in (HERE, os.path.join(HERE, ".."), os.path.join(HERE, "..", "..", ".
     sys.path.insert(0, folder)
 import backward  # noqa: E402
 import forward  # noqa: E402
+import backward_calls  # noqa: E402 (the two above lead to its folder)
+import forward_calls  # noqa: E402
 import magi  # noqa: E402
 import ranks  # noqa: E402
 import results  # noqa: E402
@@ -429,7 +431,8 @@ def arguments(argv):
 def on_threads(options, library):
     """Rank 0, and what every rank says."""
     comms, ring, made = ranks.Comm.local(library, options.world), Threads(options.world), [None] * options.world
-    forward.DEVICE = backward.DEVICE = "cpu"
+    for module in (forward, backward, forward_calls, backward_calls):
+        module.DEVICE = "cpu"
     found = []
 
     def work(rank):
