@@ -30,7 +30,7 @@ const BOUND: f64 = 1e-10;
 /// Tokens that a case is scaled down to: f64 on emulated devices.
 const TOKENS: i64 = 96;
 
-/// Every so-manieth case of masks.json from number `first` on, small, with its number. There are at least `least`.
+/// Every `step`-th case of masks.json from number `first` on, small, with its number. There are at least `least`.
 fn small_cases(first: usize, step: usize, least: usize) -> Vec<(usize, Case)> {
     let all = load_cases().into_iter().enumerate();
     let chosen: Vec<_> = all
