@@ -8,11 +8,14 @@
 #include "attn/backward_epilogue.cuh"
 #include "attn/backward_helpers.cuh"
 #include "attn/backward_mask.cuh"
+#include "attn/backward_products.cuh"
 #include "attn/backward_producer.cuh"
 #include "attn/last_block.cuh"
 #include "ptx/launch.cuh"
 #if WIDE
 #include "attn/backward_wide_consumer.cuh"
+#elif KEYS_ALONE
+#include "attn/backward_keys_consumer.cuh"
 #else
 #include "attn/backward_consumer.cuh"
 #endif
@@ -33,12 +36,14 @@ DEV void set_up(const BackwardMaps &maps, const magi_attn_backward_params &p, Sh
         mbar_init(AT(k_full) + 8 * i, WARP_ARRIVALS); // the cleaning warp's, as those of `full`
         mbar_init(AT(k_loaded) + 8 * i, 1);
         mbar_init(AT(k_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
-        mbar_init(AT(full) + 8 * i, WARP_ARRIVALS);
-        mbar_init(AT(empty) + 8 * i, 8 * WARP_ARRIVALS); // dQ needs no queries
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);
         mbar_init(AT(dq_full) + 8 * i, 4 * WARP_ARRIVALS);
         mbar_init(AT(dq_empty) + 8 * i, 1);
+    }
+    for (int i = 0; i < STAGES; i++) {
+        mbar_init(AT(full) + 8 * i, WARP_ARRIVALS);
+        mbar_init(AT(empty) + 8 * i, 8 * WARP_ARRIVALS); // dQ needs no queries
     }
     mbar_init(AT(v_full), 1);
     mbar_init(AT(v_empty), (WIDE ? 4 : 8) * WARP_ARRIVALS);
@@ -81,6 +86,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if DQ
         } else if (threadIdx.x == 96) {
             add_queries(maps, s);
+#elif KEYS_ALONE
+        } else if (threadIdx.x == 96) {
+            fetch_values(maps, p, s);
 #endif
         }
     } else {

@@ -4,6 +4,7 @@
 #pragma once
 #include "backward_epilogue.cuh"
 #include "backward_mask.cuh"
+#include "backward_products.cuh"
 
 // Columns of dQ of a block that are a warpgroup's.
 constexpr int OWN_COLUMNS = 32 * BOXES;
@@ -21,38 +22,6 @@ struct Consumer {
     u32 n;    // blocks so far
     u32 tile; // tiles so far
 };
-
-// What the threads of a warpgroup know of their place.
-struct Place {
-    int group, lane, row; // row: the thread's first key of the tile
-};
-
-// S = K Q^T of block n.
-DEV void scores(Consumer &c, const Place &at) {
-    const u64 k = smem_desc(AT(k) + at.group * 64 * 128, 16, 1024) + k_stage(c.tile & 1) / 16;
-    const u64 q = smem_desc(AT(q), 16, 1024) + (c.n & 1) * (Q_BYTES / 16);
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < D / 16; j++) {
-        wgmma_ss(c.x, k + (j / 4 * BK * 128 + j % 4 * 32) / 16, q + (j / 4 * BQ * 128 + j % 4 * 32) / 16, j != 0);
-    }
-    wgmma_commit();
-}
-
-// y = V dO^T - delta of block n.
-DEV void probability_gradients(Consumer &c, const Place &at) {
-    const u32 i = c.n & 1;
-    const u64 v = smem_desc(AT(v) + at.group * 64 * 128, 16, 1024);
-    const u64 dout = smem_desc(AT(dout), 16, 1024) + i * (DO_BYTES / 16);
-    start_gradients(c.y, delta_of(i, at.lane));
-    pin(c.y);
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < DV / 16; j++) {
-        wgmma_ss(c.y, v + (j / 4 * BK * 128 + j % 4 * 32) / 16, dout + (j / 4 * BQ * 128 + j % 4 * 32) / 16, 1);
-    }
-    wgmma_commit();
-}
 
 #if CAPPED_LATE
 // P, and y = dS, of block n with a softcap, when dP is there: 16 columns after the other, so that few values are alive.
@@ -148,11 +117,11 @@ DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s,
     const u32 i = c.n & 1;
     mbar_wait(AT(full) + 8 * i, c.n >> 1 & 1);
     c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
-    scores(c, at);
+    scores(c.x, c.tile & 1, c.n & 1, at.group);
     wgmma_wait<0>();
     pin(c.x);
     mbar_wait(AT(v_full), c.tile & 1);
-    probability_gradients(c, at);
+    probability_gradients(c.y, c.n & 1, at);
     probabilities(c, p, s, at);
 }
 
@@ -175,22 +144,10 @@ DEV void make_fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 
     }
 }
 
-// acc += A times the queries (or gradients of the output) of a block.
-template <int N> DEV void add_product(float (&acc)[N], const u32 (&a)[BQ / 16][4], u64 b, int keep) {
-    pin(acc);
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < BQ / 16; j++) {
-        wgmma_rs_t(acc, a[j], b + j * 16 * 128 / 16, j != 0 || keep);
-    }
-    wgmma_commit();
-}
-
 // Block n's parts of dV and dK, in flight.
 DEV void add_key_gradients(Consumer &c, const u32 (&p)[BQ / 16][4], const u32 (&ds)[BQ / 16][4], bool first) {
-    const u32 i = c.n & 1;
-    add_product(c.dv, p, smem_desc(AT(dout), BQ * 128, 1024) + i * (DO_BYTES / 16), !first);
-    add_product(c.dk, ds, smem_desc(AT(q), BQ * 128, 1024) + i * (Q_BYTES / 16), !first);
+    add_product(c.dv, p, dout_of(c.n & 1), !first);
+    add_product(c.dk, ds, queries_of(c.n & 1), !first);
 }
 
 #if DQ
@@ -293,8 +250,8 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     c.flags = __shfl_sync(~0u, s.block[(c.n + 1) & 1].flags, 0);
     wgmma_wait<0>(); // fragments are done with: there are no registers for more
     release(c, at);
-    scores(c, at);
-    probability_gradients(c, at);
+    scores(c.x, c.tile & 1, c.n & 1, at.group);
+    probability_gradients(c.y, c.n & 1, at);
     probabilities(c, params, s, at);
 }
 

@@ -50,8 +50,8 @@ struct Producer {
     // One block of queries. The last one of a run begins earlier where it would reach beyond it: what the block before
     // has is then masked, and nothing is to be cleaned.
     MEMBER void block(const Brief &it, int query) {
-        const int i = n & 1;
-        mbar_wait(AT(empty) + 8 * i, (n >> 1 & 1) ^ 1);
+        const int i = stage_of(n);
+        mbar_wait(AT(empty) + 8 * i, phase_of(n) ^ 1);
         Block &b = s.block[i];
         int flags = 0, from = query;
         if (query + BQ > it.run1 && it.run1 - BQ >= it.run0) {
@@ -100,6 +100,26 @@ struct Producer {
     }
 };
 
+// V of a tile, when that of the tile before is done with.
+DEV void load_values(const BackwardMaps &maps, const magi_attn_backward_params &p, const TilePlace &t, u32 tile) {
+    mbar_wait(AT(v_empty), (tile & 1) ^ 1);
+    mbar_expect(AT(v_full), V_BYTES);
+    load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
+}
+
+#if KEYS_ALONE
+// The warp of V, of which one thread works: K and queries of the next tile do not wait until there is room for its V.
+DEV void fetch_values(const BackwardMaps &maps, const magi_attn_backward_params &p, const Shared &s) {
+    for (u32 tile = 0;; tile++) {
+        mbar_wait(AT(k_full) + 8 * (tile & 1), tile >> 1 & 1);
+        if (s.place[tile & 1].blocks < 0) {
+            return;
+        }
+        load_values(maps, p, s.place[tile & 1], tile);
+    }
+}
+#endif
+
 // The scheduling warp, of which one thread works: takes tiles from the counter, reads lists and fetches keys, so that
 // the producer never waits for memory other than shared memory. Registers are short: what it knows of its tile stands
 // in shared memory, too, and is there before the tile before has ended.
@@ -133,9 +153,9 @@ struct Scheduler {
         const int i = stage();
         const bool clean = DQ && !all_seen(t);
         t.clean = clean ? i : -1;
-        mbar_wait(AT(v_empty), (tiles & 1) ^ 1);
-        mbar_expect(AT(v_full), V_BYTES);
-        load_rows<BK * 128>(AT(v), &maps.v[t.source], AT(v_full), t.row0, t.head, p.copies_v);
+        if (!KEYS_ALONE) {
+            load_values(maps, p, t, tiles);
+        }
         wait_for_place();
         s.place[i] = t;
         const u32 bar = (t.clean < 0 ? AT(k_full) : AT(k_loaded)) + 8 * i;

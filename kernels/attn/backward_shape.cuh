@@ -27,6 +27,10 @@
 // backward_wide_consumer.cuh.
 #define WIDE (HEAD_DIM > 128 || HEAD_DIM_V > 128)
 
+// The kernel of dk and dv alone has room for a third stage of queries, and for S of a block beside dV and dK of the one
+// before: backward_keys_consumer.cuh. With a softcap there are not enough registers.
+#define KEYS_ALONE (!DQ && !SOFTCAP && !WIDE)
+
 // A product has 64 rows. dQ of another number of queries is computed transposed: a row is a column of dQ, of which a
 // warpgroup has 64. dS then has a row for each query and a chunk for each warpgroup's keys; P is packed at once and lse
 // read where it is wanted: there are fewer registers.
@@ -38,12 +42,12 @@ constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 col
 constexpr int CONSUMER_GROUPS = WIDE && DQ ? 3 : 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS,
               THREADS = 128 * (CONSUMER_GROUPS + 1);
 
-// Two stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
+// Two or three stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
 // ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given back before
 // the tile is stored. dO of a wide block has barriers of its own: at 256 columns there is one stage of it, so that dQ
 // has room on its way out.
-constexpr int STAGES = 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
-constexpr int DO_STAGES = WIDE && DQ && (HEAD_DIM + HEAD_DIM_V > 384) ? 1 : 2;
+constexpr int STAGES = KEYS_ALONE ? 3 : 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
+constexpr int DO_STAGES = WIDE && DQ && (HEAD_DIM + HEAD_DIM_V > 384) ? 1 : STAGES;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;
 constexpr u32 PAIR = sizeof(magi_backward_pair), STATS_BYTES = BQ / 2 * PAIR;
@@ -129,7 +133,7 @@ struct Order {
 
 struct alignas(1024) Shared {
     u8 k[K_STAGES][K_BYTES], v[V_BYTES], q[STAGES][Q_BYTES], dout[DO_STAGES][DO_BYTES];
-    u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 1024];
+    u8 ds[SLOTS + (SLOTS == 0)][SLOTS > 0 ? DS_BYTES : 128];
     u8 out[OUT_PLACES][DQ || !WIDE ? BOXES * BOX_BYTES : 1024]; // dQ of a block, on its way to memory; but for wide
                                                                 // heads rows of a tile, too
     magi_backward_pair stats[STAGES][BQ / 2];                   // of a block's queries
@@ -152,6 +156,14 @@ static_assert(sizeof(Shared) <= SHARED_MOST, "the stages do not fit shared memor
 // Dynamic shared memory begins here when there is no static one; checked at entry. As a constant it costs no registers.
 constexpr u32 SMEM = 1024;
 #define AT(member) (SMEM + (u32)(u64) & ((Shared *)0)->member)
+
+// Where block n of a thread block stands, and the phase of the barriers there.
+DEV u32 stage_of(u32 n) {
+    return n % STAGES;
+}
+DEV u32 phase_of(u32 n) {
+    return n / STAGES & 1;
+}
 
 // Where K of a tile with this place begins, from the first stage on.
 DEV u32 k_stage(u32 place) {
