@@ -8,8 +8,8 @@
 #include "attn/backward_epilogue.cuh"
 #include "attn/backward_helpers.cuh"
 #include "attn/backward_mask.cuh"
-#include "attn/backward_products.cuh"
 #include "attn/backward_producer.cuh"
+#include "attn/backward_products.cuh"
 #include "attn/last_block.cuh"
 #include "ptx/launch.cuh"
 #if WIDE

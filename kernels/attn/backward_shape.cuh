@@ -42,10 +42,10 @@ constexpr int D_CHUNKS = (D + 63) / 64, DV_CHUNKS = (DV + 63) / 64; // of 64 col
 constexpr int CONSUMER_GROUPS = WIDE && DQ ? 3 : 2, CONSUMER_WARPS = 4 * CONSUMER_GROUPS,
               THREADS = 128 * (CONSUMER_GROUPS + 1);
 
-// Two or three stages of queries, and two of K where there is room, so that a tile's keys are there when the tile before it
-// ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given back before
-// the tile is stored. dO of a wide block has barriers of its own: at 256 columns there is one stage of it, so that dQ
-// has room on its way out.
+// Two or three stages of queries, and two of K where there is room, so that a tile's keys are there when the tile
+// before it ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given
+// back before the tile is stored. dO of a wide block has barriers of its own: at 256 columns there is one stage of it,
+// so that dQ has room on its way out.
 constexpr int STAGES = KEYS_ALONE ? 3 : 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
 constexpr int DO_STAGES = WIDE && DQ && (HEAD_DIM + HEAD_DIM_V > 384) ? 1 : STAGES;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;

@@ -1,6 +1,6 @@
 //! What a mask handle keeps on CUDA devices: its tiles for each kernel and shape that it was used with.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::device_tiles::{Cells, MadeTiles};
 use crate::backend::cuda::attention::Attention;
@@ -15,7 +15,10 @@ use crate::types::{AttnShape, DType, Mask, Result, Slice, StageSlice};
 
 /// Tiles of one mask on devices, made at the first use and kept.
 #[derive(Debug, Default)]
-pub struct DeviceMask(MadeTiles);
+pub struct DeviceMask {
+    tiles: MadeTiles,
+    area: OnceLock<i64>,
+}
 
 /// The mask as one stage.
 fn cells(mask: &Mask) -> Cells {
@@ -35,6 +38,12 @@ fn cells(mask: &Mask) -> Cells {
 }
 
 impl DeviceMask {
+    /// Keys that a query sees on average, rounded up; counted at the first use.
+    pub fn keys_a_query(&self, mask: &Mask) -> i64 {
+        let area = *self.area.get_or_init(|| mask.area());
+        (area as u64).div_ceil(mask.total_q().max(1) as u64) as i64
+    }
+
     /// As `MadeTiles::forward`.
     pub fn forward(
         &self,
@@ -44,7 +53,7 @@ impl DeviceMask {
         asked: ForwardChoice,
         on: Stream,
     ) -> Result<Arc<ForwardTiles>> {
-        self.0.forward(|| cells(mask), (gpu, shape), asked, on)
+        self.tiles.forward(|| cells(mask), (gpu, shape), asked, on)
     }
 
     /// As `MadeTiles::backward`.
@@ -56,11 +65,11 @@ impl DeviceMask {
         asked: BackwardChoice,
         on: Stream,
     ) -> Result<Arc<BackwardTiles>> {
-        self.0.backward(|| cells(mask), (gpu, shape), asked, on)
+        self.tiles.backward(|| cells(mask), (gpu, shape), asked, on)
     }
 
     /// As `MadeTiles::textbook`.
     pub fn textbook(&self, mask: &Mask, gpu: &Arc<Gpu>, dtype: DType, on: Stream) -> Result<Attention> {
-        self.0.textbook(|| cells(mask), gpu, dtype, on)
+        self.tiles.textbook(|| cells(mask), gpu, dtype, on)
     }
 }

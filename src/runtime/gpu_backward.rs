@@ -18,7 +18,7 @@ use crate::backend::cuda::forward_maps;
 use crate::backend::cuda::range_tiles::DeviceRanges;
 use crate::device::Stream;
 use crate::device::cuda::{Gpu, stream};
-use crate::types::{Error, Mask, Result, Status};
+use crate::types::{DType, Error, Mask, Result, Status};
 
 /// Why the fast kernels do not compute this call, each reason on its own; empty when they do.
 fn call_reasons(a: &Backward, e: &Extents, gpu: &Gpu) -> Vec<String> {
@@ -127,6 +127,10 @@ pub(super) fn prepare(
     check::backward(a, e, on)?;
     check_layout(a)?;
     stream::expect_on(&gpu, on)?;
+    let asked = match a.dq.dtype() == DType::F32 || a.accumulate_dq {
+        true => asked,
+        false => asked.for_rows(e.tokens_q * e.shape.heads_q, kept.keys_a_query(mask)),
+    };
     kept.backward(mask, &gpu, &e.shape, asked, on)
 }
 

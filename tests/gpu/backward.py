@@ -59,6 +59,7 @@ class Suite:
                 self.fail(what, f"another run gave other bits of {[n for n in bits if not torch.equal(first[n], bits[n])]}")
             first = first or bits
         self.compare(what, call, bound.results, want, textbook)
+        return bound
 
     def compare(self, what, call, results, want, textbook):
         for name, got in results.items():
@@ -348,6 +349,19 @@ def repeated(suite, rng):
             twenty(f"softcap, deterministic {deterministic}", call)
 
 
+def short_rows(suite):
+    """Queries that see few keys, and more sums of dq than the cache holds: dq has a kernel of its own, as in deterministic mode."""
+    n = 8 * 333
+    documents = [(a, a + 333, a, a + 333, magi.CAUSAL) for a in range(0, n, 333)]
+    for dims in ((64, 64), (96, 96), (128, 128)):
+        dq = []
+        for deterministic in (False, True):
+            call = Call(random.Random(37), n, n, (64, 4), dims, torch.bfloat16, deterministic=deterministic)
+            dq.append(suite.run(f"short rows, {dims}, deterministic {deterministic}", documents, n, n, call).results["dq"])
+        if not torch.equal(*dq):
+            suite.fail(f"short rows, {dims}", "dq is not that of deterministic mode")
+
+
 def random_masks(suite, count, rng):
     for i in range(count):
         slices, tq, tk = one_key(rng, rng.choice((5, 64, 300, 1337))) if i % 15 == 14 else random_mask(rng)
@@ -386,6 +400,8 @@ def main():
         suite.report("edges")
         repeated(suite, random.Random(29))
         suite.report("twenty runs")
+        short_rows(suite)
+        suite.report("short rows")
         hidden.backward(suite)
         suite.report("NaN beside tiles")
         large.longest_backward(suite)

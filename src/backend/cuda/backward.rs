@@ -88,7 +88,7 @@ impl BackwardKernels {
     /// Loads them, compiling first where they were not compiled ahead of time: prepare time only.
     pub fn load(gpu: &Arc<Gpu>, choice: BackwardChoice) -> Result<BackwardKernels> {
         let kernel = |gradients| BackwardKernel::load(gpu, choice, gradients);
-        let (keys, queries) = match choice.deterministic {
+        let (keys, queries) = match choice.apart {
             false => (kernel(Gradients::All)?, None),
             true => (kernel(Gradients::Keys)?, Some(kernel(Gradients::Queries)?)),
         };
@@ -114,7 +114,7 @@ impl BackwardKernels {
 
     /// Whether dq is summed in the workspace, from where a launch of its own brings it to `dq`.
     fn has_sums(&self, dq: DType, accumulate: bool) -> bool {
-        if self.choice.deterministic {
+        if self.choice.apart {
             // The dq kernel adds to f32 alone.
             return accumulate && dq != DType::F32;
         }
@@ -215,7 +215,7 @@ impl BackwardKernels {
                 words: lists.words,
             };
             let outputs = KeysOutputs {
-                dq: (!self.choice.deterministic).then(|| sums.unwrap_or(call.dq)),
+                dq: (!self.choice.apart).then(|| sums.unwrap_or(call.dq)),
                 dk: call.dk,
                 dv: call.dv,
                 accumulate: call.accumulate_keys,
@@ -251,7 +251,7 @@ impl BackwardKernels {
     ) -> RowsCall {
         let begin = |dq: Tensor, clear: bool| RowsSums { dq, clear };
         let sums = match sums {
-            _ if self.choice.deterministic => None,
+            _ if self.choice.apart => None,
             Some(sums) => Some(begin(sums, true)),
             None => Some(begin(call.dq, !call.accumulate_dq)),
         };

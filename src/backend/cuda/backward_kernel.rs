@@ -20,6 +20,11 @@ pub enum Gradients {
     Queries,
 }
 
+/// Keys of a row up to which dq is faster by a kernel of its own, and bytes of sums from which on: measured, see
+/// docs/performance.md.
+const FEW_KEYS: i64 = 640;
+const CACHED_SUMS: i64 = 32 << 20;
+
 /// What a call asks of the backward kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BackwardChoice {
@@ -29,24 +34,36 @@ pub struct BackwardChoice {
     pub dtype: DType,
     /// Logits pass through a tanh.
     pub softcap: bool,
-    /// The same bits on every run: dk and dv by one kernel, dq by another.
-    pub deterministic: bool,
+    /// dk and dv by one kernel, dq by another, whereby bits are the same on every run.
+    pub apart: bool,
 }
 
 impl BackwardChoice {
     /// The kernels for a shape; `None` when there are none: other dtypes, or head dimensions above 256.
-    pub fn new(shape: &AttnShape, softcap: bool, deterministic: bool) -> Option<BackwardChoice> {
+    pub fn new(shape: &AttnShape, softcap: bool, apart: bool) -> Option<BackwardChoice> {
         Some(BackwardChoice {
             head_dims: head_dims(shape)?,
             dtype: shape.dtype,
             softcap,
-            deterministic,
+            apart,
         })
+    }
+
+    /// The choice for a call that leaves it to the library and whose dq is summed in memory first: so many query rows of all
+    /// heads together, each of which sees so many keys on average. Sums are written, read and written again by launches of
+    /// their own, which outweighs two products more where rows are short; a sum that stays in the L2 cache costs little.
+    pub fn for_rows(self, rows: i64, keys: i64) -> BackwardChoice {
+        let bytes = rows.saturating_mul(self.head_dims.0 * size_of::<f32>() as i64);
+        let narrow = self.head_dims.0.max(self.head_dims.1) <= 128;
+        BackwardChoice {
+            apart: self.apart || (narrow && keys <= FEW_KEYS && bytes > CACHED_SUMS),
+            ..self
+        }
     }
 
     /// The gradients that each kernel of the choice computes, in the order of their launches.
     pub fn kernels(&self) -> &'static [Gradients] {
-        if self.deterministic {
+        if self.apart {
             &[Gradients::Keys, Gradients::Queries]
         } else {
             &[Gradients::All]
@@ -195,7 +212,7 @@ mod tests {
                     head_dims,
                     dtype,
                     softcap: bits & 1 != 0,
-                    deterministic: bits & 2 != 0,
+                    apart: bits & 2 != 0,
                 };
                 for &gradients in choice.kernels() {
                     let variant = choice.variant(gradients);
