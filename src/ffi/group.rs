@@ -105,7 +105,7 @@ impl Handle for magi_group_plan {
 ///
 /// # Safety
 /// Every pointer in `a` must be NULL or point to as many elements as `a` says.
-unsafe fn request_of(a: &magi_group_args) -> Result<GroupRequest> {
+unsafe fn request_of(a: &magi_group_args, two_level: bool) -> Result<GroupRequest> {
     let known = MAGI_GROUP_REDUCE | MAGI_GROUP_STRIDED;
     if a.flags & !known != 0 {
         return Err(Error::argument(format!(
@@ -138,6 +138,7 @@ unsafe fn request_of(a: &magi_group_args) -> Result<GroupRequest> {
         tensors: tensors.iter().enumerate().map(tensor).collect::<Result<_>>()?,
         reduce: a.flags & MAGI_GROUP_REDUCE != 0,
         strided: a.flags & MAGI_GROUP_STRIDED != 0,
+        two_level,
     })
 }
 
@@ -196,9 +197,9 @@ pub unsafe extern "C" fn magi_group_plan_create(
     guard_handle("magi_group_plan_create", "comm", comm, |c| {
         input::check_out("plan", plan)?;
         // SAFETY: the caller's promise.
-        let request = unsafe { request_of(&input::sized("args", args)?) }?;
-        // SAFETY: the caller's promise.
         let config = unsafe { read_config("config", config) }?;
+        // SAFETY: the caller's promise.
+        let request = unsafe { request_of(&input::sized("args", args)?, config.hierarchical_comm) }?;
         let made = Box::new(magi_group_plan {
             plan: GroupPlan::create(&c.context, request, config.allocator)?,
             poisoned: AtomicBool::new(false),
