@@ -351,7 +351,7 @@ fn prepare_takes_the_workspace_that_the_plan_names_and_calls_take_none() {
             group_call::cast(&plan, &from, &to, Stream::NULL)?;
             group_call::reduce(&plan, ReduceOp::Avg, &to, false, &from, Stream::NULL)?;
             for (w, local) in local.iter().enumerate() {
-                let mut sent = filled(
+                let sent = filled(
                     &Host,
                     1,
                     rank,
@@ -360,7 +360,6 @@ fn prepare_takes_the_workspace_that_the_plan_names_and_calls_take_none() {
                     (DType::Bf16, Layout::Dense),
                 );
                 assert_eq!(local.values(), sent.values(), "the mean of equal values");
-                sent.tensor();
             }
         }
         let budget = &budgets[rank];
