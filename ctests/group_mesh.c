@@ -17,8 +17,8 @@ static void expect_traffic(const magi_comm *comm, int64_t sent_before, int64_t s
     CHECK_INT(all_received, received_before + received);
 }
 
-// Rank 0 sends its rows to ranks 2 and 3, which are on the other host, to rank 3 twice. They cross to rank 2 alone, which
-// passes them on; what ranks 2 and 3 made of them crosses as one sum.
+// Rank 0 sends its rows to ranks 2 and 3, which are on the other host, to rank 3 twice. They cross to rank 2 alone,
+// which passes them on; what ranks 2 and 3 made of them crosses as one sum.
 static void through_a_gateway(magi_comm *comm, int32_t rank, int32_t size, void *data) {
     (void)data;
     (void)size;

@@ -447,3 +447,38 @@ fn gateways_send_what_the_owner_does_not() {
     })
     .unwrap_or_else(|e| panic!("{e}"));
 }
+
+/// Lists that every rank can hold, of which a gateway could not: two owners with as many rows as there can be.
+#[test]
+fn more_rows_than_a_gateway_can_hold() {
+    let rows = isize::MAX as i64 / (8 * 6);
+    let to = |peer: u32| Piece {
+        peer,
+        rows: Range::new(0, rows),
+    };
+    // Rank 6 is the gateway of ranks 0 and 2.
+    let mut lists = broadcast(mesh_of((4, 2)), 0);
+    (lists.sends[0], lists.receives[0]) = (vec![to(6)], Vec::new());
+    lists.sends[2] = vec![to(7)];
+    lists.receives = vec![Vec::new(); 8];
+    (lists.receives[6], lists.receives[7]) = (vec![to(0)], vec![to(2)]);
+    for rank in [0, 2] {
+        lists.local_rows[rank] = rows;
+    }
+    lists.received_rows = (0..8).map(|r| if r < 6 { 0 } else { rows }).collect();
+    local::run(8, |rank, comm| {
+        let context = Context::new(comm);
+        let plan = lists.plan(&context, &tensors_of([DType::Bf16; 2]), [false; 2])?;
+        let e = plan.prepare(Stream::NULL).unwrap_err();
+        assert_eq!(e.status, Status::OutOfMemory, "{e}");
+        let what = if rank == 6 {
+            "more rows pass through this rank than memory can hold"
+        } else {
+            "rank 6 could not take its workspace"
+        };
+        assert!(e.message.contains(what), "{e}");
+        assert!(context.async_error().is_none());
+        Ok(())
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+}
