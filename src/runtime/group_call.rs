@@ -183,11 +183,13 @@ fn divide(plan: &GroupPlan, backend: &dyn Backend, sums: &[Tensor], accumulate: 
     Ok(())
 }
 
-/// Rows that stay on this rank: `keeps` of each tensor.
+/// Rows that stay on this rank, of each tensor. What ends side by side is gathered at once.
 fn copy(backend: &dyn Backend, keeps: &[(Range, Range)], from: &[Tensor], to: &[Tensor]) -> Result<()> {
-    for (from, to) in from.iter().zip(to) {
-        for (old, new) in keeps {
-            backend.range_gather(*from, &[*old], to.rows(new.start, new.end))?;
+    for together in keeps.chunk_by(|(_, a), (_, b)| a.end == b.start) {
+        let old: Vec<Range> = together.iter().map(|(old, _)| *old).collect();
+        let (first, last) = (together[0].1.start, together[together.len() - 1].1.end);
+        for (from, to) in from.iter().zip(to) {
+            backend.range_gather(*from, &old, to.rows(first, last))?;
         }
     }
     Ok(())

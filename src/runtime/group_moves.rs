@@ -115,14 +115,47 @@ fn contributions(ways: &[(Source, &Way)], rank: usize, keeps: &[(Range, Range)])
         let of_peer = |(peer, from, to)| (peer as usize, Contribution { source, from, to });
         all.extend(way.by_peer().map(of_peer));
     }
-    all.extend(keeps.iter().map(|&(to, from)| {
+    // What lies side by side is added at once.
+    for together in keeps.chunk_by(|(_, a), (_, b)| a.end == b.start) {
         let own = Contribution {
             source: Source::Own,
-            from,
-            to: vec![to],
+            from: Range::new(together[0].1.start, together[together.len() - 1].1.end),
+            to: together.iter().map(|(to, _)| *to).collect(),
         };
-        (rank, own)
-    }));
+        all.push((rank, own));
+    }
     all.sort_by_key(|(source, _)| *source);
     all.into_iter().map(|(_, c)| c).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_rank_keeps_is_added_at_once_where_it_lies_side_by_side() {
+        let rows = Range::new;
+        let keeps = [
+            (rows(3, 5), rows(0, 2)),
+            (rows(3, 4), rows(2, 3)),
+            (rows(0, 1), rows(7, 8)),
+        ];
+        let of_peer = |peer, rows| Piece { peer, rows };
+        let sends = vec![of_peer(0, rows(1, 2)), of_peer(2, rows(0, 4))];
+        let moves = Moves::straight(1, sends, Vec::new(), keeps.to_vec());
+        let part = |source, from, to: &[Range]| Contribution {
+            source,
+            from,
+            to: to.to_vec(),
+        };
+        assert_eq!(
+            moves.contributions,
+            [
+                part(Source::Rank, rows(0, 1), &[rows(1, 2)]),
+                part(Source::Own, rows(0, 3), &[rows(3, 5), rows(3, 4)]),
+                part(Source::Own, rows(7, 8), &[rows(0, 1)]),
+                part(Source::Rank, rows(1, 5), &[rows(0, 4)]),
+            ]
+        );
+    }
 }
