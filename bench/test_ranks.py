@@ -248,6 +248,43 @@ class MasksOnRanks(unittest.TestCase):
             self.assertEqual(self.run_main(*words)[0], 1)
 
 
+@unittest.skipUnless(importlib.util.find_spec("torch"), "no torch")
+class GroupsOnRanks(unittest.TestCase):
+    """The program that checks group collectives on ranks, on local ranks."""
+
+    def run_main(self, *words):
+        """As of MasksOnRanks."""
+        import groups_on_ranks
+
+        with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as said:
+            code = groups_on_ranks.main(["--device", "cpu", "--turns", "1", "--library", library().path, *words])
+        bad = [line for line in said.getvalue().splitlines() if line.startswith("BAD")]
+        return code, json.loads(printed.getvalue().splitlines()[-1]), bad
+
+    def test_any_number_of_ranks(self):
+        for world in ("1", "2", "4", "6"):
+            code, last, bad = self.run_main("--world", world, "--lists", "18")
+            self.assertEqual((code, bad, last["checked"]), (0, [], 20 * 18 * int(world)))
+            self.assertTrue(0 < last["worst"] <= 1 and all(last["ms"].values()))
+
+    def test_what_is_wrong_is_found(self):
+        import groups_on_ranks
+        import torch
+
+        case, lists = groups_on_ranks.Case, groups_on_ranks.Lists
+        expected, sums, merged, traffic = case.expected, case.sums, case.merged, lists.traffic
+        for of, name, wrong, word in (
+            (case, "expected", lambda c, rank, i: torch.roll(expected(c, rank, i), 1, 0), "cast, tensor"),
+            (case, "sums", lambda c, rank, i, held: (sums(c, rank, i, held)[0] + 0.1, sums(c, rank, i, held)[1]), "of bf16, over the mesh: reduction 0"),
+            (case, "merged", lambda c, rank, held: [(t + 0.1, bound) for t, bound in merged(c, rank, held)], "lse of bf16, straight: reduction 1"),
+            (lists, "traffic", lambda each, rank, mesh: traffic(each, rank, False), "over the mesh: cast moved"),
+        ):
+            with unittest.mock.patch.object(of, name, wrong):
+                code, _, bad = self.run_main("--lists", "3")
+            self.assertEqual(code, 1)
+            self.assertTrue(any(word in line for line in bad), (name, bad))
+
+
 class Faults(unittest.TestCase):
     """The programs that kill ranks and that run for long, on local ranks: a thread that leaves stands for a process that is killed."""
 

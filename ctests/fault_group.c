@@ -4,7 +4,7 @@
 #include "fault.h"
 #include "group.h"
 
-enum { WORLD = 3 };
+enum { RANKS = 4 };
 
 struct outcome {
     magi_group_plan *plan;
@@ -22,31 +22,37 @@ static void *calls(void *data) {
     return NULL;
 }
 
-// Rank 1 fails at `point` with `status`, 0 for a panic; at "comm.finish" its own rows are on their way already.
-static void fails(const char *point, int32_t status, int reduces) {
-    static struct outcome ranks[WORLD];
-    const int sent = strcmp(point, "comm.finish") == 0;
-    magi_comm *comms[WORLD];
-    pthread_t threads[WORLD];
+// One of `size` ranks, rank 1, fails when it comes to `point` for the time `after`, from 0, with `status`, 0 for a
+// panic. `hosts`: 0, or rows go over a mesh of so many. `sent`: its own rows for some of the others are on their way
+// already.
+static void fails_over(int size, int hosts, const char *point, uint32_t after, int32_t status, int reduces, int sent) {
+    static struct outcome ranks[RANKS];
+    magi_comm *comms[RANKS];
+    pthread_t threads[RANKS];
     all_to_all g;
-    CHECK_OK(magi_comm_create_local(WORLD, comms));
-    all_to_all_init(&g, WORLD, MAGI_DTYPE_F64);
-    for (int i = 0; i < WORLD; i++) {
-        ranks[i].plan = plan_of(comms[i], &g.args);
+    magi_config config = default_config();
+    config.hierarchical_comm = hosts > 0;
+    CHECK_OK(magi_comm_create_local(size, comms));
+    all_to_all_init(&g, size, MAGI_DTYPE_F64);
+    for (int i = 0; i < size; i++) {
+        if (hosts > 0) {
+            CHECK_OK(magi_comm_set_mesh(comms[i], hosts, size / hosts));
+        }
+        CHECK_OK(magi_group_plan_create(comms[i], &g.args, &config, &ranks[i].plan));
         ranks[i].reduces = reduces;
-        group_memory_init(&ranks[i].m, i, WORLD);
+        group_memory_init(&ranks[i].m, i, size);
     }
-    CHECK_OK(magi_test_fault_set(point, 1, status, 0));
+    CHECK_OK(magi_test_fault_set(point, 1, status, after));
     const double start = now_ms();
-    for (int i = 0; i < WORLD; i++) {
+    for (int i = 0; i < size; i++) {
         threads[i] = start_thread(calls, &ranks[i]);
     }
-    for (int i = 0; i < WORLD; i++) {
+    for (int i = 0; i < size; i++) {
         join_thread(threads[i]);
     }
     CHECK(now_ms() - start < 60000);
     magi_test_fault_clear();
-    for (int i = 0; i < WORLD; i++) {
+    for (int i = 0; i < size; i++) {
         const int panics = i == 1 && status == 0;
         if (i == 1 || !sent || ranks[i].status != MAGI_STATUS_OK) {
             CHECK_INT(ranks[i].status, panics ? MAGI_STATUS_INTERNAL : MAGI_STATUS_COMM_FAILED);
@@ -60,6 +66,10 @@ static void fails(const char *point, int32_t status, int reduces) {
     }
 }
 
+static void fails(const char *point, int32_t status, int reduces) {
+    fails_over(3, 0, point, 0, status, reduces, strcmp(point, "comm.finish") == 0);
+}
+
 int main(void) {
     fails("group_cast", 0, 0);
     fails("group_reduce", 0, 1);
@@ -67,5 +77,15 @@ int main(void) {
     fails("comm.finish", 0, 0);
     fails("comm.finish", MAGI_STATUS_OUT_OF_MEMORY, 0);
     fails("comm.finish", MAGI_STATUS_OUT_OF_MEMORY, 1);
+    // Over a mesh: ranks tell each other what leaves their hosts, and whether they have workspace; a gateway that has
+    // taken rows in does not pass them on, or does not send its sums.
+    for (int reduces = 0; reduces < 2; reduces++) {
+        for (uint32_t gather = 1; gather < 3; gather++) {
+            fails_over(4, 2, "comm.all_gather", gather, MAGI_STATUS_OUT_OF_MEMORY, reduces, 0);
+        }
+        fails_over(4, 2, "comm.start", 1, MAGI_STATUS_OUT_OF_MEMORY, reduces, 1);
+        fails_over(4, 2, "comm.start", 1, 0, reduces, 1);
+        fails_over(4, 2, "comm.finish", 1, MAGI_STATUS_OUT_OF_MEMORY, reduces, 1);
+    }
     return 0;
 }

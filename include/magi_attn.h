@@ -819,7 +819,8 @@ typedef struct magi_config {
      */
     int32_t backward_high_precision_reduce;
     /**
-     * 0 or 1: group collectives cross hosts once a token, then fan out inside the host (0). Needs magi_comm_set_mesh.
+     * 0 or 1: group collectives, of keys and of group plans, cross hosts once a row, then fan out inside the host (0). Needs
+     * magi_comm_set_mesh.
      */
     int32_t hierarchical_comm;
     /**
@@ -1736,8 +1737,8 @@ magi_status magi_comm_size(const struct magi_comm *comm, int32_t *size);
 magi_status magi_comm_set_timeout(const struct magi_comm *comm, int64_t milliseconds);
 
 /**
- * Says how ranks lie on hosts: rank r is number r % intra_size on host r / intra_size. Keys that are made later with
- * config.hierarchical_comm then move each token to a host once and fan it out there. The same on every rank.
+ * Says how ranks lie on hosts: rank r is number r % intra_size on host r / intra_size. Keys and group plans that are made
+ * later with config.hierarchical_comm then move each row to a host once and fan it out there. The same on every rank.
  *
  * Errors: NULL_POINTER, INVALID_ARGUMENT (the sizes do not multiply to the number of ranks), POISONED, COMM_DESTROYED. Any
  * thread; not collective.
@@ -2582,8 +2583,9 @@ magi_status magi_flex_flash_attn_backward_workspace_size(const struct magi_backw
  * A group of ranks that send each other rows, as this rank sees it: which of its rows go where, and where what comes in is
  * put. No communication here.
  *
- * `config`: NULL for defaults overlaid by the environment; its allocator makes workspace, its other fields have no effect.
- * Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
+ * `config`: NULL for defaults overlaid by the environment. Its allocator makes workspace; with hierarchical_comm, the same on
+ * every rank, rows go over the mesh that magi_comm_set_mesh has set before: each row to another host once. Its other fields
+ * have no effect. Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
  * twice), INVALID_ENVIRONMENT, COMM_DESTROYED, OUT_OF_MEMORY, POISONED. Any thread; not collective. Destroy with
  * magi_group_plan_destroy.
  *
@@ -2596,8 +2598,9 @@ magi_status magi_group_plan_create(const struct magi_comm *comm,
                                    struct magi_group_plan **plan);
 
 /**
- * Compares with all ranks what they send and expect, and takes workspace, so that later calls do neither. The first
- * magi_group_cast or magi_group_reduce on a plan does it when this was not called.
+ * Compares with all ranks what they send and expect, learns what passes through this rank over a mesh, and takes workspace,
+ * so that later calls do none of it. The first magi_group_cast or magi_group_reduce on a plan does it when this was not
+ * called.
  *
  * Errors: NULL_POINTER, INVALID_ARGUMENT (stream), PLAN_MISMATCH (on every rank, naming two ranks that do not fit together),
  * OUT_OF_MEMORY (on every rank), HANDLE_BUSY, COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
@@ -2607,9 +2610,9 @@ magi_status magi_group_plan_prepare(const struct magi_group_plan *plan,
 
 /**
  * Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
- * tensors and no reduction, unless many small pieces go between two ranks and travel packed.
+ * tensors and no reduction, unless many small pieces go between two ranks and travel packed, or rows pass through this rank.
  *
- * Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+ * Errors: NULL_POINTER, INVALID_ARGUMENT (over a mesh, before the plan is prepared), COMM_DESTROYED, POISONED. Any thread.
  *
  * # Safety
  * `bytes` must point to a size_t.
@@ -2642,7 +2645,8 @@ magi_status magi_group_cast(const struct magi_group_plan *plan,
  * row of `local` becomes what all that come back for it make together.
  *
  * Contributions are added in ascending rank, those of one rank in the order of its pieces, in the accumulator type (f64 for
- * f64, else f32), whatever the dtype that travels; the result is rounded once. So the bits are the same on every run.
+ * f64, else f32), whatever the dtype that travels; the result is rounded once. Over a mesh those of another host are added
+ * there first, likewise, and count as one at the place of that host's ranks. So the bits are the same on every run.
  * `op`: a magi_group_op. `partial`: `[count]` tensors `[received_rows, ..]` in the plan's dtypes; rows that no piece names are
  * not read. `accumulate`: 0 overwrites `local`, rows without a contribution with 0 (lse: -inf); 1 takes what `local` holds as
  * one more contribution, the first. `local`: `[count]` tensors `[local_rows, ..]` in the plan's dtype or its accumulator type,

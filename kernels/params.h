@@ -36,7 +36,7 @@ typedef struct magi_tile {
    limits[limits + r].lo <= t < limits[limits + r].hi. */
 typedef struct magi_item {
     int run0, run1;   /* the run */
-    int start;        /* where its first step begins: run0, or below it when steps are aligned */
+    int start;        /* where its first step begins: run0 */
     int full0, full1; /* start + a multiple of step, both; equal when no step is full */
     int row0, row1;   /* relative to the tile's first row */
     int lo, hi;       /* band */

@@ -47,9 +47,7 @@ MAGI_DEVICE bool range_item(const magi_range_params &p, int i, int row0, int row
     }
     // Rows see intervals whose ends move by 0 or 1 from one to the next: together they are one run.
     const int run0 = max(s.token0, first + s.lo), run1 = min(s.token1, last + s.hi + 1);
-    const int start = run0 - run0 % p.align;
-    item.start = item.full0 = item.full1 = start;
-    item.run0 = run0;
+    item.run0 = item.start = item.full0 = item.full1 = run0;
     item.run1 = run1;
     item.row0 = first - row0;
     item.row1 = last + 1 - row0;
@@ -60,8 +58,8 @@ MAGI_DEVICE bool range_item(const magi_range_params &p, int i, int row0, int row
     if (item.row0 == 0 && item.row1 == rows) {
         // What the last row sees from, and the first row up to.
         const int seen0 = max(run0, last + s.lo), seen1 = min(run1, first + s.hi + 1);
-        const int full0 = start + (seen0 - start + p.step - 1) / p.step * p.step;
-        const int full1 = seen1 < start ? start : start + (seen1 - start) / p.step * p.step;
+        const int full0 = run0 + (seen0 - run0 + p.step - 1) / p.step * p.step;
+        const int full1 = run0 + (seen1 - run0) / p.step * p.step;
         if (full0 < full1) {
             item.full0 = full0;
             item.full1 = full1;

@@ -73,7 +73,6 @@ fn host_and_device_agree() {
         step,
         tile_count,
         max_items,
-        align,
         of_keys
     );
     for (name, value) in [

@@ -9,14 +9,16 @@ mod common_reference;
 mod nccl_support;
 mod ranks_support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
-use common_backend::Random;
-use common_groups::{LAYOUTS, Lists, Ranks, Reduction, Shape, check_cast, check_lse, check_sums, tensors_of};
+use common_backend::{Layout, Random};
+use common_groups::{
+    LAYOUTS, Lists, Ranks, Reduction, Shape, check_cast, check_lse, check_sums, filled, tensors_of,
+};
 use magi_attn::comm::Communicator;
-use magi_attn::runtime::{Context, GroupPlan, ReduceOp};
-use magi_attn::types::{DType, Result, Status};
-use ranks_support::{Rank, here, on_ranks, worlds};
+use magi_attn::runtime::{Context, GroupPlan, ReduceOp, group_call};
+use magi_attn::types::{DType, Mesh, Result, Status};
+use ranks_support::{DeviceTensor, Rank, allocations, here, inside, on_ranks, worlds};
 
 /// CUDA devices.
 struct Devices;
@@ -32,12 +34,18 @@ impl Ranks for Devices {
     }
 }
 
-/// Calls `f` with lists for each number of ranks, and a number to choose by.
+/// Two hosts of two ranks.
+const MESH: Mesh = Mesh { inter: 2, intra: 2 };
+
+/// Calls `f` with lists for each number of ranks, of four also over a mesh, and a number to choose by.
 fn each_list(worlds_: &[usize], count: u64, f: impl Fn(&Lists, usize)) {
     for world in worlds(worlds_) {
         for seed in 0..count {
-            let lists = Lists::random(world, &mut Random(100 * world as u64 + seed));
-            f(&lists, seed as usize);
+            let random = || Random(100 * world as u64 + seed);
+            f(&Lists::random(world, &mut random()), seed as usize);
+            if world == 4 {
+                f(&Lists::random_over(MESH, &mut random()), seed as usize);
+            }
         }
     }
 }
@@ -86,14 +94,57 @@ fn lists_that_do_not_fit_are_found_on_every_rank() {
     here("lists_that_do_not_fit_are_found_on_every_rank", &[], || {
         each_list(&[2, 4], 2, |lists, _| {
             Devices.each(lists.world, |r, context| {
-                let right = lists.request(r.rank, &tensors_of([DType::F32; 2]), true, false);
-                let mut wrong = right.clone();
-                wrong.reduce = r.rank != 1;
-                let spoiled = GroupPlan::create(context, wrong, None)?;
+                let tensors = tensors_of([DType::F32; 2]);
+                let spoiled = lists.plan(context, &tensors, [r.rank != 1, false])?;
                 let refused = spoiled.prepare(r.stream()).unwrap_err();
                 assert_eq!(refused.status, Status::PlanMismatch, "{refused}");
+                if lists.mesh.is_some() {
+                    let mut straight = lists.request(r.rank, &tensors, true, false);
+                    straight.two_level = r.rank != 2;
+                    let refused = GroupPlan::create(context, straight, None)?.prepare(r.stream());
+                    let refused = refused.unwrap_err();
+                    assert!(
+                        refused.message.contains("rank 2 moves rows straight"),
+                        "{refused}"
+                    );
+                }
                 assert!(context.async_error().is_none());
-                GroupPlan::create(context, right, None)?.prepare(r.stream())
+                lists.plan(context, &tensors, [true, false])?.prepare(r.stream())
+            });
+        });
+    });
+}
+
+#[test]
+fn a_prepared_group_takes_no_memory_of_its_device() {
+    inside("a_prepared_group_takes_no_memory_of_its_device", &[], || {
+        each_list(&[4], 3, |lists, i| {
+            let together = Barrier::new(lists.world);
+            let layout = LAYOUTS[i % 2];
+            Devices.each(lists.world, |r, context| {
+                let strided = layout != Layout::Dense;
+                let plan = lists.plan(context, &tensors_of([DType::Bf16; 2]), [true, strided])?;
+                plan.prepare(r.stream())?;
+                let of = |rows: &[i64]| {
+                    [0, 1].map(|w| filled(r, 1, r.rank, w, rows[r.rank], (DType::Bf16, layout)))
+                };
+                let (local, received) = (of(&lists.local_rows), of(&lists.received_rows));
+                let tensors = |held: &[DeviceTensor; 2]| held.each_ref().map(DeviceTensor::tensor);
+                let (from, to) = (tensors(&local), tensors(&received));
+                let count = || {
+                    r.user.synchronize();
+                    together.wait();
+                    let count = allocations();
+                    together.wait();
+                    count
+                };
+                let before = count();
+                for op in [ReduceOp::Sum, ReduceOp::Avg] {
+                    group_call::cast(&plan, &from, &to, r.stream())?;
+                    group_call::reduce(&plan, op, &to, false, &from, r.stream())?;
+                }
+                assert_eq!(count(), before);
+                Ok(())
             });
         });
     });

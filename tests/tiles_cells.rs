@@ -35,10 +35,10 @@ fn sees(list: &TileList, tile: &Tile, item: &Item, r: i32, t: i32) -> bool {
 
 /// Walks one item; marks what it sees with `mark(row, token)`; returns its steps and cells.
 fn walk(list: &TileList, tile: &Tile, item: &Item, mark: &mut dyn FnMut(i32, i32)) -> (i32, i64) {
-    let TileShape { step, align, .. } = list.shape;
+    let step = list.shape.step;
     assert!(item.run0 < item.run1 && item.row0 < item.row1);
     assert!(item.row0 >= 0 && item.row1 <= tile.rows);
-    assert!(item.start <= item.run0 && item.run0 - item.start < align && item.start % align == 0);
+    assert_eq!(item.start, item.run0);
     assert_eq!((item.full0 - item.start) % step, 0);
     assert_eq!((item.full1 - item.start) % step, 0);
     assert!(item.start <= item.full0 && item.full0 <= item.full1 && item.full1 <= item.run1);
@@ -195,15 +195,7 @@ fn shuffle(random: &mut Random, slices: &mut [StageSlice]) {
 
 fn random_shape(random: &mut Random) -> TileShape {
     let step = random.within(1, 17) as i32;
-    let align = match random.within(0, 3) {
-        0 => step,
-        1 => random.within(1, step.into()) as i32,
-        _ => 1,
-    };
-    TileShape {
-        align,
-        ..TileShape::new(random.within(1, 19) as i32, step)
-    }
+    TileShape::new(random.within(1, 19) as i32, step)
 }
 
 #[test]
@@ -345,19 +337,11 @@ fn a_causal_tile_is_full_up_to_its_diagonal() {
     assert_eq!(list.tiles[2].rows, 44);
     // The window of 100 keys of rows 128..256 begins at key 29; all rows see keys [156, 129): no full step.
     let window = [one((0, 300), (0, 300), Band::new(-99, 0))];
-    let list = query_tiles(
-        &window,
-        &rows,
-        &TileShape {
-            align: 16,
-            ..TileShape::new(128, 64)
-        },
-    )
-    .unwrap();
+    let list = query_tiles(&window, &rows, &TileShape::new(128, 64)).unwrap();
     let item = list.items[1];
     assert_eq!(
         (item.run0, item.run1, item.start, item.full0, item.full1),
-        (29, 256, 16, 16, 16)
+        (29, 256, 29, 29, 29)
     );
     assert_eq!(list.tiles[1].steps, 4);
 }
@@ -444,8 +428,7 @@ fn what_does_not_fit_is_refused() {
     let shapes = [
         TileShape::new(0, 4),
         TileShape::new(4, TileShape::MAX + 1),
-        TileShape { align: 5, ..shape },
-        TileShape { align: 0, ..shape },
+        TileShape::new(4, 0),
     ];
     for shape in shapes {
         assert_eq!(bad(inside, &rows, &shape).0, Status::InvalidArgument);

@@ -47,7 +47,6 @@ typedef struct magi_range_params {
     unsigned long long *error;    /* in memory of the host */
     magi_range_output outputs[2]; /* of the rows */
     int count, tokens_q, tokens_k, rows, step, tile_count, max_items;
-    int align;   /* the first step of a run begins at the multiple of this at or below it */
     int of_keys; /* 0: rows are queries, tokens keys; 1: rows are keys, tokens queries */
 } magi_range_params;
 

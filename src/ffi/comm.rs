@@ -166,8 +166,8 @@ pub extern "C" fn magi_comm_set_timeout(comm: Option<&magi_comm>, milliseconds: 
     })
 }
 
-/// Says how ranks lie on hosts: rank r is number r % intra_size on host r / intra_size. Keys that are made later with
-/// config.hierarchical_comm then move each token to a host once and fan it out there. The same on every rank.
+/// Says how ranks lie on hosts: rank r is number r % intra_size on host r / intra_size. Keys and group plans that are made
+/// later with config.hierarchical_comm then move each row to a host once and fan it out there. The same on every rank.
 ///
 /// Errors: NULL_POINTER, INVALID_ARGUMENT (the sizes do not multiply to the number of ranks), POISONED, COMM_DESTROYED. Any
 /// thread; not collective.

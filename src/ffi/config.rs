@@ -62,7 +62,8 @@ pub struct magi_config {
     /// 0 or 1: partial dk and dv, and dq of queries that travelled, travel in the accumulator type instead of the input
     /// dtype (0).
     pub backward_high_precision_reduce: i32,
-    /// 0 or 1: group collectives cross hosts once a token, then fan out inside the host (0). Needs magi_comm_set_mesh.
+    /// 0 or 1: group collectives, of keys and of group plans, cross hosts once a row, then fan out inside the host (0). Needs
+    /// magi_comm_set_mesh.
     pub hierarchical_comm: i32,
     /// 0 or 1: queries may travel to keys, and their outputs back, where that moves fewer bytes than keys to queries (0).
     /// With hierarchical_comm it is NOT_SUPPORTED.

@@ -105,7 +105,7 @@ impl Handle for magi_group_plan {
 ///
 /// # Safety
 /// Every pointer in `a` must be NULL or point to as many elements as `a` says.
-unsafe fn request_of(a: &magi_group_args) -> Result<GroupRequest> {
+unsafe fn request_of(a: &magi_group_args, two_level: bool) -> Result<GroupRequest> {
     let known = MAGI_GROUP_REDUCE | MAGI_GROUP_STRIDED;
     if a.flags & !known != 0 {
         return Err(Error::argument(format!(
@@ -138,6 +138,7 @@ unsafe fn request_of(a: &magi_group_args) -> Result<GroupRequest> {
         tensors: tensors.iter().enumerate().map(tensor).collect::<Result<_>>()?,
         reduce: a.flags & MAGI_GROUP_REDUCE != 0,
         strided: a.flags & MAGI_GROUP_STRIDED != 0,
+        two_level,
     })
 }
 
@@ -179,8 +180,9 @@ unsafe fn tensors(param: &str, data: *const magi_tensor, count: usize) -> Result
 /// A group of ranks that send each other rows, as this rank sees it: which of its rows go where, and where what comes in is
 /// put. No communication here.
 ///
-/// `config`: NULL for defaults overlaid by the environment; its allocator makes workspace, its other fields have no effect.
-/// Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
+/// `config`: NULL for defaults overlaid by the environment. Its allocator makes workspace; with hierarchical_comm, the same on
+/// every rank, rows go over the mesh that magi_comm_set_mesh has set before: each row to another host once. Its other fields
+/// have no effect. Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
 /// twice), INVALID_ENVIRONMENT, COMM_DESTROYED, OUT_OF_MEMORY, POISONED. Any thread; not collective. Destroy with
 /// magi_group_plan_destroy.
 ///
@@ -196,9 +198,9 @@ pub unsafe extern "C" fn magi_group_plan_create(
     guard_handle("magi_group_plan_create", "comm", comm, |c| {
         input::check_out("plan", plan)?;
         // SAFETY: the caller's promise.
-        let request = unsafe { request_of(&input::sized("args", args)?) }?;
-        // SAFETY: the caller's promise.
         let config = unsafe { read_config("config", config) }?;
+        // SAFETY: the caller's promise.
+        let request = unsafe { request_of(&input::sized("args", args)?, config.hierarchical_comm) }?;
         let made = Box::new(magi_group_plan {
             plan: GroupPlan::create(&c.context, request, config.allocator)?,
             poisoned: AtomicBool::new(false),
@@ -208,8 +210,9 @@ pub unsafe extern "C" fn magi_group_plan_create(
     })
 }
 
-/// Compares with all ranks what they send and expect, and takes workspace, so that later calls do neither. The first
-/// magi_group_cast or magi_group_reduce on a plan does it when this was not called.
+/// Compares with all ranks what they send and expect, learns what passes through this rank over a mesh, and takes workspace,
+/// so that later calls do none of it. The first magi_group_cast or magi_group_reduce on a plan does it when this was not
+/// called.
 ///
 /// Errors: NULL_POINTER, INVALID_ARGUMENT (stream), PLAN_MISMATCH (on every rank, naming two ranks that do not fit together),
 /// OUT_OF_MEMORY (on every rank), HANDLE_BUSY, COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
@@ -221,9 +224,9 @@ pub extern "C" fn magi_group_plan_prepare(plan: Option<&magi_group_plan>, stream
 }
 
 /// Bytes of workspace that calls on this plan use. The communicator holds the largest of its keys and group plans. 0 for dense
-/// tensors and no reduction, unless many small pieces go between two ranks and travel packed.
+/// tensors and no reduction, unless many small pieces go between two ranks and travel packed, or rows pass through this rank.
 ///
-/// Errors: NULL_POINTER, COMM_DESTROYED, POISONED. Any thread.
+/// Errors: NULL_POINTER, INVALID_ARGUMENT (over a mesh, before the plan is prepared), COMM_DESTROYED, POISONED. Any thread.
 ///
 /// # Safety
 /// `bytes` must point to a size_t.
@@ -277,7 +280,8 @@ pub unsafe extern "C" fn magi_group_cast(
 /// row of `local` becomes what all that come back for it make together.
 ///
 /// Contributions are added in ascending rank, those of one rank in the order of its pieces, in the accumulator type (f64 for
-/// f64, else f32), whatever the dtype that travels; the result is rounded once. So the bits are the same on every run.
+/// f64, else f32), whatever the dtype that travels; the result is rounded once. Over a mesh those of another host are added
+/// there first, likewise, and count as one at the place of that host's ranks. So the bits are the same on every run.
 /// `op`: a magi_group_op. `partial`: `[count]` tensors `[received_rows, ..]` in the plan's dtypes; rows that no piece names are
 /// not read. `accumulate`: 0 overwrites `local`, rows without a contribution with 0 (lse: -inf); 1 takes what `local` holds as
 /// one more contribution, the first. `local`: `[count]` tensors `[local_rows, ..]` in the plan's dtype or its accumulator type,

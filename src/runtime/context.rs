@@ -117,8 +117,8 @@ impl Context {
         Ok(())
     }
 
-    /// Says that rank `r` is number `r % intra` on host `r / intra`. Keys made later with `config.hierarchical_comm` move
-    /// tokens accordingly. `Status::InvalidArgument` unless the two multiply to the number of ranks.
+    /// Says that rank `r` is number `r % intra` on host `r / intra`. Keys and group plans made later with
+    /// `config.hierarchical_comm` move rows accordingly. `Status::InvalidArgument` unless the two multiply to the number of ranks.
     pub fn set_mesh(&self, inter: usize, intra: usize) -> Result<()> {
         self.check_open()?;
         *self.mesh.lock() = Some(self.mesh_of(inter, intra)?);
@@ -138,6 +138,18 @@ impl Context {
     /// How ranks lie on hosts, if somebody said so.
     pub fn mesh(&self) -> Option<Mesh> {
         *self.mesh.lock()
+    }
+
+    /// The mesh that rows go over: none unless `hierarchical_comm` asks for it. `Status::InvalidArgument` where it does and
+    /// nobody has set one.
+    pub(super) fn mesh_for(&self, hierarchical_comm: bool) -> Result<Option<Mesh>> {
+        let mesh = self.mesh().filter(|_| hierarchical_comm);
+        if hierarchical_comm && mesh.is_none() {
+            let message = "config.hierarchical_comm is set, but nothing says which ranks share a host: set the mesh of the \
+                           communicator first";
+            return Err(Error::argument(message));
+        }
+        Ok(mesh)
     }
 
     /// What ended the communicator, if something did.

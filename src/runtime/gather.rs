@@ -16,6 +16,10 @@ pub(super) enum Purpose {
     SinkGradient = 3,
     /// What goes from rank to rank in a group, before its first transfer.
     CompareGroups = 4,
+    /// What leaves each rank's host in a group over a mesh.
+    RouteGroups = 5,
+    /// Whether each rank has its workspace for what it passes on.
+    ReserveGroups = 6,
 }
 
 impl Purpose {
@@ -25,6 +29,8 @@ impl Purpose {
             Some(2) => "reduces max_logits",
             Some(3) => "reduces the gradient of a sink",
             Some(4) => "compares group plans",
+            Some(5) => "tells what leaves its host in a group",
+            Some(6) => "takes workspace for a group",
             _ => "runs another version of the library",
         }
     }
@@ -38,35 +44,45 @@ pub(super) fn gather(
     bytes: &[u8],
     stream: Stream,
 ) -> Result<Vec<Vec<u8>>> {
-    let context = session.context();
-    let mut all = context
-        .comm()
-        .all_gather(&[&[purpose as u8], bytes].concat(), stream)?;
+    let all = gather_any(session, purpose, bytes, stream)?;
+    match all.iter().position(|theirs| theirs.len() != bytes.len()) {
+        None => Ok(all),
+        Some(rank) => {
+            let (theirs, mine) = (all[rank].len(), bytes.len());
+            let what = format!("gathered {theirs} bytes where this rank has {mine}");
+            Err(out_of_step(session, rank, &what))
+        }
+    }
+}
+
+/// As `gather`, of any lengths.
+pub(super) fn gather_any(
+    session: &Session<'_>,
+    purpose: Purpose,
+    bytes: &[u8],
+    stream: Stream,
+) -> Result<Vec<Vec<u8>>> {
+    let comm = session.context().comm();
+    let mut all = comm.all_gather(&[&[purpose as u8], bytes].concat(), stream)?;
     for (rank, theirs) in all.iter_mut().enumerate() {
         let tag = theirs.first().copied();
-        if tag == Some(purpose as u8) && theirs.len() == bytes.len() + 1 {
-            theirs.remove(0);
-            continue;
+        if tag != Some(purpose as u8) {
+            let (has, mine) = (Purpose::name(tag), Purpose::name(Some(purpose as u8)));
+            return Err(out_of_step(
+                session,
+                rank,
+                &format!("{has} where this rank {mine}"),
+            ));
         }
-        let what = if tag == Some(purpose as u8) {
-            format!(
-                "gathered {} bytes where this rank has {}",
-                theirs.len() - 1,
-                bytes.len()
-            )
-        } else {
-            format!(
-                "{} where this rank {}",
-                Purpose::name(tag),
-                Purpose::name(Some(purpose as u8))
-            )
-        };
-        let error = Error::new(
-            Status::CommFailed,
-            format!("rank {rank} {what}: calls are out of step"),
-        );
-        context.fail(&error);
-        return Err(error);
+        theirs.remove(0);
     }
     Ok(all)
+}
+
+/// Ends the communicator; what the call returns.
+fn out_of_step(session: &Session<'_>, rank: usize, what: &str) -> Error {
+    let message = format!("rank {rank} {what}: calls are out of step");
+    let error = Error::new(Status::CommFailed, message);
+    session.context().fail(&error);
+    error
 }

@@ -3,61 +3,59 @@
 use super::context::Session;
 use super::group::{Lane, ReduceOp, start};
 use super::group_check;
-use super::group_lists::{Contribution, GroupLists, rows_of};
+use super::group_moves::{Moves, Relay};
 use super::group_plan::{GroupPlan, Slot, dense};
-use super::packing::Packing;
+use super::group_sums::Sums;
+use super::group_way::Way;
 use crate::backend::Backend;
 use crate::device::{Carver, Stream, fault};
-use crate::types::{Error, Piece, Range, Result, Tensor};
+use crate::types::{DType, Piece, Range, Result, Tensor};
 
 /// Sends rows of `local` and receives into `received`, as `plan` says. Collective. Errors as the C function documents.
 pub fn cast(plan: &GroupPlan, local: &[Tensor], received: &[Tensor], stream: Stream) -> Result<()> {
     group_check::cast(plan, local, received, stream)?;
     let mut session = plan.collective(stream)?;
     fault::point("group_cast", plan.context().rank())?;
-    let slots = slots(plan, &mut session)?;
-    let comm = session.context().comm();
-    let backend = session.backend();
-    let lists = &plan.lists;
+    let moves = plan.moves()?;
+    let slots = slots(plan, moves, &mut session)?;
+    let (comm, backend) = (session.context().comm(), session.backend());
 
-    let rows_received = rows_of(&lists.receives);
-    let mut sends = Vec::with_capacity(2 * local.len());
-    let mut recvs = Vec::with_capacity(2 * local.len());
-    // What arrives in workspace, and the rows where it belongs.
-    let mut arriving: Vec<(Tensor, &[Range])> = Vec::with_capacity(local.len());
+    let mut sends = Vec::with_capacity(4 * local.len());
+    let mut arrivals = Arrivals::default();
+    let mut gateways = Vec::new();
     for ((from, to), slot) in local.iter().zip(received).zip(&slots) {
-        sends.extend(sendable(backend, from, &Way::sends(lists), slot.staging)?);
-        let space = |rows| dense(slot.received, to.dtype(), rows, to, comm.device());
-        if to.is_dense() {
-            let packing = &lists.receive_packing;
-            let packed = space(packing.rows());
-            recvs.extend([lane(*to, &packing.single), lane(packed, &packing.packed)]);
-            arriving.push((packed, &packing.ranges));
-        } else {
-            let staged = space(lists.receive_rows());
-            recvs.push(lane(staged, &lists.receive_messages));
-            arriving.push((staged, &rows_received));
+        sends.extend(leaving(backend, from, &moves.sends, slot.staging)?);
+        arrivals.expect(to, &moves.receives, slot.received);
+        if let Some(relay) = &moves.relay {
+            sends.extend(leaving(backend, from, &relay.crossing, slot.crossing)?);
+            let gateway = space(slot.gateway, from.dtype(), relay.gateway.rows(), from);
+            arrivals.lanes.push(lane(gateway, &relay.gateway.messages));
+            gateways.push(gateway);
         }
     }
-    let ticket = start(comm, &sends, &recvs, stream)?;
+    let ticket = start(comm, &sends, &arrivals.lanes, stream)?;
     session.in_step(|| {
-        for (from, to) in local.iter().zip(received) {
-            for (old, new) in &lists.keeps {
-                backend.range_gather(*from, &[*old], to.rows(new.start, new.end))?;
-            }
-        }
+        copy(backend, &moves.keeps, local, received)?;
         comm.finish(ticket, stream)?;
-        let mut each = received
-            .iter()
-            .zip(&arriving)
-            .filter(|(_, (_, rows))| !rows.is_empty());
-        each.try_for_each(|(to, (from, rows))| backend.range_scatter(*from, *to, rows))
+        let Some(relay) = &moves.relay else {
+            return arrivals.spread(backend);
+        };
+        let (mut sends, mut relayed) = (Vec::with_capacity(2 * local.len()), Arrivals::default());
+        for ((from, to), slot) in gateways.iter().zip(received).zip(&slots) {
+            sends.extend(leaving(backend, from, &relay.forwards, slot.forwards)?);
+            relayed.expect(to, &relay.relayed, slot.relayed);
+        }
+        let ticket = start(comm, &sends, &relayed.lanes, stream)?;
+        arrivals.spread(backend)?;
+        copy(backend, &relay.keeps, &gateways, received)?;
+        comm.finish(ticket, stream)?;
+        relayed.spread(backend)
     })
 }
 
 /// Sends rows of `partial`, one for every received row, back to where group_cast has them from, and adds those that come in
-/// to `local`, in rank order, in the accumulator type; what `local` holds counts first with `accumulate`. Collective. Errors
-/// as the C function documents.
+/// to `local`, in rank order, in the accumulator type; what `local` holds counts first with `accumulate`. Over a mesh what
+/// crosses hosts is added up by gateways before. Collective. Errors as the C function documents.
 pub fn reduce(
     plan: &GroupPlan,
     op: ReduceOp,
@@ -69,171 +67,159 @@ pub fn reduce(
     group_check::reduce(plan, op, partial, local, stream)?;
     let mut session = plan.collective(stream)?;
     fault::point("group_reduce", plan.context().rank())?;
-    let slots = slots(plan, &mut session)?;
-    let comm = session.context().comm();
-    let backend = session.backend();
-    let lists = &plan.lists;
+    let moves = plan.moves()?;
+    let slots = slots(plan, moves, &mut session)?;
+    let (comm, backend) = (session.context().comm(), session.backend());
 
-    let mut sends = Vec::with_capacity(partial.len());
-    let mut sums = Sums {
-        op,
-        accumulate,
-        partial,
-        staging: Vec::with_capacity(partial.len()),
-        target: Vec::with_capacity(partial.len()),
-    };
-    for ((from, to), slot) in partial.iter().zip(local).zip(&slots) {
-        sends.extend(sendable(backend, from, &Way::receives(lists), slot.received)?);
-        let rows = lists.send_rows();
-        sums.staging
-            .push(dense(slot.staging, from.dtype(), rows, from, comm.device()));
-        let acc = from.dtype().accumulator();
-        sums.target.push(if to.dtype() == acc {
-            *to
-        } else {
-            dense(slot.sums, acc, plan.local_rows, to, comm.device())
-        });
+    let sums = sums(plan, moves, op, (partial, local), &slots);
+    let through = moves
+        .relay
+        .as_ref()
+        .map(|relay| (relay, passed_on(relay, op, partial, &slots)));
+    let (mut sends, mut recvs) = (Vec::with_capacity(4 * partial.len()), Vec::new());
+    for (i, (from, slot)) in partial.iter().zip(&slots).enumerate() {
+        sends.extend(leaving(backend, from, &moves.receives, slot.received)?);
+        recvs.push(lane(sums.staging[i], &moves.sends.messages));
+        if let Some((relay, passed)) = &through {
+            sends.extend(leaving(backend, from, &relay.relayed, slot.relayed)?);
+            recvs.push(lane(passed.staging[i], &relay.forwards.messages));
+        }
     }
-    let recvs: Vec<Lane> = sums
-        .staging
-        .iter()
-        .map(|&t| lane(t, &lists.send_messages))
-        .collect();
     let ticket = start(comm, &sends, &recvs, stream)?;
     session.in_step(|| {
-        sums.begin(backend, local)?;
-        comm.finish(ticket, stream)?;
-        sums.add(plan, backend)?;
-        for (sum, to) in sums.target.iter().zip(local) {
-            if sum.dtype() != to.dtype() {
-                backend.cast(*sum, *to, false)?;
-            }
+        begin(backend, &sums, accumulate, local)?;
+        if let Some((_, passed)) = &through {
+            passed.clear(backend)?;
         }
-        Ok(())
+        comm.finish(ticket, stream)?;
+        if let Some((relay, passed)) = &through {
+            passed.add(backend, &relay.contributions)?;
+            let sends = lanes(&passed.target, &relay.gateway.messages);
+            let recvs = lanes(&sums.hosts, &relay.crossing.messages);
+            let ticket = start(comm, &sends, &recvs, stream)?;
+            comm.finish(ticket, stream)?;
+        }
+        sums.add(backend, &moves.contributions)?;
+        if op == ReduceOp::Avg {
+            divide(plan, backend, &sums.target, accumulate)?;
+        }
+        let mut each = sums.target.iter().zip(local);
+        each.try_for_each(|(sum, to)| converted(backend, sum, to))
     })
 }
 
-/// A reduction of all tensors of a group.
-struct Sums<'a> {
+/// What comes back for local rows.
+fn sums<'a>(
+    plan: &GroupPlan,
+    moves: &Moves,
     op: ReduceOp,
-    accumulate: bool,
-    partial: &'a [Tensor],
-    /// What comes from other ranks.
-    staging: Vec<Tensor>,
-    /// In the accumulator type: the caller's tensors, or workspace.
-    target: Vec<Tensor>,
+    (partial, local): (&'a [Tensor], &[Tensor]),
+    slots: &[Slot],
+) -> Sums<'a> {
+    let crossing = moves.relay.as_ref().map_or(0, |relay| relay.crossing.rows());
+    let each = || partial.iter().zip(slots);
+    let target = each().zip(local).map(|((from, slot), to)| {
+        let acc = from.dtype().accumulator();
+        if to.dtype() == acc {
+            *to
+        } else {
+            space(slot.sums, acc, plan.local_rows, to)
+        }
+    });
+    Sums {
+        op,
+        partial,
+        staging: each()
+            .map(|(t, slot)| space(slot.staging, t.dtype(), moves.sends.rows(), t))
+            .collect(),
+        hosts: each()
+            .map(|(t, slot)| space(slot.crossing, t.dtype().accumulator(), crossing, t))
+            .collect(),
+        target: target.collect(),
+    }
 }
 
-impl Sums<'_> {
-    /// What is there before the first contribution.
-    fn begin(&self, backend: &dyn Backend, local: &[Tensor]) -> Result<()> {
-        if self.accumulate {
-            for (sum, held) in self.target.iter().zip(local) {
-                if sum.dtype() != held.dtype() {
-                    backend.cast(*held, *sum, false)?;
-                }
-            }
-            return Ok(());
-        }
-        if self.op == ReduceOp::Lse {
-            return self
-                .target
-                .chunks_exact(2)
-                .try_for_each(|pair| backend.attn_init(pair[0], pair[1], None, None));
-        }
-        self.target.iter().try_for_each(|sum| backend.fill_zero(*sum))
+/// What this rank, as a gateway, adds up of its host.
+fn passed_on<'a>(relay: &Relay, op: ReduceOp, partial: &'a [Tensor], slots: &[Slot]) -> Sums<'a> {
+    let each = || partial.iter().zip(slots);
+    Sums {
+        op,
+        partial,
+        staging: each()
+            .map(|(t, slot)| space(slot.forwards, t.dtype(), relay.forwards.rows(), t))
+            .collect(),
+        hosts: Vec::new(),
+        target: each()
+            .map(|(t, slot)| space(slot.gateway, t.dtype().accumulator(), relay.gateway.rows(), t))
+            .collect(),
     }
+}
 
-    /// Adds every contribution, by ascending source.
-    fn add(&self, plan: &GroupPlan, backend: &dyn Backend) -> Result<()> {
-        let lists = &plan.lists;
-        for contribution in &lists.contributions {
-            match contribution {
-                Contribution::Peer(from, to) => self.merge(backend, &self.staging, *from, to)?,
-                Contribution::Own => {
-                    for (to, from) in &lists.keeps {
-                        self.merge(backend, self.partial, *from, &[*to])?;
-                    }
-                }
-            }
-        }
-        if self.op != ReduceOp::Avg {
-            return Ok(());
-        }
-        for (rows, count) in &lists.counts {
-            let count = count + i64::from(self.accumulate);
-            for sum in self.target.iter().filter(|_| count > 1) {
-                backend.divide(sum.rows(rows.start, rows.end), count)?;
-            }
-        }
-        Ok(())
+/// What is there before the first contribution.
+fn begin(backend: &dyn Backend, sums: &Sums<'_>, accumulate: bool, local: &[Tensor]) -> Result<()> {
+    if !accumulate {
+        return sums.clear(backend);
     }
+    let mut each = sums.target.iter().zip(local);
+    each.try_for_each(|(sum, held)| converted(backend, held, sum))
+}
 
-    /// Adds rows `from` of `sources` to rows `to`.
-    fn merge(&self, backend: &dyn Backend, sources: &[Tensor], from: Range, to: &[Range]) -> Result<()> {
-        let part = |t: &Tensor| t.rows(from.start, from.end);
-        if self.op == ReduceOp::Lse {
-            return sources
-                .chunks_exact(2)
-                .zip(self.target.chunks_exact(2))
-                .try_for_each(|(new, sum)| {
-                    backend.lse_reduce(part(&new[0]), part(&new[1]), sum[0], sum[1], to)
-                });
-        }
-        sources
-            .iter()
-            .zip(&self.target)
-            .try_for_each(|(new, sum)| backend.range_reduce(part(new), *sum, to))
+/// `from` in the type of `to`; nothing where it is the same, and so is the tensor.
+fn converted(backend: &dyn Backend, from: &Tensor, to: &Tensor) -> Result<()> {
+    if from.dtype() == to.dtype() {
+        return Ok(());
     }
+    backend.cast(*from, *to, false)
+}
+
+/// Sums become means. What was there counts too.
+fn divide(plan: &GroupPlan, backend: &dyn Backend, sums: &[Tensor], accumulate: bool) -> Result<()> {
+    for (rows, count) in &plan.lists.counts {
+        let count = count + i64::from(accumulate);
+        for sum in sums.iter().filter(|_| count > 1) {
+            backend.divide(sum.rows(rows.start, rows.end), count)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows that stay on this rank, of each tensor. What ends side by side is gathered at once.
+fn copy(backend: &dyn Backend, keeps: &[(Range, Range)], from: &[Tensor], to: &[Tensor]) -> Result<()> {
+    for together in keeps.chunk_by(|(_, a), (_, b)| a.end == b.start) {
+        let old: Vec<Range> = together.iter().map(|(old, _)| *old).collect();
+        let (first, last) = (together[0].1.start, together[together.len() - 1].1.end);
+        for (from, to) in from.iter().zip(to) {
+            backend.range_gather(*from, &old, to.rows(first, last))?;
+        }
+    }
+    Ok(())
 }
 
 fn lane(tensor: Tensor, pieces: &[Piece]) -> Lane<'_> {
     Lane { tensor, pieces }
 }
 
-/// How one side of a group leaves a rank.
-struct Way<'a> {
-    pieces: &'a [Piece],
-    /// From dense tensors.
-    packing: &'a Packing,
-    /// From staging, which has as many rows.
-    messages: &'a [Piece],
-    rows: i64,
+fn lanes<'a>(tensors: &[Tensor], pieces: &'a [Piece]) -> Vec<Lane<'a>> {
+    tensors.iter().map(|&t| lane(t, pieces)).collect()
 }
 
-impl<'a> Way<'a> {
-    fn sends(lists: &'a GroupLists) -> Way<'a> {
-        Way {
-            pieces: &lists.sends,
-            packing: &lists.send_packing,
-            messages: &lists.send_messages,
-            rows: lists.send_rows(),
-        }
-    }
-
-    /// Back to where group_cast has them from.
-    fn receives(lists: &'a GroupLists) -> Way<'a> {
-        Way {
-            pieces: &lists.receives,
-            packing: &lists.receive_packing,
-            messages: &lists.receive_messages,
-            rows: lists.receive_rows(),
-        }
-    }
+/// A dense tensor in workspace: rows like those of `like`, on its device.
+fn space(data: *mut u8, dtype: DType, rows: i64, like: &Tensor) -> Tensor {
+    dense(data, dtype, rows, like, like.device())
 }
 
-/// The pieces of `t` as a communicator can send them: where they are, or gathered in `space`.
-fn sendable<'a>(backend: &dyn Backend, t: &Tensor, way: &Way<'a>, space: *mut u8) -> Result<Vec<Lane<'a>>> {
+/// The pieces of `t` as a communicator can send them: where they are, or gathered in workspace at `data`.
+fn leaving<'a>(backend: &dyn Backend, t: &Tensor, way: &'a Way, data: *mut u8) -> Result<Vec<Lane<'a>>> {
     let gather = |ranges: &[Range], rows: i64| {
-        let packed = dense(space, t.dtype(), rows, t, t.device());
+        let packed = space(data, t.dtype(), rows, t);
         if !ranges.is_empty() {
             backend.range_gather(*t, ranges, packed)?;
         }
-        Ok::<_, Error>(packed)
+        Result::Ok(packed)
     };
     if !t.is_dense() {
-        let staged = gather(&rows_of(way.pieces), way.rows)?;
-        return Ok(vec![lane(staged, way.messages)]);
+        let staged = gather(&way.ranges, way.rows())?;
+        return Ok(vec![lane(staged, &way.messages)]);
     }
     let packed = gather(&way.packing.ranges, way.packing.rows())?;
     Ok(vec![
@@ -242,7 +228,41 @@ fn sendable<'a>(backend: &dyn Backend, t: &Tensor, way: &Way<'a>, space: *mut u8
     ])
 }
 
-fn slots(plan: &GroupPlan, session: &mut Session<'_>) -> Result<Vec<Slot>> {
+/// Rows that come into tensors of the caller's.
+#[derive(Default)]
+struct Arrivals<'a> {
+    lanes: Vec<Lane<'a>>,
+    /// What arrives in workspace, the tensor that it is for, and the rows where it belongs.
+    spread: Vec<(Tensor, Tensor, &'a [Range])>,
+}
+
+impl<'a> Arrivals<'a> {
+    /// The pieces of `to`, where they belong or in workspace at `data`.
+    fn expect(&mut self, to: &Tensor, way: &'a Way, data: *mut u8) {
+        let space = |rows| space(data, to.dtype(), rows, to);
+        let (from, ranges) = if to.is_dense() {
+            let packed = space(way.packing.rows());
+            let lanes = [lane(*to, &way.packing.single), lane(packed, &way.packing.packed)];
+            self.lanes.extend(lanes);
+            (packed, &way.packing.ranges)
+        } else {
+            let staged = space(way.rows());
+            self.lanes.push(lane(staged, &way.messages));
+            (staged, &way.ranges)
+        };
+        if !ranges.is_empty() {
+            self.spread.push((from, *to, ranges));
+        }
+    }
+
+    /// When they are there: to the rows where they belong.
+    fn spread(&self, backend: &dyn Backend) -> Result<()> {
+        let mut each = self.spread.iter();
+        each.try_for_each(|(from, to, rows)| backend.range_scatter(*from, *to, rows))
+    }
+}
+
+fn slots(plan: &GroupPlan, moves: &Moves, session: &mut Session<'_>) -> Result<Vec<Slot>> {
     let arena = &mut session.state.arena;
-    plan.carve(&mut Carver::over(arena.base(), arena.bytes())?)
+    plan.carve(moves, &mut Carver::over(arena.base(), arena.bytes())?)
 }

@@ -1,7 +1,7 @@
 //! What one rank sends and receives in a group collective of its caller's own, checked and ordered.
 
-use super::group::{contributions, staged};
-use super::packing::Packing;
+use super::group::contributions;
+use super::group_moves::Moves;
 use crate::plan::Hasher;
 use crate::types::{DType, Error, Piece, Range, Result, Status};
 
@@ -41,36 +41,18 @@ pub struct GroupRequest {
     pub reduce: bool,
     /// Whether tensors may be strided that bytes are sent from or received into.
     pub strided: bool,
-}
-
-/// One source's part of a reduction.
-pub(super) enum Contribution {
-    /// From another rank: these consecutive rows of staging, for these local rows.
-    Peer(Range, Vec<Range>),
-    /// From this rank itself: the kept rows.
-    Own,
+    /// Whether rows go over the communicator's mesh of hosts.
+    pub two_level: bool,
 }
 
 /// The lists of one rank, by ascending peer; between two ranks in the caller's order.
 pub(super) struct GroupLists {
     /// Local rows that go to other ranks.
     pub sends: Vec<Piece>,
-    /// The same, one after the other in a staging tensor.
-    pub staged_sends: Vec<Piece>,
     /// Received rows that come from other ranks.
     pub receives: Vec<Piece>,
-    /// The same, one after the other.
-    pub staged_receives: Vec<Piece>,
-    /// How both travel where tensors are dense.
-    pub send_packing: Packing,
-    pub receive_packing: Packing,
-    /// How both travel where they are staged.
-    pub send_messages: Vec<Piece>,
-    pub receive_messages: Vec<Piece>,
     /// Rows that stay here: (local rows, received rows).
     pub keeps: Vec<(Range, Range)>,
-    /// What a reduction adds, by ascending source.
-    pub contributions: Vec<Contribution>,
     /// Runs of local rows with the number of their contributions, where there are any.
     pub counts: Vec<(Range, i64)>,
     /// For each rank what goes to it and what comes from it, as ranks compare it.
@@ -84,11 +66,6 @@ pub(super) struct Traffic {
     pub rows: i64,
     /// Of the pieces' lengths, in order.
     pub hash: u64,
-}
-
-/// The rows of pieces, in order.
-pub(super) fn rows_of(pieces: &[Piece]) -> Vec<Range> {
-    pieces.iter().map(|p| p.rows).collect()
 }
 
 impl GroupLists {
@@ -113,35 +90,24 @@ impl GroupLists {
             .map(|(s, r)| (s.rows, r.rows))
             .collect();
         let counts = contributions(sends.iter().map(|p| p.rows));
-        let others = |list: Vec<Piece>| -> Vec<Piece> { list.into_iter().filter(|p| !own(&p)).collect() };
-        let keeps_any = sends.iter().any(|p| own(&p));
-        let (sends, receives) = (others(sends), others(receives));
-        let (staged_sends, staged_receives) = (staged(&sends), staged(&receives));
-        let (send_packing, receive_packing) = (Packing::new(&sends), Packing::new(&receives));
+        let others = |list: Vec<Piece>| list.into_iter().filter(|p| !own(&p)).collect();
         Ok(GroupLists {
-            send_messages: send_packing.merged(&staged_sends),
-            receive_messages: receive_packing.merged(&staged_receives),
-            send_packing,
-            receive_packing,
-            contributions: sources(&sends, &staged_sends, keeps_any.then_some(rank)),
-            sends,
-            staged_sends,
-            receives,
-            staged_receives,
+            sends: others(sends),
+            receives: others(receives),
             keeps,
             counts,
             pairs,
         })
     }
 
-    /// Rows that go to other ranks, counted once for every time they go.
-    pub fn send_rows(&self) -> i64 {
-        self.staged_sends.last().map_or(0, |p| p.rows.end)
-    }
-
-    /// Rows that come from other ranks.
-    pub fn receive_rows(&self) -> i64 {
-        self.staged_receives.last().map_or(0, |p| p.rows.end)
+    /// Every row straight to its ranks.
+    pub fn straight(&self, rank: usize) -> Moves {
+        Moves::straight(
+            rank,
+            self.sends.clone(),
+            self.receives.clone(),
+            self.keeps.clone(),
+        )
     }
 }
 
@@ -157,25 +123,6 @@ impl Traffic {
         traffic.hash = hasher.finish();
         traffic
     }
-}
-
-/// What is added, by ascending source; `own` is this rank if it keeps any rows.
-fn sources(sends: &[Piece], staging: &[Piece], own: Option<usize>) -> Vec<Contribution> {
-    let mut made: Vec<(usize, Contribution)> = Vec::new();
-    for (to, from) in sends.iter().zip(staging) {
-        match made.last_mut() {
-            Some((peer, Contribution::Peer(all, rows))) if *peer == to.peer as usize => {
-                all.end = from.rows.end;
-                rows.push(to.rows);
-            }
-            _ => made.push((to.peer as usize, Contribution::Peer(from.rows, vec![to.rows]))),
-        }
-    }
-    if let Some(rank) = own {
-        let at = made.partition_point(|(peer, _)| *peer < rank);
-        made.insert(at, (rank, Contribution::Own));
-    }
-    made.into_iter().map(|(_, c)| c).collect()
 }
 
 fn check(r: &GroupRequest, world: usize) -> Result<()> {
@@ -256,6 +203,7 @@ fn apart(receives: &[Piece]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::group_moves::{Contribution, Source};
     use super::*;
 
     fn piece(peer: u32, start: i64, end: i64) -> Piece {
@@ -286,11 +234,13 @@ mod tests {
         };
         let lists = GroupLists::new(&request, 1, 3).unwrap();
         assert_eq!(lists.sends, [piece(0, 2, 4), piece(2, 6, 8), piece(2, 0, 1)]);
+        let moves = lists.straight(1);
         assert_eq!(
-            lists.staged_sends,
+            moves.sends.messages,
             [piece(0, 0, 2), piece(2, 2, 4), piece(2, 4, 5)]
         );
-        assert_eq!((lists.send_rows(), lists.receive_rows()), (5, 1));
+        assert_eq!((moves.sends.rows(), moves.receives.rows()), (5, 1));
+        assert_eq!(moves.peers(), [0, 2]);
         assert_eq!(lists.keeps, [(Range::new(0, 3), Range::new(2, 4))]);
         assert_eq!(
             lists.counts,
@@ -302,18 +252,22 @@ mod tests {
                 (Range::new(6, 8), 1)
             ]
         );
-        let [
-            Contribution::Peer(a, to),
-            Contribution::Own,
-            Contribution::Peer(b, rest),
-        ] = lists.contributions.as_slice()
-        else {
-            panic!("not by ascending source");
+        let part = |source, from, to: &[Range]| Contribution {
+            source,
+            from,
+            to: to.to_vec(),
         };
-        assert_eq!((*a, to.as_slice()), (Range::new(0, 2), &[Range::new(2, 4)][..]));
         assert_eq!(
-            (*b, rest.as_slice()),
-            (Range::new(2, 5), &[Range::new(6, 8), Range::new(0, 1)][..])
+            moves.contributions,
+            [
+                part(Source::Rank, Range::new(0, 2), &[Range::new(2, 4)]),
+                part(Source::Own, Range::new(2, 4), &[Range::new(0, 3)]),
+                part(
+                    Source::Rank,
+                    Range::new(2, 5),
+                    &[Range::new(6, 8), Range::new(0, 1)]
+                ),
+            ]
         );
         assert_eq!((lists.pairs[2][0].pieces, lists.pairs[2][0].rows), (2, 3));
         assert_eq!(lists.pairs[2][1].pieces, 0);

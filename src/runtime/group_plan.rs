@@ -1,27 +1,31 @@
 //! A group collective of the caller's own: lists that every rank has compared, and workspace for them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::check;
 use super::context::{Context, Session};
 use super::group_agree;
 use super::group_lists::{GroupLists, GroupRequest, GroupTensor};
+use super::group_moves::{Moves, Relay};
+use super::group_way::Way;
 use crate::device::{Carver, Stream};
-use crate::types::{Allocator, DType, Device, Error, Result, Tensor};
+use crate::types::{Allocator, DType, Device, Error, Mesh, Result, Tensor};
 
 /// What one rank sends and receives in a group, on a communicator.
 pub struct GroupPlan {
     context: Arc<Context>,
     pub(super) lists: GroupLists,
+    /// Rows go over this mesh of hosts, where there is one.
+    pub(super) mesh: Option<Mesh>,
+    /// How they travel. Over a mesh it is known when the ranks have told each other what leaves their hosts.
+    pub(super) moves: OnceLock<Moves>,
     pub(super) local_rows: i64,
     pub(super) received_rows: i64,
     pub(super) tensors: Vec<GroupTensor>,
     pub(super) reduce: bool,
     pub(super) strided: bool,
     pub(super) allocator: Option<Allocator>,
-    /// Workspace that it needs.
-    pub(super) bytes: usize,
     pub(super) prepared: AtomicBool,
 }
 
@@ -34,6 +38,14 @@ pub(super) struct Slot {
     pub received: *mut u8,
     /// Sums in the accumulator type.
     pub sums: *mut u8,
+    /// Over a mesh: rows on their way to other hosts, or the sums that these send back for them.
+    pub crossing: *mut u8,
+    /// The gateway buffer: rows that came from other hosts, or the sums that go back.
+    pub gateway: *mut u8,
+    /// Rows of the gateway buffer on their way to ranks of this host, or what these send back for them.
+    pub forwards: *mut u8,
+    /// Rows that come from gateways of this host.
+    pub relayed: *mut u8,
 }
 
 /// A dense tensor of `rows` rows like those of `like`, at `data`.
@@ -53,8 +65,10 @@ impl GroupPlan {
         allocator: Option<Allocator>,
     ) -> Result<GroupPlan> {
         context.check_open()?;
-        let mut plan = GroupPlan {
+        let plan = GroupPlan {
             lists: GroupLists::new(&request, context.rank(), context.size())?,
+            mesh: context.mesh_for(request.two_level)?,
+            moves: OnceLock::new(),
             context: Arc::clone(context),
             local_rows: request.local_rows,
             received_rows: request.received_rows,
@@ -62,13 +76,24 @@ impl GroupPlan {
             reduce: request.reduce,
             strided: request.strided,
             allocator,
-            bytes: 0,
             prepared: AtomicBool::new(false),
         };
-        let mut measure = Carver::measure();
-        plan.carve(&mut measure)?;
-        plan.bytes = measure.used();
+        if !plan.is_relayed() {
+            let straight = plan.lists.straight(context.rank());
+            plan.bytes_for(&straight)?;
+            plan.settle(straight);
+        }
         Ok(plan)
+    }
+
+    /// Whether rows may pass through other ranks: where there is one host, or one rank on each, all go straight to theirs.
+    pub(super) fn is_relayed(&self) -> bool {
+        self.mesh.is_some_and(|m| m.inter > 1 && m.intra > 1)
+    }
+
+    /// From here on rows travel like this. Once.
+    pub(super) fn settle(&self, moves: Moves) {
+        let _ = self.moves.set(moves);
     }
 
     /// The communicator it was made on.
@@ -79,7 +104,26 @@ impl GroupPlan {
     /// Bytes of workspace that its calls use.
     pub fn workspace_bytes(&self) -> Result<usize> {
         self.context.check_open()?;
-        Ok(self.bytes)
+        let unknown = || {
+            Error::argument(
+                "plan goes over a mesh of hosts and is not prepared: how much passes through this rank is known when the \
+                 ranks have compared their lists",
+            )
+        };
+        self.bytes_for(self.moves.get().ok_or_else(unknown)?)
+    }
+
+    /// Bytes of workspace for `moves`.
+    pub(super) fn bytes_for(&self, moves: &Moves) -> Result<usize> {
+        let mut measure = Carver::measure();
+        self.carve(moves, &mut measure)?;
+        Ok(measure.used())
+    }
+
+    /// How the rows of a prepared plan travel.
+    pub(super) fn moves(&self) -> Result<&Moves> {
+        let unsettled = || Error::internal("a group plan that is prepared does not know how its rows travel");
+        self.moves.get().ok_or_else(unsettled)
     }
 
     /// Fails with `Status::InvalidArgument` unless the plan has `count` tensors.
@@ -115,25 +159,25 @@ impl GroupPlan {
     }
 
     /// Cuts the workspace, one slot for each tensor.
-    pub(super) fn carve(&self, carver: &mut Carver) -> Result<Vec<Slot>> {
-        let lists = &self.lists;
+    pub(super) fn carve(&self, moves: &Moves, carver: &mut Carver) -> Result<Vec<Slot>> {
+        let none = Relay::default();
+        let relay = moves.relay.as_ref().unwrap_or(&none);
+        // What travels from or into a caller's tensor: all of it is staged, or what is packed.
+        let staged = |way: &Way, all: bool| if all { way.rows() } else { way.packing.rows() };
         let slot = |t: &GroupTensor| {
-            let sum = t.dtype.accumulator();
+            let (size, sum) = (t.dtype.size(), t.dtype.accumulator());
             let mut block =
                 |rows: i64, element: usize| carver.take(rows as usize * t.row_elements as usize * element);
-            let either = |all: bool, rows: i64, packed: i64| if all { rows } else { packed };
-            let size = t.dtype.size();
-            let sends = either(
-                self.reduce || self.strided,
-                lists.send_rows(),
-                lists.send_packing.rows(),
-            );
-            let receives = either(self.strided, lists.receive_rows(), lists.receive_packing.rows());
             let rounded = self.reduce && t.dtype.is_attention() && t.dtype != sum;
+            let either = if self.reduce { size.max(sum.size()) } else { size };
             Ok(Slot {
-                staging: block(sends, size)?,
-                received: block(receives, size)?,
-                sums: block(either(rounded, self.local_rows, 0), sum.size())?,
+                staging: block(staged(&moves.sends, self.reduce || self.strided), size)?,
+                received: block(staged(&moves.receives, self.strided), size)?,
+                sums: block(if rounded { self.local_rows } else { 0 }, sum.size())?,
+                crossing: block(staged(&relay.crossing, self.reduce || self.strided), either)?,
+                gateway: block(relay.gateway.rows(), either)?,
+                forwards: block(staged(&relay.forwards, self.reduce), size)?,
+                relayed: block(staged(&relay.relayed, self.strided), size)?,
             })
         };
         self.tensors.iter().map(slot).collect()

@@ -169,7 +169,10 @@ impl Key {
         let mut placement: Option<Arc<Placement>> = None;
         let mut found = Vec::with_capacity(requests.len());
         for request in requests {
-            let config = resolve_mesh(context, request.config)?;
+            let config = Config {
+                mesh: context.mesh_for(request.config.hierarchical_comm)?,
+                ..request.config
+            };
             let request = Request { config, ..request };
             let hash = request.hash();
             let data = turn.state.cache.find(hash, &request);
@@ -366,21 +369,6 @@ impl Key {
         self.context.check_open()?;
         Ok(self.data.plan.hash)
     }
-}
-
-/// The config with the communicator's mesh, where it asks for group collectives over one.
-fn resolve_mesh(context: &Context, config: Config) -> Result<Config> {
-    let mesh = if config.hierarchical_comm {
-        context.mesh()
-    } else {
-        None
-    };
-    if config.hierarchical_comm && mesh.is_none() {
-        let message = "config.hierarchical_comm is set, but nothing says which ranks share a host: set the mesh of the \
-                       communicator first";
-        return Err(Error::argument(message));
-    }
-    Ok(Config { mesh, ..config })
 }
 
 impl Drop for KeyData {

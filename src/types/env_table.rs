@@ -202,7 +202,7 @@ pub const TABLE: &[Variable] = &[
         "MAGI_ATTENTION_HIERARCHICAL_COMM",
         Kind::Boolean,
         "0",
-        "Two-level group collectives: each token crosses to a host once and fans out there; needs magi_comm_set_mesh. Field hierarchical_comm of magi_config.",
+        "Two-level group collectives, of keys and of group plans: each row crosses to a host once and fans out there; needs magi_comm_set_mesh. Field hierarchical_comm of magi_config.",
         |config, text| {
             config.hierarchical_comm = boolean(text)?;
             Some(())

@@ -10,9 +10,6 @@ pub struct TileShape {
     pub rows: i32,
     /// Tokens of one step along a run: keys in the forward pass, queries in the backward pass.
     pub step: i32,
-    /// The first step of a run begins at a multiple of this. 1: at the run; `step`: steps lie on one grid for all
-    /// tiles. All kernels of today take 1.
-    pub align: i32,
 }
 
 /// cbindgen:ignore
@@ -20,20 +17,16 @@ impl TileShape {
     /// Most rows of a tile and tokens of a step.
     pub const MAX: i32 = 1 << 12;
 
-    /// Steps that begin where a run begins.
+    /// Tiles of so many rows, walked in steps of so many tokens.
     pub const fn new(rows: i32, step: i32) -> TileShape {
-        TileShape { rows, step, align: 1 }
+        TileShape { rows, step }
     }
 
-    /// `Status::InvalidArgument` unless rows and step are 1 to `MAX` and align is 1 to step.
+    /// `Status::InvalidArgument` unless rows and step are 1 to `MAX`.
     pub fn validate(&self) -> Result<()> {
-        let bounds = [
-            ("rows", self.rows, Self::MAX),
-            ("step", self.step, Self::MAX),
-            ("align", self.align, self.step),
-        ];
-        for (name, value, most) in bounds {
-            if !(1..=most).contains(&value) {
+        for (name, value) in [("rows", self.rows), ("step", self.step)] {
+            if !(1..=Self::MAX).contains(&value) {
+                let most = Self::MAX;
                 return Err(Error::argument(format!(
                     "{name} of the tile shape is {value}; it must be 1 to {most}"
                 )));
@@ -42,15 +35,10 @@ impl TileShape {
         Ok(())
     }
 
-    /// Where the first step of `run` begins.
-    pub const fn start(&self, run: &Range) -> i64 {
-        run.start - run.start % self.align as i64
-    }
-
-    /// Number of steps that walk `run`, which is not empty.
+    /// Number of steps that walk `run`, which is not empty. The first begins where the run does.
     pub const fn steps(&self, run: &Range) -> i64 {
         let step = self.step as i64;
-        (run.end - self.start(run) + step - 1) / step
+        (run.end - run.start + step - 1) / step
     }
 }
 
@@ -87,7 +75,7 @@ pub struct Item {
     pub run0: i32,
     /// One past its last token.
     pub run1: i32,
-    /// Where the first step begins: `run0`, or below it when steps are aligned.
+    /// Where the first step begins: `run0`.
     pub start: i32,
     /// First token of the steps that every row of the tile sees entirely: `start` plus a multiple of the step.
     pub full0: i32,

@@ -375,7 +375,6 @@ fn written(
     let shape = TileShape {
         rows: if wide { 64 } else { 128 },
         step: v.step(),
-        align: 1,
     };
     let rows = StageRows {
         q: tq as i64,

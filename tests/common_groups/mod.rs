@@ -9,7 +9,7 @@ use crate::common_ranks::{Host, Place};
 use crate::common_reference::round;
 use magi_attn::comm::local;
 use magi_attn::runtime::{Context, GroupPlan, GroupRequest, GroupTensor, ReduceOp, group_call};
-use magi_attn::types::{DType, Piece, Range, Result, Tensor};
+use magi_attn::types::{DType, Mesh, Piece, Range, Result, Tensor};
 
 /// The lists of all ranks.
 #[derive(Clone, Debug)]
@@ -19,9 +19,20 @@ pub struct Lists {
     pub received_rows: Vec<i64>,
     pub sends: Vec<Vec<Piece>>,
     pub receives: Vec<Vec<Piece>>,
+    /// Rows go over a mesh of hosts.
+    pub mesh: Option<Mesh>,
 }
 
 impl Lists {
+    /// As `random`, over a mesh.
+    pub fn random_over(mesh: Mesh, r: &mut Random) -> Lists {
+        let lists = Lists::random(mesh.inter * mesh.intra, r);
+        Lists {
+            mesh: Some(mesh),
+            ..lists
+        }
+    }
+
     /// Rows that go to any ranks, their own too, any number of times; what comes in is put in any order, with gaps.
     pub fn random(world: usize, r: &mut Random) -> Lists {
         let mut lists = Lists {
@@ -30,6 +41,7 @@ impl Lists {
             received_rows: vec![0; world],
             sends: vec![Vec::new(); world],
             receives: vec![Vec::new(); world],
+            mesh: None,
         };
         // Of so many small pieces between two ranks that they travel packed, now and then.
         let most = [2 * world as i64 + 2, 24 * world as i64][usize::from(r.below(3) == 0)];
@@ -91,7 +103,27 @@ impl Lists {
             tensors: tensors.to_vec(),
             reduce,
             strided,
+            two_level: self.mesh.is_some(),
         }
+    }
+
+    /// A plan of the lists on one rank.
+    pub fn plan(
+        &self,
+        context: &Arc<Context>,
+        tensors: &[GroupTensor],
+        [reduce, strided]: [bool; 2],
+    ) -> Result<GroupPlan> {
+        if let Some(mesh) = self.mesh {
+            context.set_mesh(mesh.inter, mesh.intra)?;
+        }
+        let request = self.request(context.rank(), tensors, reduce, strided);
+        GroupPlan::create(context, request, None)
+    }
+
+    /// Whether rows pass through gateways.
+    fn is_relayed(&self) -> bool {
+        self.mesh.is_some_and(|m| m.inter > 1 && m.intra > 1)
     }
 
     /// Whether more than eight pieces go between `rank` and another.
@@ -113,6 +145,22 @@ impl Lists {
                 .zip(put.filter(|p| !p.rows.is_empty()));
             for (from, to) in pairs.filter(|(from, _)| from.rows.contains(row)) {
                 found.push((rank, to.rows.start + row - from.rows.start));
+            }
+        }
+        found
+    }
+
+    /// The same by what is added at once: of another host, over a mesh, all that its ranks have.
+    pub fn sources(&self, owner: usize, row: i64) -> Vec<Vec<(usize, i64)>> {
+        let mut found: Vec<Vec<(usize, i64)>> = Vec::new();
+        for copy in self.copies(owner, row) {
+            let together = |last: &[(usize, i64)]| {
+                let host = |rank| self.mesh.map(|m| m.host(rank));
+                self.is_relayed() && host(last[0].0) == host(copy.0) && host(copy.0) != host(owner)
+            };
+            match found.last_mut().filter(|last| together(last)) {
+                Some(last) => last.push(copy),
+                None => found.push(vec![copy]),
             }
         }
         found
@@ -217,9 +265,10 @@ pub fn check_cast(ranks: &impl Ranks, lists: &Lists, shape: Shape) {
     ranks.each(lists.world, |place, context| {
         let rank = context.rank();
         let strided = shape.layout != Layout::Dense;
-        let request = lists.request(rank, &tensors_of(shape.dtypes), false, strided);
-        let plan = GroupPlan::create(context, request, None)?;
-        assert!(strided || lists.may_be_packed(rank) || plan.workspace_bytes()? == 0);
+        let plan = lists.plan(context, &tensors_of(shape.dtypes), [false, strided])?;
+        if !lists.is_relayed() {
+            assert!(strided || lists.may_be_packed(rank) || plan.workspace_bytes()? == 0);
+        }
         for _ in 0..2 {
             let of = |kind, w: usize, rows: &[i64]| {
                 filled(place, kind, rank, w, rows[rank], (shape.dtypes[w], shape.layout))
@@ -267,8 +316,7 @@ fn reduce(ranks: &impl Ranks, lists: &Lists, shape: Shape, how: Reduction) -> Ve
     ranks.each(lists.world, |place, context| {
         let rank = context.rank();
         let strided = shape.layout != Layout::Dense;
-        let request = lists.request(rank, &tensors_of(shape.dtypes), true, strided);
-        let plan = GroupPlan::create(context, request, None)?;
+        let plan = lists.plan(context, &tensors_of(shape.dtypes), [true, strided])?;
         plan.prepare(place.stream())?;
         let (received, rows) = (lists.received_rows[rank], lists.local_rows[rank]);
         let mut partial =
@@ -305,13 +353,19 @@ pub fn check_sums(ranks: &impl Ranks, lists: &Lists, shape: Shape, how: Reductio
             let (acc, result) = (dtype.accumulator(), result_dtype(shape, how, w));
             let mut want = Vec::new();
             for row in 0..lists.local_rows[owner] {
-                let copies = lists.copies(owner, row);
-                let count = copies.len() as i64 + i64::from(how.accumulate);
+                let sources = lists.sources(owner, row);
+                let count = sources.iter().map(Vec::len).sum::<usize>() as i64 + i64::from(how.accumulate);
                 for e in 0..n {
                     let held = value(3, owner, w, row * n + e, result);
                     let first = if how.accumulate { held } else { 0.0 };
-                    let mut sum = copies.iter().fold(first, |sum, &(rank, at)| {
-                        round(acc, sum + value(2, rank, w, at * n + e, dtype))
+                    let add = |sum, of: &[(usize, i64)]| {
+                        of.iter().fold(sum, |sum, &(rank, at)| {
+                            round(acc, sum + value(2, rank, w, at * n + e, dtype))
+                        })
+                    };
+                    let mut sum = sources.iter().fold(first, |sum, of| match &of[..] {
+                        [_] => add(sum, of),
+                        together => round(acc, sum + add(0.0, together)),
                     });
                     if how.op == ReduceOp::Avg && count > 1 {
                         sum = round(acc, sum / count as f64);
@@ -361,8 +415,7 @@ fn merge(ranks: &impl Ranks, lists: &Lists, dtype: DType, accumulate: bool) -> V
         let rank = context.rank();
         let of = |row_elements, dtype| GroupTensor { row_elements, dtype };
         let tensors_of = [of(HEADS * WIDTH, dtype), of(HEADS, dtype.accumulator())];
-        let request = lists.request(rank, &tensors_of, true, false);
-        let plan = GroupPlan::create(context, request, None)?;
+        let plan = lists.plan(context, &tensors_of, [true, false])?;
         let (received, rows) = (lists.received_rows[rank], lists.local_rows[rank]);
         let mut partial = held_pair(place, &pair(2, rank, received, dtype), received, dtype);
         let mut local = held_pair(place, &pair(3, rank, rows, dtype), rows, dtype);

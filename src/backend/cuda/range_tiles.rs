@@ -134,8 +134,6 @@ pub struct RangeParams {
     pub tile_count: i32,
     /// Room for items.
     pub max_items: i32,
-    /// The first step of a run begins at the multiple of this at or below it.
-    pub align: i32,
     /// 0: rows are queries, tokens keys; 1: rows are keys, tokens queries.
     pub of_keys: i32,
 }
@@ -402,7 +400,6 @@ impl RangeTiles {
             step: shape.tile.step,
             tile_count: shape.tile_count() as i32,
             max_items: shape.max_items,
-            align: shape.tile.align,
             of_keys: shape.of_keys.into(),
         })
     }

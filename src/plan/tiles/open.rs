@@ -144,7 +144,7 @@ impl OpenItem {
 
     /// An item over the run without band or limits, of which all rows of the tile see `common`.
     fn item(&self, first: &StageSlice, rows: &Range, common: &Range, shape: &TileShape) -> Item {
-        let (start, step) = (shape.start(&self.run), i64::from(shape.step));
+        let (start, step) = (self.run.start, i64::from(shape.step));
         // Steps from the first that begins inside `common` to the last that ends there.
         let full0 = start + (common.start - start + step - 1).div_euclid(step) * step;
         let full1 = start + (common.end - start).div_euclid(step) * step;

@@ -9,13 +9,11 @@ with --device cpu threads of this process.
 import argparse
 import copy
 import ctypes as C
-import datetime
 import json
 import math
 import os
 import random
 import sys
-import threading
 import time
 
 import torch
@@ -31,6 +29,7 @@ import magi  # noqa: E402
 import ranks  # noqa: E402
 import results  # noqa: E402
 from device import describe  # noqa: E402
+from sites import Processes, Threads  # noqa: E402
 
 DEGREES = (0, 1, 2, 4, -1)
 BACKENDS = {"ffa": magi.FFA, "sdpa": magi.SDPA, "default": magi.DEFAULT}
@@ -49,37 +48,6 @@ VARIANTS = {
 # Cells of a reference that are computed at once.
 CELLS = 1 << 27
 OUTPUTS = {"out": ranks.SIDE_Q, "lse": ranks.SIDE_Q, "dq": ranks.SIDE_Q, "dk": ranks.SIDE_K, "dv": ranks.SIDE_K}
-
-
-class Threads:
-    """Ranks of one process."""
-
-    def __init__(self, world):
-        self.world, self.met = world, threading.Barrier(world)
-        self.box = [None] * world
-
-    def gather(self, rank, mine):
-        """What every rank has, by rank."""
-        self.box[rank] = mine
-        self.met.wait()
-        return list(self.box)
-
-
-class Processes:
-    """As torchrun started them, each with the current device."""
-
-    def __init__(self):
-        import torch.distributed as dist
-
-        device = torch.device("cuda", torch.cuda.current_device())
-        dist.init_process_group("nccl", timeout=datetime.timedelta(seconds=200), device_id=device)
-        self.dist, self.world = dist, dist.get_world_size()
-
-    def gather(self, rank, mine):
-        """As of Threads."""
-        box = [None] * self.world
-        self.dist.all_gather_object(box, mine)
-        return box
 
 
 class Problem:

@@ -1,12 +1,14 @@
 """Where a rank of these programs has its tensors: a CUDA device through torch, or host memory without it. Both compute the whole
-problem alone first, and compare a rank's part with that.
+problem alone first, and compare a rank's part with that. And how ranks tell each other what they found.
 """
 import ctypes as C
+import datetime
 import gc
 import hashlib
 import math
 import os
 import sys
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 for folder in (HERE, os.path.join(HERE, "..", "..", "..", "bench")):
@@ -26,6 +28,38 @@ def host_bytes():
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Threads:
+    """Ranks of one process."""
+
+    def __init__(self, world):
+        self.world, self.met = world, threading.Barrier(world)
+        self.box = [None] * world
+
+    def gather(self, rank, mine):
+        """What every rank has, by rank."""
+        self.box[rank] = mine
+        self.met.wait()
+        return list(self.box)
+
+
+class Processes:
+    """As torchrun started them, each with the current device."""
+
+    def __init__(self):
+        import torch
+        import torch.distributed as dist
+
+        device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl", timeout=datetime.timedelta(seconds=200), device_id=device)
+        self.dist, self.world = dist, dist.get_world_size()
+
+    def gather(self, rank, mine):
+        """As of Threads."""
+        box = [None] * self.world
+        self.dist.all_gather_object(box, mine)
+        return box
 
 
 class HostSite:
