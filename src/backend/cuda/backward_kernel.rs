@@ -20,9 +20,9 @@ pub enum Gradients {
     Queries,
 }
 
-/// Keys of a row up to which dq is faster by a kernel of its own, and bytes of sums from which on: measured, see
-/// docs/performance.md.
-const FEW_KEYS: i64 = 640;
+/// Keys of a row, for each 128 columns, up to which dq is faster by a kernel of its own, and bytes of sums from which on:
+/// measured, see docs/performance.md.
+const FEW_KEYS: i64 = 1000;
 const CACHED_SUMS: i64 = 32 << 20;
 
 /// What a call asks of the backward kernels.
@@ -55,8 +55,9 @@ impl BackwardChoice {
     pub fn for_rows(self, rows: i64, keys: i64) -> BackwardChoice {
         let bytes = rows.saturating_mul(self.head_dims.0 * size_of::<f32>() as i64);
         let narrow = self.head_dims.0.max(self.head_dims.1) <= 128;
+        let few = keys.saturating_mul(128) <= FEW_KEYS * self.head_dims.0;
         BackwardChoice {
-            apart: self.apart || (narrow && keys <= FEW_KEYS && bytes > CACHED_SUMS),
+            apart: self.apart || (narrow && few && bytes > CACHED_SUMS),
             ..self
         }
     }
@@ -182,6 +183,37 @@ impl BackwardKernel {
 mod tests {
     use super::super::forward_kernel::HEAD_DIMS;
     use super::*;
+
+    #[test]
+    fn dq_is_apart_where_rows_are_short_and_many() {
+        let apart = |head_dims, asked, rows, keys| {
+            let choice = BackwardChoice {
+                head_dims,
+                dtype: DType::Bf16,
+                softcap: false,
+                apart: asked,
+            };
+            choice.for_rows(rows, keys).apart
+        };
+        let many = 8192 * 64;
+        assert!(apart((128, 128), false, many, 960), "windows of 1,024");
+        assert!(!apart((128, 128), false, many, 1025), "documents of 2,048");
+        assert!(!apart((64, 64), false, many, 960));
+        assert!(
+            apart((64, 64), false, many, 500),
+            "as many bytes of sums to as many products"
+        );
+        assert!(
+            !apart((192, 128), false, many, 500) && !apart((256, 256), false, many, 500),
+            "wide"
+        );
+        assert!(
+            !apart((128, 128), false, 65536, 500),
+            "sums of 32 MB stay in the cache"
+        );
+        assert!(apart((128, 128), true, 1, 1 << 24), "asked for");
+        assert!(!apart((128, 128), false, i64::MAX, i64::MAX), "no overflow");
+    }
 
     #[test]
     fn head_dims_and_dtypes() {

@@ -89,6 +89,8 @@ pub struct DeviceList {
     pub limits: *const RowLimits,
     /// Number of tiles.
     pub count: i32,
+    /// Steps of the longest tile and of all together; 0 where only the device knows.
+    pub steps: (i64, i64),
 }
 
 /// How a list's work is split.
@@ -126,9 +128,15 @@ impl Split {
     /// Key heads whose tiles are walked, longest first, before those of the next: a divisor of all, if possible not more
     /// than `fit`, but so many that nine blocks of ten have a tile of them. With fewer, the long tiles of the last heads
     /// would begin late, and most blocks would wait for their end; with more, what tiles share leaves the L2 cache.
-    fn section(&self, heads: i64, processors: i64, fit: i64) -> i64 {
+    ///
+    /// The last section begins when its share of the time is left, and a little earlier where shorter tiles have made room:
+    /// so much that its longest tile ends in time. `steps`: as in `DeviceList`.
+    fn section(&self, heads: i64, processors: i64, fit: i64, steps: (i64, i64)) -> i64 {
         let each = self.owners / heads * self.parts;
-        let fills = |n: i64| n * each * 10 >= processors * 9 || n == heads;
+        // Key heads in whose time, if all are busy, one of them does the longest tile; 15% of all heads' are room.
+        let (longest, all) = (steps.0 / self.parts, steps.1.max(1));
+        let in_time = |n: i64| n * all * 20 >= longest * processors * 20 - 3 * heads * all;
+        let fills = |n: i64| (n * each * 10 >= processors * 9 && in_time(n)) || n == heads;
         (1..=heads)
             .filter(|n| heads % n == 0)
             .rfind(|&n| n <= fit && fills(n))
@@ -259,7 +267,8 @@ impl KeysLaunch<'_> {
         let fit = section::fit(self.gpu, bytes);
         // Whatever is left to others: bits of dk and dv depend on the order of tiles.
         let processors = i64::from(self.gpu.properties().multiprocessors);
-        self.split.section(shape.heads_kv, processors, fit)
+        self.split
+            .section(shape.heads_kv, processors, fit, self.list.steps)
     }
 }
 
@@ -290,13 +299,11 @@ mod tests {
 
     #[test]
     fn sections_are_as_long_as_the_device_is_wide() {
-        let section = |tiles, heads, fit| {
-            let split = Split {
-                owners: tiles * heads,
-                parts: 1,
-            };
-            split.section(heads, 132, fit)
+        let split = |tiles, heads| Split {
+            owners: tiles * heads,
+            parts: 1,
         };
+        let section = |tiles, heads, fit| split(tiles, heads).section(heads, 132, fit, (0, 0));
         assert_eq!(section(64, 8, 0), 2, "128 tiles");
         assert_eq!(section(58, 8, 0), 4, "two heads have 116 tiles");
         assert_eq!(section(64, 8, 8), 8, "all fit");
@@ -304,5 +311,16 @@ mod tests {
         assert_eq!(section(256, 8, 3), 2, "a divisor");
         assert_eq!(section(32, 6, 1), 6, "never filled by fewer");
         assert_eq!(section(8, 4, 1), 4, "not even by all");
+        let in_time = |tiles, heads, steps| split(tiles, heads).section(heads, 132, 0, steps);
+        let triangle = (64, 64 * 65 / 2);
+        assert_eq!(in_time(64, 8, (64, 64 * 64)), 2, "equal tiles");
+        assert_eq!(in_time(64, 8, triangle), 4, "a causal mask");
+        assert_eq!(in_time(64, 16, triangle), 2, "sixteen heads take twice as long");
+        assert_eq!(
+            in_time(64, 8, (32, 715)),
+            8,
+            "one long document among shorter ones"
+        );
+        assert_eq!(in_time(256, 8, (256, 256 * 257 / 2)), 1, "a longer causal mask");
     }
 }

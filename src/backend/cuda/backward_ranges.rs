@@ -116,6 +116,7 @@ impl BackwardRanges {
                 items: at.items(space),
                 limits: std::ptr::null(),
                 count: list.tile_count() as i32,
+                steps: (0, 0),
             }
         };
         let at = ListSpace::of(&lists.keys);

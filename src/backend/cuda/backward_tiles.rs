@@ -40,6 +40,7 @@ fn device_list(tiles: &DeviceTiles) -> DeviceList {
         items: tiles.items(),
         limits: tiles.limits(),
         count: tiles.count(),
+        steps: tiles.steps(),
     }
 }
 

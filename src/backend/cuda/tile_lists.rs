@@ -18,6 +18,7 @@ pub struct DeviceTiles {
     count: i32,
     shape: TileShape,
     area: i64,
+    steps: (i64, i64),
     reach: Reach,
 }
 
@@ -44,6 +45,11 @@ impl Reach {
         }
         reach
     }
+}
+
+fn steps(tiles: &[Tile]) -> (i64, i64) {
+    let each = || tiles.iter().map(|t| i64::from(t.steps));
+    (each().max().unwrap_or(0), each().sum())
 }
 
 impl DeviceTiles {
@@ -80,6 +86,7 @@ impl DeviceTiles {
             count,
             shape: list.shape,
             area: list.area(),
+            steps: steps(tiles),
             reach: Reach::of(tiles, &list.items),
         })
     }
@@ -112,6 +119,11 @@ impl DeviceTiles {
     /// Visible cells of all tiles of the list.
     pub fn area(&self) -> i64 {
         self.area
+    }
+
+    /// Steps of the longest tile, and of all together.
+    pub fn steps(&self) -> (i64, i64) {
+        self.steps
     }
 
     /// What the tensors of a launch must have: memory safety rests on it.
