@@ -61,7 +61,7 @@ DEV void pack_early(Consumer &c) {
 // P of block n, while dP is under way; then waits for that. What does not see has P = 0 and dP - delta = 0, which might
 // be infinite or NaN.
 DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
-    const u32 i = c.n & 1, first = lse_of(i, at.lane);
+    const u32 i = stage_of(c.n), first = lse_of(i, at.lane);
     u32 unseen[2];
 #if CAPPED_LATE
     wgmma_wait<0>();
@@ -114,14 +114,14 @@ DEV void probabilities(Consumer &c, const magi_attn_backward_params &p, const Sh
 
 // Waits for the first block of a tile and brings it as far as steps want it: P and dP.
 DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
-    const u32 i = c.n & 1;
-    mbar_wait(AT(full) + 8 * i, c.n >> 1 & 1);
+    const u32 i = stage_of(c.n);
+    mbar_wait(AT(full) + 8 * i, phase_of(c.n));
     c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
-    scores(c.x, c.tile & 1, c.n & 1, at.group);
+    scores(c.x, c.tile & 1, stage_of(c.n), at.group);
     wgmma_wait<0>();
     pin(c.x);
     mbar_wait(AT(v_full), c.tile & 1);
-    probability_gradients(c.y, c.n & 1, at);
+    probability_gradients(c.y, stage_of(c.n), at);
     probabilities(c, p, s, at);
 }
 
@@ -146,8 +146,8 @@ DEV void make_fragments(const Consumer &c, u32 (&p)[BQ / 16][4], u32 (&ds)[BQ / 
 
 // Block n's parts of dV and dK, in flight.
 DEV void add_key_gradients(Consumer &c, const u32 (&p)[BQ / 16][4], const u32 (&ds)[BQ / 16][4], bool first) {
-    add_product(c.dv, p, dout_of(c.n & 1), !first);
-    add_product(c.dk, ds, queries_of(c.n & 1), !first);
+    add_product(c.dv, p, dout_of(stage_of(c.n)), !first);
+    add_product(c.dk, ds, queries_of(stage_of(c.n)), !first);
 }
 
 #if DQ
@@ -222,7 +222,7 @@ DEV void release(Consumer &c, const Place &at) {
     pin(c.dv);
     pin(c.dk);
     __syncwarp();
-    mbar_arrive_warp(AT(empty) + 8 * (c.n & 1), at.lane);
+    mbar_arrive_warp(AT(empty) + 8 * stage_of(c.n), at.lane);
     c.n++;
 }
 
@@ -246,12 +246,12 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
         end_queries(c, params, c.n - 1, at);
     }
 #endif
-    wait_for(AT(full) + 8 * ((c.n + 1) & 1), (c.n + 1) >> 1 & 1);
-    c.flags = __shfl_sync(~0u, s.block[(c.n + 1) & 1].flags, 0);
+    wait_for(AT(full) + 8 * stage_of(c.n + 1), phase_of(c.n + 1));
+    c.flags = __shfl_sync(~0u, s.block[stage_of(c.n + 1)].flags, 0);
     wgmma_wait<0>(); // fragments are done with: there are no registers for more
     release(c, at);
-    scores(c.x, c.tile & 1, c.n & 1, at.group);
-    probability_gradients(c.y, c.n & 1, at);
+    scores(c.x, c.tile & 1, stage_of(c.n), at.group);
+    probability_gradients(c.y, stage_of(c.n), at);
     probabilities(c, params, s, at);
 }
 
