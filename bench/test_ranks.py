@@ -23,6 +23,7 @@ from test_library import library
 
 sys.path.insert(0, os.path.join(results.ROOT, "tests", "gpu", "ranks"))
 import killed_rank  # noqa: E402
+import nccl_log  # noqa: E402
 import sites  # noqa: E402
 import soak  # noqa: E402
 
@@ -283,6 +284,23 @@ class GroupsOnRanks(unittest.TestCase):
                 code, _, bad = self.run_main("--lists", "3")
             self.assertEqual(code, 1)
             self.assertTrue(any(word in line for line in bad), (name, bad))
+
+
+class NcclLog(unittest.TestCase):
+    def test_calls_since_the_last_look_are_added_up_by_their_types(self):
+        line = "host:17:18 [0] NCCL INFO {}: opCount 3 sendbuff 0x7f10 recvbuff (nil) count {} datatype {} op 0 root 1 comm 0x55aa [nranks=4] stream 0x1\n"
+        with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.dict(os.environ):
+            log = nccl_log.NcclLog(folder)
+            self.assertEqual(os.environ["NCCL_DEBUG_FILE"], log.path)
+            self.assertEqual(log.read(), (0, 0))
+            with open(log.path, "w", encoding="utf-8") as file:
+                file.write("host:17:18 [0] NCCL INFO ncclCommInitRank comm 0x55aa rank 0 count 9\n")
+                file.write(line.format("Send", 1000, 1) + line.format("Send", 10, 7) + line.format("Recv", 5, 9) + line.format("AllGather", 77, 1))
+                file.flush()
+                self.assertEqual(log.read(), (1040, 10))
+                self.assertEqual(log.read(), (0, 0))
+                file.write(line.format("Recv", 1 << 33, 0))
+            self.assertEqual((log.read(), log.calls), ((0, 1 << 33), 4))
 
 
 class Faults(unittest.TestCase):

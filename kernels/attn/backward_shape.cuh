@@ -46,7 +46,7 @@ constexpr int CONSUMER_GROUPS = WIDE && DQ ? 3 : 2, CONSUMER_WARPS = 4 * CONSUME
 // before it ends. V is done with a step earlier. Where there is a place for each of two tiles and one K, K is given
 // back before the tile is stored. dO of a wide block has barriers of its own: at 256 columns there is one stage of it,
 // so that dQ has room on its way out.
-constexpr int STAGES = !WIDE && (!DQ || HEAD_DIM <= 64) ? 3 : 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
+constexpr int STAGES = KEYS_ALONE || HEAD_DIM <= 64 ? 3 : 2, TILE_PLACES = 2, K_STAGES = WIDE || TRANSPOSED ? 1 : 2;
 constexpr int DO_STAGES = WIDE && DQ && (HEAD_DIM + HEAD_DIM_V > 384) ? 1 : STAGES;
 constexpr u32 K_BYTES = D_CHUNKS * BK * 128, V_BYTES = DV_CHUNKS * BK * 128;
 constexpr u32 Q_BYTES = D_CHUNKS * BQ * 128, DO_BYTES = DV_CHUNKS * BQ * 128, DS_BYTES = BK * BQ * 2;

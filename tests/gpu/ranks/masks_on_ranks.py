@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Checks attention of several ranks against f64, on a machine with torch: every listed mask with every degree, and random masks, forward
 and backward, in turn with what a config can ask for. Each rank judges the whole, by the bounds of tests/gpu/forward.py and backward.py,
-and that its own rows are those of the whole; what was moved must be what the plan says. One rank a process, as torchrun starts them;
-with --device cpu threads of this process.
+and that its own rows are those of the whole; what was moved must be what the plan says, and with --nccl-log what NCCL says in its log.
+One rank a process, as torchrun starts them; with --device cpu threads of this process.
 
   torchrun --nproc-per-node 4 tests/gpu/ranks/masks_on_ranks.py [--random 200] [--only NAME] [--out masks_on_ranks.json]
 """
@@ -29,6 +29,7 @@ import magi  # noqa: E402
 import ranks  # noqa: E402
 import results  # noqa: E402
 from device import describe  # noqa: E402
+from nccl_log import NcclLog  # noqa: E402
 from sites import Processes, Threads  # noqa: E402
 
 DEGREES = (0, 1, 2, 4, -1)
@@ -186,10 +187,14 @@ class OnRank:
         of_forward = {name: at[name] for name in ("q", "k", "v", "sink", "out", "lse") if name in at}
         of_backward = {name: at[name] for name in at if name not in ("q", "hidden")}
         args = (magi.ForwardArgs(max_logits=maxima, **of_forward), magi.BackwardArgs(q=at["hidden"], **of_backward))
-        counts = [self.rank.comm.traffic()]
+        counts, log, self.told = [self.rank.comm.traffic()], self.rank.log, []
         for each in args:
+            if log:
+                log.read()
             self.key.enqueue(each, self.rank.stream)()
             counts.append(self.rank.comm.traffic())
+            if log:
+                self.told.append(log.read())
         self.rank.synchronize()
         self.rank.comm.check()
         return [tuple(b - a for a, b in zip(before, after)) for before, after in zip(counts, counts[1:])]
@@ -215,7 +220,7 @@ class Rank:
         self.on_host = options.device == "cpu"
         self.device = torch.device("cpu") if self.on_host else torch.device("cuda", torch.cuda.current_device())
         self.stream = None if self.on_host else torch.cuda.current_stream().cuda_stream
-        self.judge, self.rows, self.moved = Judge(), [], []
+        self.judge, self.rows, self.moved, self.log = Judge(), [], [], None
         self.begun = time.monotonic()
         comm.set_mesh(2 if ring.world % 2 == 0 else 1, ring.world // 2 if ring.world % 2 == 0 else ring.world)
 
@@ -263,6 +268,8 @@ class Rank:
         # What is exchanged beside the plan, where it is not the host that exchanges.
         beside = 0 if self.on_host else 4 * call.q.shape[1] * (self.ring.world - 1)
         want = tuple(own[name] + beside * call.maxima for name in ("bytes_sent", "bytes_received"))
+        if on.told and on.told != moved[-1]:
+            self.judge.fail(what, f"NCCL was told to move {on.told} bytes, counted are {moved[-1]}")
         for forward_bytes, backward_bytes in moved:
             if forward_bytes != want:
                 self.judge.fail(what, f"forward moved {forward_bytes}, by the plan {want}")
@@ -387,6 +394,7 @@ def arguments(argv):
     add("--seed", type=int, default=2026)
     add("--masks", default=os.path.join(HERE, "..", "..", "cases", "masks.json"))
     add("--library", help="path of libmagi_attn.so")
+    add("--nccl-log", help="folder for NCCL's logs: bytes are compared with those; of CUDA devices")
     add("--out", help="result file, of rank 0")
     options = parser.parse_args(argv)
     small = options.device == "cpu"
@@ -415,11 +423,13 @@ def on_threads(options, library):
 
 def on_device(options, library):
     """This rank, and what every rank says."""
+    log = NcclLog(options.nccl_log) if options.nccl_log else None
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_stream(torch.cuda.Stream())
     ring = Processes()
     comm = ranks.Comm.from_env(library, 60_000)
     rank = Rank(library, comm, int(os.environ["RANK"]), ring, options)
+    rank.log = log
     found = rank.run()
     comm.close()
     ring.dist.destroy_process_group()
@@ -433,12 +443,16 @@ def main(argv=None):
     library, begun = magi.Library(options.library), time.monotonic()
     rank, all_ = (on_threads if options.device == "cpu" else on_device)(options, library)
     bad = judge(all_, rank.rows, options)
+    if rank.log and len(all_) > 1 and not rank.log.calls:
+        bad.append("NCCL's log names no send and no receive")
     if rank.rank == 0:
         names = ("random", "only", "tokens", "heads", "dim", "dtype", "backend", "seed")
         connections = os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
         protocol = {**{n: getattr(options, n) for n in names}, "world": len(all_), "CUDA_DEVICE_MAX_CONNECTIONS": connections}
         result = results.header("masks on ranks", library.version, protocol, {"device": options.device, "card": results.card()})
         result["rows"], result["bad"] = rank.rows, bad
+        if rank.log:
+            result["calls_in_nccl_log"] = rank.log.calls
         if options.out:
             results.save(options.out, result)
         for text in bad:
