@@ -246,8 +246,8 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
         end_queries(c, params, c.n - 1, at);
     }
 #endif
-    wait_for(AT(full) + 8 * stage_of(c.n + 1), phase_of(c.n + 1));
-    c.flags = __shfl_sync(~0u, s.block[stage_of(c.n + 1)].flags, 0);
+    wait_for(AT(full) + 8 * ((c.n + 1) % STAGES), (c.n + 1) / STAGES & 1);
+    c.flags = __shfl_sync(~0u, s.block[(c.n + 1) % STAGES].flags, 0);
     wgmma_wait<0>(); // fragments are done with: there are no registers for more
     release(c, at);
     scores(c.x, c.tile & 1, stage_of(c.n), at.group);

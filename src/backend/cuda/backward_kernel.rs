@@ -22,7 +22,7 @@ pub enum Gradients {
 
 /// Keys of a row, for each 128 columns, up to which dq is faster by a kernel of its own, and bytes of sums from which on:
 /// measured, see docs/performance.md.
-const FEW_KEYS: i64 = 1000;
+const FEW_KEYS: i64 = 1024;
 const CACHED_SUMS: i64 = 32 << 20;
 
 /// What a call asks of the backward kernels.
@@ -197,6 +197,7 @@ mod tests {
         };
         let many = 8192 * 64;
         assert!(apart((128, 128), false, many, 960), "windows of 1,024");
+        assert!(apart((128, 128), false, many, 1008), "the same over more tokens");
         assert!(!apart((128, 128), false, many, 1025), "documents of 2,048");
         assert!(!apart((64, 64), false, many, 960));
         assert!(
