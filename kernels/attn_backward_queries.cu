@@ -19,14 +19,12 @@ DEV void set_up(const BackwardQueriesMaps &maps, Shared &s) {
     for (int i = 0; i < 2; i++) {
         tma_prefetch(&maps.k[i]);
         tma_prefetch(&maps.v[i]);
-        mbar_init(AT(rows_full) + 8 * i, 1);
-        mbar_init(AT(rows_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
+        mbar_init(AT(q_full) + 8 * i, 1);
+        mbar_init(AT(q_empty) + 8 * i, CONSUMER_WARPS * WARP_ARRIVALS);
         mbar_init(AT(brief_full) + 8 * i, 1);
         mbar_init(AT(brief_empty) + 8 * i, 1);
     }
-    for (int i = 0; i < 2 * CONSUMER_GROUPS; i++) {
-        mbar_init(AT(q_full) + 8 * i, 1);
-        mbar_init(AT(q_empty) + 8 * i, 4 * WARP_ARRIVALS);
+    for (int i = 0; i < CONSUMER_GROUPS; i++) {
         mbar_init(AT(dout_full) + 8 * i, 1);
         mbar_init(AT(dout_empty) + 8 * i, 4 * WARP_ARRIVALS);
     }

@@ -10,11 +10,13 @@ struct Consumer {
     float dq[D / 2];
     u32 ds[BN / 16][4];      // dS of the block before
     float lse2[2], delta[2]; // of row h
-    u32 tiles;               // tiles whose last block went by: stages and phases of what belongs to rows
+    u32 tiles;               // tiles whose last block went by: stage and phase of Q and dO
     u32 k, k_before, v;      // stages of this block, and of K of the one before
     u32 phase, v_phase;      // of the barrier of this block; of V's, if it has its own
     int before;              // flags of the block before
 
+    MEMBER u32 q_stage() const { return Q_STAGES == 2 ? tiles & 1 : 0; }
+    MEMBER u32 q_phase() const { return Q_STAGES == 2 ? tiles >> 1 & 1 : tiles & 1; }
     MEMBER void next_stages() {
         k_before = k;
         v = V_STAGES == 1 ? 0 : v ^ 1;
@@ -28,7 +30,7 @@ struct Consumer {
 
 // S = Q K^T of this block.
 DEV void scores(const Consumer &c, float (&x)[BN / 2], int group) {
-    const u64 q = smem_desc(AT(q), 16, 1024) + part_of<Q_STAGES>(c.tiles, group) * (Q_PART / 16);
+    const u64 q = smem_desc(AT(q), 16, 1024) + (c.q_stage() * CONSUMER_GROUPS + group) * (Q_PART / 16);
     const u64 k = smem_desc(AT(k), 16, 1024) + c.k * (K_BYTES / 16);
     pin(x);
     wgmma_fence();
@@ -53,7 +55,7 @@ DEV void add_block(Consumer &c) {
 
 // dP = dO V^T of this block.
 DEV void slopes(const Consumer &c, float (&y)[BN / 2], int group) {
-    const u64 dout = smem_desc(AT(dout), 16, 1024) + part_of<DO_STAGES>(c.tiles, group) * (DO_PART / 16);
+    const u64 dout = smem_desc(AT(dout), 16, 1024) + group * (DO_PART / 16);
     const u64 v = smem_desc(AT(v), 16, 1024) + c.v * (V_BYTES / 16);
     pin(y);
     wgmma_fence();
@@ -104,15 +106,12 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     mbar_wait(AT(full) + 8 * c.k, c.phase);
     const int flags = __shfl_sync(~0u, s.block[c.k].flags, 0);
     if (flags & FIRST) {
-        mbar_wait(AT(rows_full) + 8 * (c.tiles & 1), c.tiles >> 1 & 1);
+        mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const magi_backward_pair &pair = s.rows[c.tiles & 1][row / 2 + 4 * h];
+            const magi_backward_pair &pair = s.rows[c.q_stage()][row / 2 + 4 * h];
             c.lse2[h] = pair.lse2[row % 2], c.delta[h] = pair.delta[row % 2];
         }
-        __syncwarp();
-        mbar_arrive_warp(AT(rows_empty) + 8 * (c.tiles & 1), lane);
-        mbar_wait(AT(q_full) + 8 * part_of<Q_STAGES>(c.tiles, group), phase_of<Q_STAGES>(c.tiles));
     }
     float x[BN / 2], y[BN / 2];
     scores(c, x, group);
@@ -120,7 +119,7 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
         add_block(c);
     }
     if (flags & FIRST) {
-        mbar_wait(AT(dout_full) + 8 * part_of<DO_STAGES>(c.tiles, group), phase_of<DO_STAGES>(c.tiles));
+        mbar_wait(AT(dout_full) + 8 * group, c.tiles & 1);
     }
     if (SPLIT) {
         mbar_wait(AT(v_full) + 8 * c.v, c.v_phase);
@@ -134,9 +133,9 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     }
     wgmma_wait<EARLY ? 1 : 2>();
     pin(x);
-    if (flags & LAST) {
+    if (Q_STAGES == 1 && flags & LAST) {
         __syncwarp();
-        mbar_arrive_warp(AT(q_empty) + 8 * part_of<Q_STAGES>(c.tiles, group), lane);
+        mbar_arrive_warp(AT(q_empty), lane);
     }
     probabilities(x, c, p);
     pin(x);
@@ -152,9 +151,7 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     __syncwarp();
     mbar_arrive_warp(SPLIT ? AT(v_empty) + 8 * c.v : AT(empty) + 8 * c.k_before, lane);
     if (flags & LAST) {
-        if (DO_STAGES == 1) {
-            mbar_arrive_warp(AT(dout_empty) + 8 * group, lane);
-        }
+        mbar_arrive_warp(AT(dout_empty) + 8 * group, lane);
         c.tiles++;
     }
 #pragma unroll
@@ -185,12 +182,12 @@ DEV void consume(const magi_attn_backward_queries_params &p, const Shared &s, in
         while (!step(c, p, s, group, lane, row)) {
         }
         // The finished tile: the block at hand may be the last of its own, too. None is finished before the first.
-        const int tile = (int)c.tiles - 1 - (c.before & LAST ? 1 : 0);
+        const int tile = (int)c.tiles - 1 - (c.before & LAST ? 1 : 0), stage = Q_STAGES == 2 ? tile & 1 : 0;
         if (tile >= 0) {
-            const u32 part = part_of<DO_STAGES>(tile, group);
-            store_tile(c.dq, p, s.place[tile & (PLACES - 1)], AT(dout) + part * DO_PART, row, lane);
-            if (DO_STAGES == 2) {
-                mbar_arrive_warp(AT(dout_empty) + 8 * part, lane);
+            store_tile(c.dq, p, s.place[tile & (PLACES - 1)], AT(q) + (stage * CONSUMER_GROUPS + group) * Q_PART, row,
+                       lane);
+            if (Q_STAGES == 2) {
+                mbar_arrive_warp(AT(q_empty) + 8 * stage, lane);
             }
         }
         if (c.before & STOP) {

@@ -20,35 +20,25 @@ struct Scheduler {
         n++;
     }
 
-    // What belongs to a tile's rows, warpgroup by warpgroup, as each is done with that of the tile before, or of the
-    // one before that; what is free first comes first.
+    // Q, lse and delta of a tile; dO follows warpgroup by warpgroup, as each is done with that of the tile before.
     MEMBER void load_tile(const TilePlace &t) {
-        const u32 stage = tiles & 1, bar = AT(rows_full) + 8 * stage;
-        mbar_wait(AT(rows_empty) + 8 * stage, (tiles >> 1 & 1) ^ 1);
-        mbar_expect(bar, ROWS_BYTES);
-        // Rows of tiles begin at even ones.
-        tma_load_3d(AT(rows) + stage * ROWS_BYTES, &maps.rows, bar, 2 * t.row0, 0, t.unit);
-        if (DO_STAGES == 1) {
-            load_queries(t);
+        const int q = Q_STAGES == 2 ? tiles & 1 : 0, round = Q_STAGES == 2 ? tiles >> 1 : tiles;
+        const u32 bar = AT(q_full) + 8 * q;
+        mbar_wait(AT(q_empty) + 8 * q, (round & 1) ^ 1);
+        mbar_expect(bar, CONSUMER_GROUPS * Q_PART + ROWS_BYTES);
+        tma_load_3d(AT(rows) + q * ROWS_BYTES, &maps.rows, bar, 2 * t.row0, 0,
+                    t.unit); // rows of tiles begin at even ones
+#pragma unroll 1
+        for (int g = 0; g < CONSUMER_GROUPS; g++) {
+            load_rows<64 * 128>(AT(q) + (q * CONSUMER_GROUPS + g) * Q_PART, &maps.q, bar, t.row0 + 64 * g, t.unit,
+                                p.copies_k);
         }
 #pragma unroll 1
         for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            const u32 part = part_of<DO_STAGES>(tiles, g), full = AT(dout_full) + 8 * part;
-            mbar_wait(AT(dout_empty) + 8 * part, phase_of<DO_STAGES>(tiles) ^ 1);
-            mbar_expect(full, DO_PART);
-            load_rows<64 * 128>(AT(dout) + part * DO_PART, &maps.dout, full, t.row0 + 64 * g, t.unit, p.copies_v);
-        }
-        if (DO_STAGES == 2) {
-            load_queries(t);
-        }
-    }
-    MEMBER void load_queries(const TilePlace &t) {
-#pragma unroll 1
-        for (int g = 0; g < CONSUMER_GROUPS; g++) {
-            const u32 part = part_of<Q_STAGES>(tiles, g), full = AT(q_full) + 8 * part;
-            mbar_wait(AT(q_empty) + 8 * part, phase_of<Q_STAGES>(tiles) ^ 1);
-            mbar_expect(full, Q_PART);
-            load_rows<64 * 128>(AT(q) + part * Q_PART, &maps.q, full, t.row0 + 64 * g, t.unit, p.copies_k);
+            mbar_wait(AT(dout_empty) + 8 * g, (tiles & 1) ^ 1);
+            mbar_expect(AT(dout_full) + 8 * g, DO_PART);
+            load_rows<64 * 128>(AT(dout) + g * DO_PART, &maps.dout, AT(dout_full) + 8 * g, t.row0 + 64 * g, t.unit,
+                                p.copies_v);
         }
     }
 

@@ -40,12 +40,9 @@ constexpr u32 K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128,
               ROWS_BYTES = BM / 2 * sizeof(magi_backward_pair);
 constexpr u32 SHARED_MOST = 232448;
 
-// With two stages of dO, dQ of a finished tile goes to memory through the one that held its gradients. Q is done with
-// earlier, when S of a tile's last block is there: a second stage of it comes after that of dO.
+// With two stages of Q, dQ of a finished tile goes to memory through the stage that held its queries.
 constexpr u32 AT_LEAST = CONSUMER_GROUPS * (Q_PART + DO_PART) + K_STAGES * K_BYTES + V_STAGES * V_BYTES + 4096;
-constexpr int DO_STAGES = AT_LEAST + CONSUMER_GROUPS * DO_PART <= SHARED_MOST ? 2 : 1;
-constexpr int Q_STAGES = AT_LEAST + CONSUMER_GROUPS * (Q_PART + DO_PART) <= SHARED_MOST ? 2 : 1;
-static_assert(DO_STAGES == 1 || D_CHUNKS <= DV_CHUNKS, "dQ does not fit a stage of dO");
+constexpr int Q_STAGES = AT_LEAST + CONSUMER_GROUPS * Q_PART <= SHARED_MOST ? 2 : 1;
 
 // Registers of a producer thread and of a consumer thread: together what a block has at launch, or the last warpgroup
 // waits for its share for ever. Few of them slow the producer down.
@@ -84,17 +81,14 @@ struct alignas(16) Brief {
 constexpr int DIRTY = 4;
 
 struct alignas(1024) Shared {
-    u8 q[Q_STAGES][CONSUMER_GROUPS][Q_PART], dout[DO_STAGES][CONSUMER_GROUPS][DO_PART];
+    u8 q[Q_STAGES][CONSUMER_GROUPS][Q_PART], dout[CONSUMER_GROUPS][DO_PART];
     u8 k[K_STAGES][K_BYTES], v[V_STAGES][V_BYTES];
-    magi_backward_pair rows[2][BM / 2];
+    magi_backward_pair rows[Q_STAGES][BM / 2];
     Block block[K_STAGES];
     TilePlace place[PLACES];
     Brief brief[2];
     int dirty[DIRTY][2]; // {stage of K, first row that nothing sees}; stage -1: no more
-    // Of each warpgroup's part, by stage; of rows.
-    u64 q_full[2 * CONSUMER_GROUPS], q_empty[2 * CONSUMER_GROUPS], dout_full[2 * CONSUMER_GROUPS],
-        dout_empty[2 * CONSUMER_GROUPS];
-    u64 rows_full[2], rows_empty[2];
+    u64 q_full[2], q_empty[2], dout_full[CONSUMER_GROUPS], dout_empty[CONSUMER_GROUPS];
     u64 full[K_STAGES], empty[K_STAGES], v_full[V_STAGES], v_empty[V_STAGES], dirty_full[DIRTY];
     u64 brief_full[2], brief_empty[2];
 };
@@ -105,11 +99,3 @@ static_assert(sizeof(magi_item) == 48, "an item is copied as three times 16 byte
 
 constexpr u32 SMEM = 1024;
 #define AT(member) (SMEM + (u32)(u64) & ((Shared *)0)->member)
-
-// Which part of Q or dO, and barrier, is a warpgroup's, of the thread block's n-th tile; the phase there.
-template <int STAGES> DEV u32 part_of(u32 tile, int group) {
-    return (STAGES == 2 ? tile & 1 : 0) * CONSUMER_GROUPS + group;
-}
-template <int STAGES> DEV u32 phase_of(u32 tile) {
-    return tile / STAGES & 1;
-}

@@ -5,7 +5,7 @@
 #include "backward_queries_shape.cuh"
 #include "row_store.cuh"
 
-// In the input dtype through the warp's rows of `buffer`, a stage of dO: 16-byte pieces of a row, piece j of row r in
+// In the input dtype through the warp's rows of `buffer`, a stage of Q: 16-byte pieces of a row, piece j of row r in
 // place j ^ (r & 7) of its 128 bytes.
 DEV void store_turned(const float (&dq)[D / 2], const magi_attn_backward_queries_params &p, const TilePlace &t,
                       u32 buffer, int row, int lane) {
@@ -84,7 +84,7 @@ DEV void store_f32(const float (&dq)[D / 2], const magi_attn_backward_queries_pa
     }
 }
 
-// Finishes a tile; `buffer`: its gradients of out, of the warpgroup, in shared memory.
+// Finishes a tile; `buffer`: its queries, of the warpgroup, in shared memory.
 DEV void store_tile(float (&dq)[D / 2], const magi_attn_backward_queries_params &p, const TilePlace &place, u32 buffer,
                     int row, int lane) {
     // Nothing of this may be computed ahead of the stream's loop: it would hold registers there.
@@ -98,7 +98,7 @@ DEV void store_tile(float (&dq)[D / 2], const magi_attn_backward_queries_params 
     }
     if (p.flags & MAGI_BACKWARD_QUERIES_F32) {
         store_f32(dq, p, t, row, lane);
-    } else if constexpr (DO_STAGES == 2) {
+    } else if constexpr (Q_STAGES == 2) {
         store_turned(dq, p, t, buffer, row, lane);
     } else {
         store_16_bit(dq, p, t, row, lane);
