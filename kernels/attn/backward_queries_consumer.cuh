@@ -6,6 +6,9 @@
 #include "backward_queries_tile.cuh"
 #include "columns.cuh"
 
+// Where dQ of the block before goes first, the rest of a block can be left out.
+constexpr bool LEAVES_OUT = EARLY && !SPLIT;
+
 struct Consumer {
     float dq[D / 2];
     u32 ds[BN / 16][4];      // dS of the block before
@@ -98,6 +101,27 @@ DEV void visible(u32 (&keep)[2], const Block &b, const magi_row_limits *limits, 
     }
 }
 
+// A block of which the warpgroup's rows see nothing. dS of the block before is on its way into dQ.
+DEV void leave_out(Consumer &c, int flags, int group, int lane) {
+    wgmma_wait<0>();
+    pin(c.dq);
+    __syncwarp();
+    mbar_arrive_warp(AT(empty) + 8 * c.k_before, lane);
+    if (flags & LAST) {
+        if (Q_STAGES == 1) {
+            mbar_arrive_warp(AT(q_empty), lane);
+        }
+        mbar_arrive_warp(AT(dout_empty) + 8 * group, lane);
+        c.tiles++;
+    }
+#pragma unroll
+    for (int i = 0; i < BN / 4; i++) {
+        c.ds[i / 4][i % 4] = 0;
+    }
+    c.before = flags;
+    c.next_stages();
+}
+
 // One block of the stream. True when a tile is finished.
 DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Shared &s, int group, int lane, int row) {
     if (EARLY) {
@@ -105,6 +129,10 @@ DEV bool step(Consumer &c, const magi_attn_backward_queries_params &p, const Sha
     }
     mbar_wait(AT(full) + 8 * c.k, c.phase);
     const int flags = __shfl_sync(~0u, s.block[c.k].flags, 0);
+    if (LEAVES_OUT && flags & UNSEEN << group) {
+        leave_out(c, flags, group, lane);
+        return false;
+    }
     if (flags & FIRST) {
         mbar_wait(AT(q_full) + 8 * c.q_stage(), c.q_phase());
 #pragma unroll

@@ -58,6 +58,14 @@ struct Producer {
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits, b.key = key;
     }
 
+    // UNSEEN of a warpgroup; never of a tile's first block, with which dQ begins.
+    MEMBER int unseen(const Block &b, int group) const {
+        const int row = 64 * group;
+        const bool none = row + 63 + b.hi < max(b.left, 0) || row + b.lo >= min(b.right, BN) || row >= b.item_row1 ||
+                          row + 64 <= b.item_row0;
+        return none ? UNSEEN << group : 0;
+    }
+
     // Keys are a factor of dQ, too: rows that nothing sees may hold anything, and 0 * NaN is NaN. The cleaning warp
     // zeroes them before consumers hear of the copy. Behind the end of the tensor the copy engine writes zeros.
     MEMBER u32 keys_barrier(int seen, bool clean) {
@@ -92,6 +100,9 @@ struct Producer {
             if (key < u.full0 || behind > u.full1) {
                 flags |= u.flags & (MASKED | LIMITS);
                 describe(b, brief, key);
+                if (!(flags & FIRST)) {
+                    flags |= unseen(b, 0) | unseen(b, 1);
+                }
             }
             b.flags = flags;
             const u32 bar = keys_barrier(u.run1 - key, behind <= u.run1 || u.run1 == p.tokens_k[u.source]);

@@ -51,8 +51,9 @@ constexpr int PRODUCER_REGS = MANY ? 24 : 40, CONSUMER_REGS = MANY ? 240 : 232;
 static_assert(PRODUCER_REGS + CONSUMER_GROUPS * CONSUMER_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
-// Of a block: where it stands in its tile, and what it needs.
-enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, LIMITS = 16 };
+// Of a block: where it stands in its tile, and what it needs. UNSEEN: the first warpgroup's rows see nothing of it;
+// twice that: the second one's.
+enum { FIRST = 1, LAST = 2, MASKED = 4, STOP = 8, LIMITS = 16, UNSEEN = 32 };
 
 // What consumers know of a block of keys. Rows count from the tile's first, columns and band from its own first key.
 struct alignas(16) Block {
