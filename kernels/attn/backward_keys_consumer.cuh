@@ -10,32 +10,15 @@ struct Consumer {
     float x[BQ / 2], y[BQ / 2]; // of block n: S, then P; dP - delta
     int flags;
     u32 unseen[2];
-    u32 n;    // the block at hand
-    u32 next; // blocks so far
+    u32 n;    // blocks so far
     u32 tile; // tiles so far
 };
 
-// A stage is done with.
-DEV void release(u32 stage, const Place &at) {
-    __syncwarp();
-    mbar_arrive_warp(AT(empty) + 8 * stage, at.lane);
-}
-
-// Waits for the next block of a tile that the warpgroup's keys see anything of, and gives others back; false when there
-// is none among the `left` that come.
-DEV bool find_block(Consumer &c, const Shared &s, const Place &at, int &left) {
-#pragma unroll 1
-    while (left > 0) {
-        const u32 i = stage_of(c.next);
-        wait_for(AT(full) + 8 * i, phase_of(c.next));
-        c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
-        c.next++, left--;
-        if (!(c.flags & UNSEEN << at.group)) {
-            return true;
-        }
-        release(i, at);
-    }
-    return false;
+// Waits for block n.
+DEV void wait_for_block(Consumer &c, const Shared &s, u32 n) {
+    const u32 i = stage_of(n);
+    wait_for(AT(full) + 8 * i, phase_of(n));
+    c.flags = __shfl_sync(~0u, s.block[i].flags, 0);
 }
 
 // x = S of a block becomes P. What does not see has 0.
@@ -56,10 +39,10 @@ DEV void end_gradients(Consumer &c) {
     }
 }
 
-// The first block that was found of a tile, as far as steps want it.
+// The first block of a tile, as far as steps want it.
 DEV void begin(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at) {
-    c.n = c.next - 1;
     const u32 i = stage_of(c.n);
+    wait_for_block(c, s, c.n);
     scores(c.x, c.tile & 1, i, at.group);
     wgmma_wait<0>();
     pin(c.x);
@@ -86,13 +69,23 @@ DEV void add_key_gradients(Consumer &c, const Fragments &p, const Fragments &ds,
     add_product(c.dk, ds, queries_of(stage_of(c.n)), !first);
 }
 
-// A step of the tile, from P and dP of block n to those of the block that was found. S of that comes first: its
-// exponentials are computed beside dV and dK of block n. When dV is done, P's fragments make room for dP.
+// Block n is done with.
+DEV void release(Consumer &c, const Place &at) {
+    pin(c.dv);
+    pin(c.dk);
+    __syncwarp();
+    mbar_arrive_warp(AT(empty) + 8 * stage_of(c.n), at.lane);
+    c.n++;
+}
+
+// A step of the tile, from P and dP of block n to those of block n + 1. S of that block comes first: its exponentials
+// are computed beside dV and dK of block n. When dV is done, P's fragments make room for dP.
 template <bool FIRST>
 DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared &s, const Place &at) {
     Fragments p, ds;
     make_fragments(c, p, ds);
-    const u32 next = stage_of(c.next - 1);
+    const u32 next = stage_of(c.n + 1);
+    wait_for_block(c, s, c.n + 1);
     scores(c.x, c.tile & 1, next, at.group);
     add_key_gradients(c, p, ds, FIRST);
     wgmma_wait<2>();
@@ -103,10 +96,7 @@ DEV void step(Consumer &c, const magi_attn_backward_params &params, const Shared
     probability_gradients(c.y, next, at);
     wgmma_wait<0>();
     pin(ds);
-    pin(c.dv);
-    pin(c.dk);
-    release(stage_of(c.n), at);
-    c.n = c.next - 1;
+    release(c, at);
     end_gradients(c);
 }
 
@@ -116,46 +106,21 @@ DEV void finish(Consumer &c, const Place &at, bool first) {
     make_fragments(c, p, ds);
     add_key_gradients(c, p, ds, first);
     wgmma_wait<0>();
-    pin(c.dv);
-    pin(c.dk);
-    release(stage_of(c.n), at);
-}
-
-// V of a tile is done with, or not wanted: even then it has to have come, or the arrivals of two tiles would mix.
-DEV void release_values(const Place &at) {
-    __syncwarp();
-    mbar_arrive_warp(AT(v_empty), at.lane);
-}
-DEV void skip_values(const Consumer &c, const Place &at) {
-    mbar_wait(AT(v_full), c.tile & 1);
-    release_values(at);
+    release(c, at);
 }
 
 // A tile with blocks.
-DEV void multiply(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at, int left) {
-    if (find_block(c, s, at, left)) {
-        begin(c, p, s, at);
-        const bool more = find_block(c, s, at, left);
-        if (more) {
-            step<true>(c, p, s, at);
-#pragma unroll 1
-            while (find_block(c, s, at, left)) {
-                step<false>(c, p, s, at);
-            }
-        }
-        release_values(at);
-        finish(c, at, !more);
-    } else {
-        skip_values(c, at);
-#pragma unroll
-        for (int i = 0; i < D / 2; i++) {
-            c.dk[i] = 0;
-        }
-#pragma unroll
-        for (int i = 0; i < DV / 2; i++) {
-            c.dv[i] = 0;
-        }
+DEV void multiply(Consumer &c, const magi_attn_backward_params &p, const Shared &s, const Place &at, int blocks) {
+    begin(c, p, s, at);
+    if (blocks > 1) {
+        step<true>(c, p, s, at);
     }
+#pragma unroll 1
+    for (int j = 2; j < blocks; j++) {
+        step<false>(c, p, s, at);
+    }
+    mbar_arrive_warp(AT(v_empty), at.lane);
+    finish(c, at, blocks == 1);
     store_keys(c.dk, c.dv, p, s, c.tile & 1, at.row, at.row / 16, at.lane);
 }
 
@@ -163,7 +128,7 @@ DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int t
     setmaxnreg_inc<CONSUMER_REGS>();
     const Place at = {group, tid & 31, 64 * group + 16 * (tid / 32) + (tid & 31) / 4};
     Consumer c;
-    c.next = 0;
+    c.n = 0;
     for (c.tile = 0;; c.tile++) {
         const u32 i = c.tile & 1;
         mbar_wait(AT(k_full) + 8 * i, c.tile >> 1 & 1);
@@ -174,7 +139,8 @@ DEV void consume(const magi_attn_backward_params &p, Shared &s, int group, int t
         if (blocks > 0) {
             multiply(c, p, s, at, blocks);
         } else {
-            skip_values(c, at);
+            mbar_wait(AT(v_full), c.tile & 1);
+            mbar_arrive_warp(AT(v_empty), at.lane);
             store_zeros(p, s.place[i], 64 * group + tid % 64, tid / 64);
         }
         __syncwarp();

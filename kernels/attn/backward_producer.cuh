@@ -21,14 +21,6 @@ struct Producer {
         b.item_row0 = it.row0, b.item_row1 = it.row1, b.limits = it.limits;
     }
 
-    // UNSEEN of a warpgroup.
-    MEMBER int unseen(const Block &b, int group) const {
-        const int row = 64 * group;
-        const bool none = row + 63 + b.hi < max(b.left, 0) || row + b.lo >= min(b.right, BQ) || row >= b.item_row1 ||
-                          row + 64 <= b.item_row0;
-        return none ? UNSEEN << group : 0;
-    }
-
     // Queries and what belongs to them, into stage i. Those before and behind the run may hold anything, and 0 * NaN is
     // NaN: the cleaning warp zeroes them before consumers hear of the copy. Behind the end of the tensor the copy
     // engine does.
@@ -68,9 +60,6 @@ struct Producer {
         if (query < it.full0 || query > it.full_last) {
             flags = it.flags;
             describe(b, it, from, query);
-            if (KEYS_ALONE) {
-                flags |= unseen(b, 0) | unseen(b, 1);
-            }
         }
         b.flags = flags, b.query = from;
         s.where[n & (PLACES - 1)] = {from, it.head};

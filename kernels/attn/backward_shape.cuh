@@ -77,8 +77,8 @@ constexpr int SCORES_REGS = WIDE && DQ ? 216 : 240; // of the first warpgroup of
 static_assert(PRODUCER_REGS + SCORES_REGS + CONSUMER_REGS + DQ_REGS <= 65536 / THREADS / 8 * 8 * (CONSUMER_GROUPS + 1),
               "more registers than a block has");
 
-// What a block needs. UNSEEN: the first warpgroup's keys see nothing of it; twice that: the second one's.
-enum { MASKED = 1, LIMITS = 2, UNSEEN = 4 };
+// What a block needs.
+enum { MASKED = 1, LIMITS = 2 };
 
 // What consumers know of a block of queries. Rows are the tile's keys, columns the block's queries: rows count from the
 // tile's first, columns and band from the block's first query.
