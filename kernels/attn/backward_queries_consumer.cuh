@@ -105,6 +105,7 @@ DEV void visible(u32 (&keep)[2], const Block &b, const magi_row_limits *limits, 
 DEV void leave_out(Consumer &c, int flags, int group, int lane) {
     wgmma_wait<0>();
     pin(c.dq);
+    pin(c.ds);
     __syncwarp();
     mbar_arrive_warp(AT(empty) + 8 * c.k_before, lane);
     if (flags & LAST) {

@@ -54,7 +54,8 @@ impl BackwardChoice {
     /// their own, which outweighs two products more where rows are short; a sum that stays in the L2 cache costs little.
     pub fn for_rows(self, rows: i64, keys: i64) -> BackwardChoice {
         let bytes = rows.saturating_mul(self.head_dims.0 * size_of::<f32>() as i64);
-        let narrow = self.head_dims.0.max(self.head_dims.1) <= 128;
+        // With a softcap nothing was measured.
+        let narrow = self.head_dims.0.max(self.head_dims.1) <= 128 && !self.softcap;
         let few = keys.saturating_mul(128) <= FEW_KEYS * self.head_dims.0;
         BackwardChoice {
             apart: self.apart || (narrow && few && bytes > CACHED_SUMS),
