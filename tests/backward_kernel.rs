@@ -225,6 +225,51 @@ fn wide_heads_with_softcap() {
     );
 }
 
+/// Warpgroups that share nothing but stages: one runs ahead of the other.
+#[test]
+fn keys_alone() {
+    let v = Variant {
+        name: "128_keys",
+        head_dim: 128,
+        head_dim_v: 128,
+        f16: false,
+        defines: &["-DDQ=0"],
+    };
+    masks(&v, &PLAIN, 8);
+    let shared_out = Case {
+        heads: (4, 1),
+        splits: 2,
+        added: true,
+        ..PLAIN
+    };
+    masks(&v, &shared_out, 3);
+    window(&v, &PLAIN);
+    let v = Variant {
+        name: "64_keys",
+        head_dim: 64,
+        head_dim_v: 64,
+        f16: true,
+        ..v
+    };
+    let small = Case {
+        dims: (64, 64),
+        ..PLAIN
+    };
+    masks(&v, &small, 8);
+    let every_lane = Variant {
+        name: "96_keys",
+        head_dim: 96,
+        head_dim_v: 96,
+        f16: false,
+        defines: &["-DDQ=0", "-DRACECHECK=1"],
+    };
+    let padded = Case {
+        dims: (80, 96),
+        ..PLAIN
+    };
+    masks(&every_lane, &padded, 4);
+}
+
 #[test]
 fn keys_of_the_widest_heads_alone() {
     let v = Variant {
