@@ -184,7 +184,7 @@ fn fast_forward(q: &Question) -> Option<String> {
     Some(named(&choice.variant().name))
 }
 
-/// The fast backward kernels, those of deterministic mode in brackets.
+/// The fast backward kernels, those of deterministic mode, which short rows have too, in brackets.
 fn fast_backward(q: &Question) -> Option<String> {
     let names = |deterministic: bool| {
         let choice = BackwardChoice::new(&q.shape, q.softcap > 0.0, deterministic)?;
@@ -192,5 +192,9 @@ fn fast_backward(q: &Question) -> Option<String> {
         let names: Vec<String> = kernels.map(|&g| named(&choice.variant(g).name)).collect();
         Some(names.join(", then "))
     };
-    Some(format!("{} (deterministic: {})", names(false)?, names(true)?))
+    Some(format!(
+        "{} (deterministic, or for a mask whose queries see few keys: {})",
+        names(false)?,
+        names(true)?
+    ))
 }

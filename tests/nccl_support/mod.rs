@@ -79,6 +79,11 @@ pub fn is_inside(name: &str) -> bool {
     std::env::var(INSIDE).is_ok_and(|n| n == name)
 }
 
+/// Whether this is a process that runs a test with libraries of its own.
+pub fn is_inside_any() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// As `inside`, with the libraries in the folder that `libraries` gives; nothing without one.
 pub fn inside_with(
     libraries: impl FnOnce() -> Option<&'static Path>,
