@@ -140,13 +140,13 @@ impl Context {
         *self.mesh.lock()
     }
 
-    /// The mesh that rows go over: none unless `hierarchical_comm` asks for it. `Status::InvalidArgument` where it does and
-    /// nobody has set one.
+    /// The mesh that rows go over: none unless `hierarchical_comm` asks for it, and none for one rank. `Status::InvalidArgument`
+    /// where it does and nobody has set one.
     pub(super) fn mesh_for(&self, hierarchical_comm: bool) -> Result<Option<Mesh>> {
         let mesh = self.mesh().filter(|_| hierarchical_comm);
-        if hierarchical_comm && mesh.is_none() {
+        if hierarchical_comm && mesh.is_none() && self.size() > 1 {
             let message = "config.hierarchical_comm is set, but nothing says which ranks share a host: set the mesh of the \
-                           communicator first";
+                           communicator first (magi_comm_set_mesh; one host of all ranks goes straight), or give a config without it";
             return Err(Error::argument(message));
         }
         Ok(mesh)

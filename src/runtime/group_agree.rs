@@ -64,7 +64,7 @@ fn words_of(bytes: &[u8]) -> Vec<u64> {
 }
 
 /// Takes the workspace of `plan` and compares it with every rank. Fails on all ranks alike, with the communicator still
-/// good: `Status::PlanMismatch` when they do not fit together, `Status::OutOfMemory` when one rank has no workspace.
+/// good: `Status::PlanMismatch` when they do not fit together, `Status::NotSupported` when there are too many pieces for a mesh, `Status::OutOfMemory` when one rank has no workspace.
 /// Then opens the ways that its rows take.
 pub(super) fn run(session: &mut Session<'_>, plan: &GroupPlan, stream: Stream) -> Result<()> {
     let reserved = plan.moves.get().map_or(Ok(()), |m| reserve(session, plan, m));
@@ -82,6 +82,9 @@ pub(super) fn run(session: &mut Session<'_>, plan: &GroupPlan, stream: Stream) -
         let message = format!("ranks disagree on the group: {what}");
         return Err(Error::new(Status::PlanMismatch, message));
     }
+    if let Some(mesh) = plan.mesh {
+        expect_few(pieces_leaving(&accounts, mesh))?;
+    }
     match plan.mesh.filter(|_| plan.moves.get().is_none()) {
         None => prepare::everybody_has_workspace(reserved, accounts.iter().map(|a| a.reserved))?,
         Some(mesh) => plan.settle(route(session, plan, mesh, stream)?),
@@ -90,6 +93,34 @@ pub(super) fn run(session: &mut Session<'_>, plan: &GroupPlan, stream: Stream) -
     session.in_step(|| session.context().comm().connect(&peers))?;
     plan.prepared.store(true, Ordering::Release);
     Ok(())
+}
+
+/// Pieces that leave their host, of all ranks. Every rank hears of each: 24 bytes.
+const MOST_LEAVING: i64 = 1 << 22;
+
+fn pieces_leaving(accounts: &[Account], mesh: Mesh) -> i64 {
+    let host = |rank: usize| rank / mesh.intra;
+    let pairs = accounts.iter().enumerate().flat_map(|(from, a)| {
+        let away = a
+            .pairs
+            .iter()
+            .enumerate()
+            .filter(move |(to, _)| host(*to) != host(from));
+        away.map(|(_, [sent, _])| sent.pieces)
+    });
+    pairs.fold(0, i64::saturating_add)
+}
+
+/// All ranks have the same number, so they refuse alike.
+fn expect_few(leaving: i64) -> Result<()> {
+    if leaving <= MOST_LEAVING {
+        return Ok(());
+    }
+    let message = format!(
+        "{leaving} pieces leave their host; a group over a mesh has at most {MOST_LEAVING}: join neighbouring pieces, or make the \
+         plan without hierarchical_comm"
+    );
+    Err(Error::new(Status::NotSupported, message))
 }
 
 /// The status of a reservation, as ranks tell each other.
@@ -216,4 +247,53 @@ fn mismatch(all: &[Account]) -> Option<String> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(pieces: &[i64]) -> Account {
+        let sent = |&pieces: &i64| {
+            let traffic = |pieces| Traffic {
+                pieces,
+                rows: pieces,
+                hash: 0,
+            };
+            [traffic(pieces), traffic(0)]
+        };
+        Account {
+            comparison: 1,
+            reserved: 0,
+            tensors: 0,
+            mesh: [2, 2],
+            pairs: pieces.iter().map(sent).collect(),
+        }
+    }
+
+    #[test]
+    fn pieces_that_leave_hosts_are_few() {
+        let mesh = Mesh { inter: 2, intra: 2 };
+        let all = [
+            account(&[7, 100, 1, 2]),
+            account(&[100, 7, 0, 4]),
+            account(&[8, 16, 7, 100]),
+            account(&[0, 0, 100, 7]),
+        ];
+        assert_eq!(pieces_leaving(&all, mesh), 1 + 2 + 4 + 8 + 16);
+        assert!(expect_few(MOST_LEAVING).is_ok());
+        let refused = expect_few(MOST_LEAVING + 1).unwrap_err();
+        assert_eq!(refused.status, Status::NotSupported);
+        assert!(
+            refused.message.starts_with("4194305 pieces leave their host"),
+            "{refused}"
+        );
+        let endless = [
+            account(&[0, 0, i64::MAX, 0]),
+            account(&[0, 0, i64::MAX, 0]),
+            account(&[0; 4]),
+            account(&[0; 4]),
+        ];
+        assert!(expect_few(pieces_leaving(&endless, mesh)).is_err());
+    }
 }
