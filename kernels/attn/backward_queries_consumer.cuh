@@ -6,9 +6,6 @@
 #include "backward_queries_tile.cuh"
 #include "columns.cuh"
 
-// Where dQ of the block before goes first, the rest of a block can be left out.
-constexpr bool LEAVES_OUT = EARLY && !SPLIT;
-
 struct Consumer {
     float dq[D / 2];
     u32 ds[BN / 16][4];      // dS of the block before

@@ -100,7 +100,7 @@ struct Producer {
             if (key < u.full0 || behind > u.full1) {
                 flags |= u.flags & (MASKED | LIMITS);
                 describe(b, brief, key);
-                if (!(flags & FIRST)) {
+                if (LEAVES_OUT && !(flags & FIRST)) {
                     flags |= unseen(b, 0) | unseen(b, 1);
                 }
             }

@@ -34,6 +34,9 @@ constexpr bool SPLIT = V_STAGES == 1;
 constexpr bool EARLY = D != 192;
 static_assert(EARLY || !SPLIT, "few stages of K have to be given back early");
 
+// Where dQ of the block before goes first, a warpgroup can leave out the rest of a block that its rows do not see.
+constexpr bool LEAVES_OUT = EARLY && !SPLIT;
+
 // Q and dO of the 64 rows of a warpgroup; of a block, K and V.
 constexpr u32 Q_PART = D_CHUNKS * 64 * 128, DO_PART = DV_CHUNKS * 64 * 128;
 constexpr u32 K_BYTES = D_CHUNKS * BN * 128, V_BYTES = DV_CHUNKS * BN * 128,
