@@ -11,14 +11,14 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use common_backend::{Buffer, Layout, Random, random_mask};
-use common_calls::{HostSpace, Lists, equal, hide, seen};
+use common_calls::{HostSpace, Lists, equal, hide, misplaced, seen};
 use common_cuda::{Copy, hopper, run_on_the_processor};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
 use magi_attn::runtime::attn_args::{Backward, Forward};
 use magi_attn::runtime::device_mask::DeviceMask;
 use magi_attn::runtime::single::{self, Choice, Options, RangeLists, Source};
-use magi_attn::types::{DType, Device, Mask, Status, Tensor};
+use magi_attn::types::{DType, Mask, Status, Tensor};
 
 /// What a call computes, beside its mask.
 #[derive(Clone, Copy, Debug)]
@@ -372,24 +372,6 @@ fn calls_that_are_refused() {
         Status::TensorOverlap,
         "options.workspace overlaps",
     );
-    let odd = copies[3].tensor();
-    // SAFETY: never read.
-    let odd = unsafe {
-        Tensor::from_raw(
-            odd.data().wrapping_add(2),
-            odd.dtype(),
-            odd.device(),
-            odd.shape(),
-            odd.stride(),
-        )
-    };
-    let shifted = Backward { dout: odd, ..a };
-    refused(
-        &shifted,
-        with(at, needed),
-        Status::InvalidStride,
-        "args.dout lies at",
-    );
     let accumulating = Options {
         accumulate: true,
         ..with(at, needed)
@@ -406,6 +388,41 @@ fn calls_that_are_refused() {
 }
 
 #[test]
+fn strides_that_are_refused() {
+    let Some(gpu) = hopper() else { return };
+    let c = Case {
+        tokens: (9, 9),
+        heads: (2, 2),
+        layout: Layout::Spaced,
+        ..PLAIN
+    };
+    let mut r = Random(4);
+    let mask = random_mask(&mut r, 9, 9, 3);
+    let mut t = tensors(&mut r, &c, &mask);
+    let copies: Vec<Copy> = t.all().into_iter().map(|t| Copy::of(&gpu, t)).collect();
+    let good: Vec<Tensor> = copies.iter().map(Copy::tensor).collect();
+    let kept = DeviceMask::default();
+    let prepare = |all: &[Tensor]| {
+        let options = options(&c, null_mut(), 0);
+        single::backward_prepare(Source::Mask(&mask, &kept), &args(&c, all), &options, Stream::NULL)
+    };
+    prepare(&good).unwrap();
+    let names = ["args.q", "args.k", "args.v", "args.dout", "args.out"].into_iter();
+    let places = names
+        .enumerate()
+        .chain([(6, "args.dq"), (7, "args.dk"), (8, "args.dv")]);
+    for (at, name) in places {
+        for (bad, says) in misplaced(&good[at]) {
+            let mut all = good.clone();
+            all[at] = bad;
+            let e = prepare(&all).unwrap_err();
+            assert_eq!(e.status, Status::InvalidStride, "{e}");
+            assert!(e.message.starts_with(name) && e.message.contains(says), "{e}");
+        }
+    }
+}
+
+#[test]
 fn the_same_on_the_processor() {
-    run_on_the_processor("backward_calls", &[], 4);
+    run_on_the_processor("backward_calls", &[], 5);
 }

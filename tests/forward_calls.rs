@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use common_backend::{Buffer, Layout, Random, random_mask, shape};
-use common_calls::{HostSpace, Lists, equal, hide, seen};
+use common_calls::{HostSpace, Lists, equal, hide, misplaced, seen};
 use common_cuda::{Copy, hopper, run_on_processors};
 use magi_attn::backend::cuda::forward::pack;
 use magi_attn::backend::cuda::forward_kernel::ForwardChoice;
@@ -23,7 +23,7 @@ use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
 use magi_attn::runtime::attn_args::Forward;
 use magi_attn::runtime::device_mask::DeviceMask;
 use magi_attn::runtime::single::{self, Choice, Options, RangeLists, Source};
-use magi_attn::types::{AttnShape, DType, Mask, MaskType, Range, Tensor, TypedSlice};
+use magi_attn::types::{AttnShape, DType, Mask, MaskType, Range, Status, Tensor, TypedSlice};
 
 /// What queries see.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -275,6 +275,10 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
             let n = buffer.shape.iter().product::<i64>() as usize;
             buffer.set(&r.normals(n, 1.0, DType::F32));
         }
+        if c.max_logits {
+            let maxima = (0..hq).map(|h| if h % 2 == 0 { 100.0 } else { -100.0 });
+            outputs[2].set(&maxima.collect::<Vec<f64>>());
+        }
         // Now and then the earlier call saw nothing.
         let (mut out, mut lse) = (outputs[0].values(), outputs[1].values());
         for row in (0..lse.len()).step_by(3) {
@@ -441,6 +445,37 @@ fn sides_without_tokens() {
     }
 }
 
+#[test]
+fn strides_that_are_refused() {
+    let Some(gpu) = hopper() else { return };
+    let c = Case {
+        tokens: (9, 9),
+        heads: (2, 2),
+        layout: Layout::Spaced,
+        ..PLAIN
+    };
+    let mut r = Random(3);
+    let mask = random_mask(&mut r, 9, 9, 3);
+    let mut t = tensors(&mut r, &c, &mask);
+    let copies: Vec<Copy> = t.all().into_iter().map(|t| Copy::of(&gpu, t)).collect();
+    let good: Vec<Tensor> = copies.iter().map(Copy::tensor).collect();
+    let kept = DeviceMask::default();
+    let prepare = |all: &[Tensor]| {
+        let options = c.options(0, null_mut(), 0);
+        single::forward_prepare(Source::Mask(&mask, &kept), &args(&c, all), &options, Stream::NULL)
+    };
+    prepare(&good).unwrap();
+    for (at, name) in ["args.q", "args.k", "args.v", "args.out"].into_iter().enumerate() {
+        for (bad, says) in misplaced(&good[at]) {
+            let mut all = good.clone();
+            all[at] = bad;
+            let e = prepare(&all).unwrap_err();
+            assert_eq!(e.status, Status::InvalidStride, "{e}");
+            assert!(e.message.starts_with(name) && e.message.contains(says), "{e}");
+        }
+    }
+}
+
 /// Every form is among the cases, and few kernels: compiling each takes seconds where none was compiled ahead of time.
 #[test]
 fn cases_reach_every_form() {
@@ -468,5 +503,5 @@ fn cases_reach_every_form() {
 
 #[test]
 fn the_same_on_the_processor() {
-    run_on_processors(4, "forward_calls", &[], 4);
+    run_on_processors(4, "forward_calls", &[], 5);
 }

@@ -53,6 +53,32 @@ impl HostSpace {
     }
 }
 
+/// Every way in which the kernels cannot take the tensor's place in memory, with what the refusal says beside its name. The
+/// tensor is of bf16, has 9 tokens and two heads of 128 and is `Layout::Spaced`.
+pub fn misplaced(t: &Tensor) -> [(Tensor, &'static str); 4] {
+    let with = |offset: usize, stride: [i64; 3]| {
+        let data = t.data().wrapping_add(offset);
+        // SAFETY: only described: the call that gets it is refused.
+        unsafe { Tensor::from_raw(data, t.dtype(), t.device(), t.shape(), &stride) }
+    };
+    assert_eq!((t.shape(), t.stride()), (&[9, 2, 128][..], &[280, 136, 1][..]));
+    [
+        (
+            with(0, [279, 136, 1]),
+            "has a stride of 279 elements (558 bytes) between tokens; on a CUDA device it must be a multiple of 8 elements",
+        ),
+        (
+            with(0, [280, 135, 1]),
+            "has a stride of 135 elements (270 bytes) between heads; on a CUDA device it must be a multiple of 8 elements",
+        ),
+        (with(2, [280, 136, 1]), "which is not a multiple of 16 bytes"),
+        (
+            with(0, [280, 136, 2]),
+            "has stride 2 in its last dimension; it must be 1",
+        ),
+    ]
+}
+
 /// The mask as ranges in memory of the device.
 pub struct Lists {
     memory: DeviceMemory,
