@@ -1,5 +1,5 @@
-// What stands in for the forward kernel where there is no GPU, as in attention.h. Pieces lie in the workspace in an order of
-// its own, and whoever comes last joins them.
+// What stands in for the forward kernel where there is no GPU, as in attention.h. Pieces lie in the workspace in an
+// order of its own, and whoever comes last joins them.
 #pragma once
 
 struct ForwardMaps {
@@ -47,9 +47,7 @@ struct Keys {
             }
         }
     }
-    const double *row(int source, int head, int token) const {
-        return &heads[source][head][(int64_t)token * columns];
-    }
+    const double *row(int source, int head, int token) const { return &heads[source][head][(int64_t)token * columns]; }
 };
 
 struct Forward {
@@ -60,8 +58,7 @@ struct Forward {
 
     Forward(const ForwardMaps &maps, const magi_attn_forward_params &p)
         : maps(maps), p(p), k(maps.k, p.tokens_k, p.units / p.group, (int)maps.q.dims[0], p.copies_k),
-          v(maps.v, p.tokens_k, p.units / p.group, p.head_dim_v, p.copies_v), maxima(p.units * p.pack, -INFINITY) {
-    }
+          v(maps.v, p.tokens_k, p.units / p.group, p.head_dim_v, p.copies_v), maxima(p.units * p.pack, -INFINITY) {}
 
     // A query of one head over the keys that it sees of a tile's items.
     ForwardRow look(const magi_tile &t, int token, int head) {

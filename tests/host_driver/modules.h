@@ -104,8 +104,8 @@ int cuFuncGetAttribute(int *value, int, void *) {
 int cuFuncSetAttribute(void *, int, int) {
     return SUCCESS;
 }
-int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *data, const uint64_t *dims, const uint64_t *strides,
-                           const unsigned *box, const unsigned *, int, int, int, int) {
+int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *data, const uint64_t *dims,
+                           const uint64_t *strides, const unsigned *box, const unsigned *, int, int, int, int) {
     NEEDS_CONTEXT;
     Map made = {};
     made.data = (char *)data;
