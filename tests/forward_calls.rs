@@ -84,7 +84,10 @@ fn cases_of(i: usize, c: Case) -> [Case; 6] {
     ];
     let sinks = |at: usize| Some(sinks[(i + at) % sinks.len()]);
     [
-        Case { lse: i % 2 == 0, ..c },
+        Case {
+            lse: i.is_multiple_of(2),
+            ..c
+        },
         Case {
             sight: Sight::Random,
             tokens: (131, 190),
@@ -98,7 +101,7 @@ fn cases_of(i: usize, c: Case) -> [Case; 6] {
             layout: Layout::Spaced,
             out_f32: true,
             accumulate: true,
-            ranges: i % 3 == 0,
+            ranges: i.is_multiple_of(3),
             ..c
         },
         // Heads share tiles.
@@ -123,9 +126,9 @@ fn cases_of(i: usize, c: Case) -> [Case; 6] {
             tokens: (150, 259),
             heads: (3, 1),
             layout: Layout::Spaced,
-            out_f32: i % 2 == 0,
+            out_f32: i.is_multiple_of(2),
             sinks: sinks(4),
-            ranges: i % 2 == 0,
+            ranges: i.is_multiple_of(2),
             ..c
         },
     ]
