@@ -2,6 +2,8 @@
 //! found, and embeds them and their sources. docs/build.md says which environment variables act here.
 
 // What the library and this program share; each uses a part of it.
+#[path = "src/backend/cuda/cubin_file.rs"]
+mod cubin_file;
 #[allow(dead_code)]
 #[path = "src/backend/cuda/digest.rs"]
 mod digest;
@@ -41,6 +43,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
     for shared in [
+        "backend/cuda/cubin_file",
         "backend/cuda/digest",
         "backend/cuda/nvcc",
         "backend/cuda/source",
@@ -235,8 +238,9 @@ fn compile_one(
         .kept
         .as_ref()
         .map(|folder| folder.join(format!("{name}.cubin")));
-    if let Some(kept) = kept.as_ref().filter(|kept| kept.is_file())
-        && fs::copy(kept, &cubin).is_ok()
+    if let Some(kept) = kept.as_ref()
+        && let Some(bytes) = fs::read(kept).ok().and_then(cubin_file::unpack)
+        && fs::write(&cubin, bytes).is_ok()
     {
         return Ok((cubin, format!("{}: taken from {}", variant.name, kept.display())));
     }
@@ -249,12 +253,17 @@ fn compile_one(
     Ok((cubin, said))
 }
 
-/// Puts a copy where other builds look for it, whole or not at all. A folder that cannot be written costs only time.
+/// Puts a copy where other builds look for it, whole or not at all; one that was damaged since is known by its digest. A
+/// folder that cannot be written costs only time.
 fn keep(cubin: &Path, kept: &Path) {
     let part = kept.with_extension(format!("{}.part", std::process::id()));
     let folder = kept.parent().unwrap_or(Path::new("."));
-    if fs::create_dir_all(folder).is_ok() && fs::copy(cubin, &part).is_ok() {
-        let _ = fs::rename(&part, kept);
+    let written = fs::create_dir_all(folder)
+        .and_then(|()| fs::read(cubin))
+        .and_then(|bytes| fs::write(&part, cubin_file::pack(&bytes)))
+        .and_then(|()| fs::rename(&part, kept));
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
     }
 }
 

@@ -3,6 +3,7 @@
 //! kernels (tests/host_driver/attention.h).
 
 mod common_backend;
+mod common_calls;
 mod common_cuda;
 mod common_reference;
 
@@ -10,13 +11,14 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use common_backend::{Buffer, Layout, Random, random_mask};
-use common_cuda::{Copy, gpu, run_on_the_processor};
+use common_calls::{HostSpace, Lists, equal, hide, misplaced, seen};
+use common_cuda::{Copy, hopper, run_on_the_processor};
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
 use magi_attn::runtime::attn_args::{Backward, Forward};
 use magi_attn::runtime::device_mask::DeviceMask;
 use magi_attn::runtime::single::{self, Choice, Options, RangeLists, Source};
-use magi_attn::types::{DType, Device, Mask, Status, Tensor};
+use magi_attn::types::{DType, Mask, Status, Tensor};
 
 /// What a call computes, beside its mask.
 #[derive(Clone, Copy, Debug)]
@@ -49,32 +51,6 @@ struct Tensors {
 }
 
 const NAMES: [&str; 4] = ["dq", "dk", "dv", "dsink"];
-
-/// Rows of a tensor that nothing sees become NaN.
-fn hide(values: &mut [f64], row: usize, sees: &[bool]) {
-    for (row, _) in values.chunks_mut(row).zip(sees).filter(|(_, sees)| !**sees) {
-        row.fill(f64::NAN);
-    }
-}
-
-fn seen(mask: &Mask) -> [Vec<bool>; 2] {
-    let mut seen = [
-        vec![false; mask.total_q() as usize],
-        vec![false; mask.total_k() as usize],
-    ];
-    for s in mask.slices() {
-        let (rows, keys) = (s.visible_rows(), s.visible_keys());
-        for q in rows.start..rows.end {
-            for k in keys.start..keys.end {
-                if s.contains(q, k) {
-                    seen[0][q as usize] = true;
-                    seen[1][k as usize] = true;
-                }
-            }
-        }
-    }
-    seen
-}
 
 /// Operands of a case, with what forward gives for them on the CPU.
 fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
@@ -135,9 +111,8 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
         max_logits: None,
     };
     let bytes = single::forward_workspace(None, &forward, &options(c, null_mut(), 0)).unwrap();
-    let mut space = vec![0u64; bytes / 8 + 64];
-    let at = space.as_mut_ptr().cast::<u8>();
-    let at = at.wrapping_add(at.align_offset(256));
+    let mut space = HostSpace::new(bytes);
+    let at = space.at();
     let source = Source::Mask(mask, &DeviceMask::default());
     single::forward(source, &forward, &options(c, at, bytes), Stream::NULL).unwrap();
     t
@@ -213,47 +188,11 @@ impl Tensors {
 fn on_the_cpu(c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<Vec<f64>> {
     let a = args(c, &t.all());
     let bytes = single::backward_workspace(None, &a, &options(c, null_mut(), 0)).unwrap();
-    let mut space = vec![0u64; bytes / 8 + 64];
-    let at = space.as_mut_ptr().cast::<u8>();
-    let at = at.wrapping_add(at.align_offset(256));
+    let mut space = HostSpace::new(bytes);
+    let at = space.at();
     let source = Source::Mask(mask, &DeviceMask::default());
     single::backward(source, &a, &options(c, at, bytes), Stream::NULL).unwrap();
     t.values()
-}
-
-/// The mask as ranges in memory of the device.
-struct Lists {
-    memory: DeviceMemory,
-    count: i64,
-}
-
-impl Lists {
-    fn new(gpu: &Arc<Gpu>, mask: &Mask) -> Lists {
-        let typed = mask.to_typed();
-        let mut ints: Vec<i32> = Vec::new();
-        ints.extend(typed.iter().flat_map(|t| [t.q.start as i32, t.q.end as i32]));
-        ints.extend(typed.iter().flat_map(|t| [t.k.start as i32, t.k.end as i32]));
-        ints.extend(typed.iter().map(|t| t.mask_type as i32));
-        let bytes: Vec<u8> = ints.iter().flat_map(|i| i.to_ne_bytes()).collect();
-        Lists {
-            memory: DeviceMemory::upload(gpu, &bytes).unwrap(),
-            count: typed.len() as i64,
-        }
-    }
-
-    fn lists(&self) -> RangeLists {
-        let n = self.count;
-        let part = |first: i64, shape: &[i64]| {
-            let at = self.memory.as_ptr().wrapping_add(4 * first as usize);
-            // SAFETY: `new` uploaded as many integers.
-            unsafe { Tensor::dense(at, DType::I32, Device::Cuda(0), shape) }
-        };
-        RangeLists {
-            q_ranges: part(0, &[n, 2]),
-            k_ranges: part(2 * n, &[n, 2]),
-            mask_types: part(4 * n, &[n]),
-        }
-    }
 }
 
 /// The same by the device, twice from the same outputs; every run has the same result.
@@ -287,21 +226,15 @@ fn on_the_device(gpu: &Arc<Gpu>, c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<
         for (buffer, values) in t.outputs.iter_mut().zip(&before) {
             buffer.set(values);
         }
-        let same = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(x, y)| x == y || x.is_nan() && y.is_nan());
         let fixed = |i: usize| i != 0 || c.deterministic;
         if let Some(first) = &first {
             for i in (0..found.len()).filter(|&i| fixed(i)) {
-                assert!(same(&first[i], &found[i]), "{c:?}: {} of another run", NAMES[i]);
+                assert!(equal(&first[i], &found[i]), "{c:?}: {} of another run", NAMES[i]);
             }
         }
         first = Some(found);
     }
     first.unwrap()
-}
-
-/// The first device, when it is one that fast kernels are for.
-fn hopper() -> Option<Arc<Gpu>> {
-    gpu().filter(|g| g.properties().major == 9)
 }
 
 fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
@@ -439,24 +372,6 @@ fn calls_that_are_refused() {
         Status::TensorOverlap,
         "options.workspace overlaps",
     );
-    let odd = copies[3].tensor();
-    // SAFETY: never read.
-    let odd = unsafe {
-        Tensor::from_raw(
-            odd.data().wrapping_add(2),
-            odd.dtype(),
-            odd.device(),
-            odd.shape(),
-            odd.stride(),
-        )
-    };
-    let shifted = Backward { dout: odd, ..a };
-    refused(
-        &shifted,
-        with(at, needed),
-        Status::InvalidStride,
-        "args.dout lies at",
-    );
     let accumulating = Options {
         accumulate: true,
         ..with(at, needed)
@@ -473,6 +388,41 @@ fn calls_that_are_refused() {
 }
 
 #[test]
+fn strides_that_are_refused() {
+    let Some(gpu) = hopper() else { return };
+    let c = Case {
+        tokens: (9, 9),
+        heads: (2, 2),
+        layout: Layout::Spaced,
+        ..PLAIN
+    };
+    let mut r = Random(4);
+    let mask = random_mask(&mut r, 9, 9, 3);
+    let mut t = tensors(&mut r, &c, &mask);
+    let copies: Vec<Copy> = t.all().into_iter().map(|t| Copy::of(&gpu, t)).collect();
+    let good: Vec<Tensor> = copies.iter().map(Copy::tensor).collect();
+    let kept = DeviceMask::default();
+    let prepare = |all: &[Tensor]| {
+        let options = options(&c, null_mut(), 0);
+        single::backward_prepare(Source::Mask(&mask, &kept), &args(&c, all), &options, Stream::NULL)
+    };
+    prepare(&good).unwrap();
+    let names = ["args.q", "args.k", "args.v", "args.dout", "args.out"].into_iter();
+    let places = names
+        .enumerate()
+        .chain([(6, "args.dq"), (7, "args.dk"), (8, "args.dv")]);
+    for (at, name) in places {
+        for (bad, says) in misplaced(&good[at]) {
+            let mut all = good.clone();
+            all[at] = bad;
+            let e = prepare(&all).unwrap_err();
+            assert_eq!(e.status, Status::InvalidStride, "{e}");
+            assert!(e.message.starts_with(name) && e.message.contains(says), "{e}");
+        }
+    }
+}
+
+#[test]
 fn the_same_on_the_processor() {
-    run_on_the_processor("backward_calls", &[], 4);
+    run_on_the_processor("backward_calls", &[], 5);
 }

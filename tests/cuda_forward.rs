@@ -8,7 +8,7 @@ mod common_reference;
 use std::sync::Arc;
 
 use common_backend::*;
-use common_cuda::{Copy, gpu};
+use common_cuda::{Copy, hopper};
 use magi_attn::backend::cuda::forward::ForwardTiles;
 use magi_attn::backend::cuda::forward_kernel::{ForwardChoice, ForwardKernel};
 use magi_attn::backend::cuda::forward_launch::ForwardCall;
@@ -16,16 +16,6 @@ use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
 use magi_attn::plan::tiles::{StageRows, query_tiles};
 use magi_attn::types::{DType, StageSlice, TileShape};
-
-fn hopper() -> Option<Arc<Gpu>> {
-    let gpu = gpu()?;
-    let p = gpu.properties();
-    if (p.major, p.minor) != (9, 0) {
-        println!("skipped: compute capability {}.{}", p.major, p.minor);
-        return None;
-    }
-    Some(gpu)
-}
 
 /// Largest difference of finite values; infinities must be in the same places.
 fn assert_near(got: &[f64], want: &[f64], bound: f64, what: &str) {

@@ -296,6 +296,31 @@ fn cubins_of_earlier_builds_are_taken_unless_something_changed() {
 }
 
 #[test]
+fn damaged_cubins_of_earlier_builds_are_compiled_again() {
+    let project = Project::new("damaged");
+    let folder = project.base.join("target/kernels");
+    project.build(&[]);
+    let mut kept: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
+    kept.sort();
+    assert_eq!(kept.len(), 5, "{kept:?}");
+    let whole = fs::read(&kept[0]).unwrap();
+    fs::write(&kept[0], &whole[..whole.len() - 1]).unwrap();
+    fs::write(&kept[1], "").unwrap();
+    let mut changed = fs::read(&kept[2]).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(&kept[2], changed).unwrap();
+    let (names, log) = project.build(&[]);
+    assert_eq!((names.len(), calls(&log).len()), (5, 3));
+    assert_eq!(fs::read(&kept[0]).unwrap(), whole);
+    let cubin = project.out().join(kept[0].file_name().unwrap());
+    assert!(whole.ends_with(&fs::read(cubin).unwrap()));
+    assert_eq!(calls(&project.build(&[]).1).len(), 0);
+}
+
+#[test]
 fn without_a_compiler_the_library_still_builds() {
     let project = Project::new("without");
     let nothing = [("NVCC", "/nonexistent/nvcc")];

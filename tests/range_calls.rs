@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use common_cuda::{gpu, run_on_the_processor};
+use common_cuda::{hopper, run_on_the_processor};
 use magi_attn::device::cuda::{DeviceMemory, Gpu};
 use magi_attn::ffi::attn::{MAGI_ACCUMULATE_DK, MAGI_ACCUMULATE_DV, magi_backward_args, magi_forward_args};
 use magi_attn::ffi::plain::{magi_attn_shape, magi_tensor};
@@ -174,11 +174,6 @@ fn expect(found: Status, status: Status, part: &str) {
         "{:?} does not mention {part:?}",
         message()
     );
-}
-
-/// The first device, when it is one that fast kernels are for.
-fn hopper() -> Option<Arc<Gpu>> {
-    gpu().filter(|g| g.properties().major == 9)
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub enum Layout {
     Dense,
     /// Unused elements behind every head and every token.
     Padded,
+    /// The same, and rows of 2-byte elements begin at multiples of 16 bytes.
+    Spaced,
     /// `[heads, tokens, width]` in memory.
     HeadsFirst,
     /// The last token first.
@@ -58,8 +60,12 @@ impl Buffer {
     pub fn poisoned(shape: &[i64], dtype: DType, layout: Layout) -> Buffer {
         let mut stride = vec![1i64; shape.len()];
         for i in (0..shape.len().saturating_sub(1)).rev() {
-            let pad = if layout == Layout::Padded { 3 } else { 0 };
-            stride[i] = stride[i + 1] * shape[i + 1].max(1) + pad;
+            let dense = stride[i + 1] * shape[i + 1].max(1);
+            stride[i] = match layout {
+                Layout::Padded => dense + 3,
+                Layout::Spaced => (dense + 15) / 8 * 8,
+                _ => dense,
+            };
         }
         let mut offset = 0;
         match layout {

@@ -22,6 +22,17 @@ pub fn gpu() -> Option<Arc<Gpu>> {
     }
 }
 
+/// The same, when it is one that the fast kernels are for.
+pub fn hopper() -> Option<Arc<Gpu>> {
+    let gpu = gpu()?;
+    let p = gpu.properties();
+    if p.major != 9 {
+        println!("skipped: compute capability {}.{}", p.major, p.minor);
+        return None;
+    }
+    Some(gpu)
+}
+
 /// A copy in device memory of everything that a tensor in host memory spans.
 pub struct Copy {
     host: Tensor,
@@ -98,7 +109,11 @@ fn kernels_for_the_processor() -> (String, String) {
         .iter()
         .flat_map(|name| &embedded::listed(name).unwrap().entries)
         .map(String::as_str);
-    let stand_ins = ["magi_attn_backward", "magi_attn_backward_queries"];
+    let stand_ins = [
+        "magi_attn_forward",
+        "magi_attn_backward",
+        "magi_attn_backward_queries",
+    ];
     let names = names.chain(stand_ins);
     (text, names.map(|name| format!("ENTRY({name})\n")).collect())
 }
@@ -123,45 +138,57 @@ pub fn kernels_for_a_driver(folder: &Path) -> Vec<String> {
     all
 }
 
-/// Builds the driver for tests and gives its folder; `None` (said aloud) without a C++ compiler.
+/// Compiles `source` (under tests/) to the shared library `library` in `folder`; false (said aloud) without a C++ compiler.
+fn compile(folder: &Path, library: &str, source: &str, arguments: &[String]) -> bool {
+    let output = Command::new("c++")
+        .args(["-fPIC", "-shared"])
+        .args(arguments)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source))
+        .arg("-o")
+        .arg(folder.join(library))
+        .output();
+    match output {
+        Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
+        Err(e) => {
+            println!("skipped: no C++ compiler ({e})");
+            return false;
+        }
+    }
+    true
+}
+
+/// Builds the driver for tests, and the NVRTC of what is not compiled ahead of time, and gives their folder; `None` without a
+/// C++ compiler.
 fn host_driver(program: &str) -> Option<PathBuf> {
     // Programs may build theirs at the same time.
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("host_driver")
         .join(program);
     std::fs::create_dir_all(&folder).unwrap();
-    let output = Command::new("c++")
-        .args(kernels_for_a_driver(&folder))
-        .args(["-fPIC", "-shared"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_driver/driver.cpp"))
-        .arg("-o")
-        .arg(folder.join("libcuda.so"))
-        .output();
-    match output {
-        Ok(output) => {
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            Some(folder)
-        }
-        Err(e) => {
-            println!("skipped: no C++ compiler ({e})");
-            None
-        }
-    }
+    let kernels = kernels_for_a_driver(&folder);
+    let built = compile(&folder, "libcuda.so", "host_driver/driver.cpp", &kernels)
+        && compile(&folder, "libnvrtc.so.13", "host_ranks/nvrtc.cpp", &[]);
+    built.then_some(folder)
 }
 
 /// Runs the tests of `program`, this one, whose names contain one of `filters` (all of them without any) on the processor;
 /// `count` of them must pass, with the one that calls this.
 pub fn run_on_the_processor(program: &str, filters: &[&str], count: usize) {
+    run_on_processors(1, program, filters, count);
+}
+
+/// The same where the device says that it has `multiprocessors`.
+pub fn run_on_processors(multiprocessors: u32, program: &str, filters: &[&str], count: usize) {
     if std::env::var_os(ON_HOST).is_some() {
         assert_eq!(gpu().unwrap().properties().name, "the processor");
         return;
     }
-    if embedded::CUBINS.is_empty() {
-        println!("skipped: the library was built without nvcc, and the driver for tests compiles nothing");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    if !tests.is_dir() {
+        println!(
+            "skipped: the sources of the driver for tests are not here, in {}",
+            tests.display()
+        );
         return;
     }
     let Some(folder) = host_driver(program) else {
@@ -172,7 +199,10 @@ pub fn run_on_the_processor(program: &str, filters: &[&str], count: usize) {
         .args(["--test-threads", "1", "--nocapture"])
         .args(filters)
         .env(ON_HOST, "1")
+        .env("CUDA_TESTS_PROCESSORS", multiprocessors.to_string())
         .env("LD_LIBRARY_PATH", folder)
+        // What the NVRTC for tests makes must not be kept.
+        .env("MAGI_ATTENTION_NO_BUILD_CACHE", "1")
         .output()
         .unwrap();
     let (out, err) = (

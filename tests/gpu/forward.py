@@ -78,6 +78,14 @@ class Suite:
         enqueue.keep = (space, described, args, options)
         return call, out, lse, lists, enqueue
 
+    def refused(self, what, enqueue, status, part):
+        try:
+            enqueue()
+            self.fail(what, "the call says nothing")
+        except magi.Error as e:
+            if e.status != status or part not in str(e):
+                self.fail(what, f"the call says {e}")
+
     def replay(self):
         """A captured call reads the ranges that are there when the graph runs. Cells covered twice count twice."""
         tq, tk, n = 1337, 900, 12
@@ -127,12 +135,7 @@ class Suite:
             if not bool(out.isnan().all()) or not bool(lse.isnan().all()):
                 self.fail(what, "outputs are not NaN")
             lists.set([(0, 128, 0, 300, magi.FULL), (0, 0, 0, 0, 0)])
-            try:
-                enqueue()
-                self.fail(what, "the next call says nothing")
-            except magi.Error as e:
-                if e.status != status or part not in str(e):
-                    self.fail(what, f"the next call says {e}")
+            self.refused(what, enqueue, status, part)
             enqueue()
             torch.cuda.synchronize()
             if bool(out.isnan().any()) or bool(lse[:128].isinf().any()) or not bool((lse[128:] == -math.inf).all()):
@@ -279,11 +282,21 @@ def captured(suite, rng):
     mask = magi.Mask(suite.library, slices, n, n)
     space = torch.empty(max(1, suite.library.workspace_bytes(args, options)), dtype=torch.uint8, device=DEVICE)
     options.workspace, options.workspace_size = space.data_ptr(), space.numel()
+
+    def enqueue():
+        suite.library.enqueue(mask, args, options, torch.cuda.current_stream().cuda_stream)()
+
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            suite.refused("a capture without preparation", enqueue, 200, "prepare")
+    except RuntimeError:
+        pass  # torch may complain that nothing was captured
     suite.library.prepare(mask, args, options, torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        suite.library.enqueue(mask, args, options, torch.cuda.current_stream().cuda_stream)()
+        enqueue()
     see = visible(slices, n, n)
     for round_ in range(2):
         suite.cases += 1

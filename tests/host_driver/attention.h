@@ -7,7 +7,7 @@ struct alignas(64) Map {
     char *data;
     uint64_t dims[5], strides[4];
     uint32_t box[5];
-    int rank;
+    int rank, type;
 
     // Inside the tensor, or NULL.
     char *at(std::initializer_list<int64_t> index, int size) const {
@@ -24,6 +24,9 @@ struct alignas(64) Map {
     }
 };
 static_assert(sizeof(Map) == 128, "as large as a tensor map");
+
+// The driver's name of f16 among types of elements.
+enum { MAP_F16 = 6 };
 
 static void expect(bool holds, const char *what) {
     if (!holds) {
@@ -43,11 +46,15 @@ struct BackwardQueriesMaps {
 static int magi_attn_backward_sizes[5] = {16, 8, 160, 1024, 0};
 static int magi_attn_backward_queries_sizes[4] = {16, 8, 160, 1024};
 
-// bf16: the element of a row of a head, 0 beyond the tensor. One copy brings all columns, or one for each 64.
+// An element of the map's type, 0 beyond the tensor.
+static double wide(const Map &m, const char *p) {
+    return p == nullptr ? 0.0 : m.type == MAP_F16 ? widen(*(const f16 *)p) : widen(*(const bf16 *)p);
+}
+
+// The element of a row of a head. One copy brings all columns, or one for each 64.
 static double element(const Map &m, int token, int head, int column, int copies) {
-    const char *const p = copies == 1 && m.dims[2] > 1 ? m.at({column % 64, token, column / 64, head}, 2)
-                                                       : m.at({column, token, 0, head}, 2);
-    return p == nullptr ? 0.0 : widen(*(const bf16 *)p);
+    return wide(m, copies == 1 && m.dims[2] > 1 ? m.at({column % 64, token, column / 64, head}, 2)
+                                                : m.at({column, token, 0, head}, 2));
 }
 
 static bool sees(const magi_tile &t, const magi_item &i, const magi_row_limits *limits, int row, int token) {

@@ -1,6 +1,6 @@
 // Kernels that were compiled for the processor, each thread of a block as a coroutine that gives way at barriers.
 // KERNELS is their text, ENTRIES the list of ENTRY(name); tests/common_cuda writes both. Kernels of the tensor cores
-// have stand-ins (attention.h).
+// have stand-ins (attention.h, forward.h).
 #pragma once
 #include <cmath>
 #include <csetjmp>
@@ -82,6 +82,7 @@ namespace {
 #include KERNELS
 enum { HEAD_DIM_MOST = 128 };
 #include "attention.h"
+#include "forward.h"
 } // namespace
 
 // ---- coroutines: all threads of a block reach every barrier of the kernels here, so a barrier is one round. In a

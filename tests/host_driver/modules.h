@@ -25,10 +25,14 @@ static int refuse(const LaunchConfig &c, const Function *function) {
 }
 
 extern "C" {
-// What a device says of itself: CUDA_TESTS_CAPABILITY is its compute capability, 90 (for 9.0) where it is not set.
+// What a device says of itself: CUDA_TESTS_CAPABILITY is its compute capability, 90 (for 9.0) where it is not set,
+// CUDA_TESTS_PROCESSORS the number of its multiprocessors, else 1.
 int cuDeviceGetAttribute(int *value, int which, int) {
-    const char *const text = getenv("CUDA_TESTS_CAPABILITY");
-    const int capability = text == nullptr ? 90 : atoi(text);
+    const auto set = [](const char *name, int otherwise) {
+        const char *const text = getenv(name);
+        return text == nullptr ? otherwise : atoi(text);
+    };
+    const int capability = set("CUDA_TESTS_CAPABILITY", 90);
     switch (which) {
     case 75:
         *value = capability / 10;
@@ -37,7 +41,7 @@ int cuDeviceGetAttribute(int *value, int which, int) {
         *value = capability % 10;
         break;
     case 16:
-        *value = 1;
+        *value = set("CUDA_TESTS_PROCESSORS", 1);
         break; // multiprocessors
     case 38:
         *value = 1 << 20;
@@ -81,6 +85,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 }
 int cuModuleGetGlobal_v2(uint64_t *address, size_t *bytes, void *, const char *name) {
     const std::map<std::string, std::pair<int *, size_t>> all = {
+        {"magi_attn_forward_sizes", {magi_attn_forward_sizes, sizeof magi_attn_forward_sizes}},
         {"magi_attn_backward_sizes", {magi_attn_backward_sizes, sizeof magi_attn_backward_sizes}},
         {"magi_attn_backward_queries_sizes",
          {magi_attn_backward_queries_sizes, sizeof magi_attn_backward_queries_sizes}},
@@ -99,12 +104,13 @@ int cuFuncGetAttribute(int *value, int, void *) {
 int cuFuncSetAttribute(void *, int, int) {
     return SUCCESS;
 }
-int cuTensorMapEncodeTiled(void *map, int, unsigned rank, void *data, const uint64_t *dims, const uint64_t *strides,
-                           const unsigned *box, const unsigned *, int, int, int, int) {
+int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *data, const uint64_t *dims,
+                           const uint64_t *strides, const unsigned *box, const unsigned *, int, int, int, int) {
     NEEDS_CONTEXT;
     Map made = {};
     made.data = (char *)data;
     made.rank = (int)rank;
+    made.type = type;
     for (unsigned d = 0; d < rank; d++) {
         made.dims[d] = dims[d];
         made.box[d] = box[d];

@@ -25,8 +25,7 @@ use magi_attn::types::{DType, Tensor};
 pub const DEVICES: usize = 4;
 
 /// For the variables of `inside`: devices of compute capability 8.0, for which the textbook kernels compute every dtype.
-/// Without it they have 9.0, where the library asks for the kernels of the tensor cores for bf16 and f16: nothing stands in
-/// for forward's here.
+/// Without it they have 9.0, where the library asks for the kernels of the tensor cores for bf16 and f16.
 pub const CAPABILITY_8: (&str, &str) = ("CUDA_TESTS_CAPABILITY", "80");
 
 /// The folder of the libraries, which are built once; `None` (said aloud) without a C++ compiler.

@@ -1,21 +1,17 @@
 //! Compiled kernels on disk.
 //!
-//! A file `<variant>-<digest>.cubin` holds the magic number, the length and the digest of the cubin, then the cubin. It
-//! appears by rename, so a reader finds it whole or not at all; a damaged one counts as absent and is replaced. A file
+//! A file `<variant>-<digest>.cubin` is what `cubin_file` makes of the cubin. It appears by rename, so a reader finds it whole
+//! or not at all; a damaged one counts as absent and is replaced. A file
 //! `<variant>-<digest>.lock` is locked by the process that compiles, so that others wait for it and then read.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::digest::Digest;
+use super::cubin_file::{pack, unpack};
 use crate::types::Result;
-
-const MAGIC: &[u8; 8] = b"MAGICUB1";
-/// Magic number, length and digest.
-const HEAD: usize = 8 + 8 + 16;
 
 /// A folder of compiled kernels.
 #[derive(Clone, Debug)]
@@ -48,10 +44,7 @@ impl Cache {
     /// Writes the cubin called `name`.
     pub fn put(&self, name: &str, cubin: &[u8]) -> io::Result<()> {
         let part = self.folder.join(unique(name));
-        let written = File::create(&part).and_then(|mut file| {
-            file.write_all(&head(cubin))?;
-            file.write_all(cubin)
-        });
+        let written = fs::write(&part, pack(cubin));
         let result = written.and_then(|()| fs::rename(&part, self.path(name, "cubin")));
         if result.is_err() {
             let _ = fs::remove_file(&part);
@@ -97,22 +90,6 @@ fn unique(name: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!(".{name}.{}.{count}.part", std::process::id())
-}
-
-fn head(cubin: &[u8]) -> Vec<u8> {
-    let digest = Digest::default().field(cubin).value();
-    let length = cubin.len() as u64;
-    [&MAGIC[..], &length.to_le_bytes()[..], &digest.to_le_bytes()[..]].concat()
-}
-
-/// The cubin in a file's bytes; `None` when they are damaged.
-fn unpack(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    let cubin = bytes.get(HEAD..)?;
-    if bytes[..HEAD] != head(cubin)[..] {
-        return None;
-    }
-    bytes.drain(..HEAD);
-    Some(bytes)
 }
 
 /// A lock between processes, and between threads of one; the system opens it when its holder ends.

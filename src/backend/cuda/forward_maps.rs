@@ -155,3 +155,74 @@ pub fn encode(
         copies_v,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{DType, Device};
+
+    /// `[3, 2, 64]` at an address that is never read.
+    fn tensor(dtype: DType, address: usize, token: i64, head: i64) -> Tensor {
+        let data = std::ptr::without_provenance_mut(address);
+        // SAFETY: only described.
+        unsafe { Tensor::from_raw(data, dtype, Device::Cuda(0), &[3, 2, 64], &[token, head, 1]) }
+    }
+
+    #[test]
+    fn a_refusal_names_tensor_stride_and_what_is_wanted() {
+        let said = |name: &str, t: Tensor| {
+            let e = check(name, &t).unwrap_err();
+            assert_eq!(e.status, Status::InvalidStride, "{e}");
+            e.message
+        };
+        let wanted = "on a CUDA device it must be a multiple of 8 elements, 0 or more";
+        for (name, dtype) in [("args.q", DType::Bf16), ("args.dout", DType::F16)] {
+            let of = |token, head| said(name, tensor(dtype, 4096, token, head));
+            assert_eq!(
+                of(132, 64),
+                format!("{name} has a stride of 132 elements (264 bytes) between tokens; {wanted}")
+            );
+            assert_eq!(
+                of(256, 65),
+                format!("{name} has a stride of 65 elements (130 bytes) between heads; {wanted}")
+            );
+            assert_eq!(
+                of(-128, 64),
+                format!("{name} has a stride of -128 elements (-256 bytes) between tokens; {wanted}")
+            );
+        }
+        assert_eq!(
+            said("args.out", tensor(DType::F32, 4096, 130, 64)),
+            "args.out has a stride of 130 elements (520 bytes) between tokens; on a CUDA device it must be a multiple of 4 \
+             elements, 0 or more"
+        );
+        let huge = said("args.k", tensor(DType::Bf16, 4096, 1 << 39, 64));
+        assert!(
+            huge.starts_with("args.k has a stride of 549755813888 elements"),
+            "{huge}"
+        );
+        assert_eq!(
+            said("args.v", tensor(DType::Bf16, 4104, 128, 64)),
+            "args.v lies at 0x1008, which is not a multiple of 16 bytes"
+        );
+    }
+
+    #[test]
+    fn what_the_copy_engine_takes_is_accepted() {
+        for (token, head) in [(128, 64), (136, 72), (64, 1024), (0, 0)] {
+            check("args.q", &tensor(DType::Bf16, 4096, token, head)).unwrap();
+        }
+        check("args.dq", &tensor(DType::F32, 4096, 132, 68)).unwrap();
+        // Strides of which there is one index, and addresses of nothing, may be anything.
+        let data = std::ptr::without_provenance_mut(4097);
+        // SAFETY: only described.
+        let of = |shape: &[i64]| unsafe {
+            Tensor::from_raw(data, DType::Bf16, Device::Cuda(0), shape, &[-7, 3, 1])
+        };
+        check("args.q", &of(&[0, 2, 64])).unwrap();
+        let one = std::ptr::without_provenance_mut(4096);
+        // SAFETY: only described.
+        let one = unsafe { Tensor::from_raw(one, DType::Bf16, Device::Cuda(0), &[1, 1, 64], &[-7, 3, 1]) };
+        check("args.q", &one).unwrap();
+    }
+}

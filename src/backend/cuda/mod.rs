@@ -16,6 +16,7 @@ pub mod backward_rows;
 pub mod backward_tiles;
 pub mod cache;
 pub mod compile;
+pub mod cubin_file;
 pub mod digest;
 pub mod embedded;
 pub mod forward;
