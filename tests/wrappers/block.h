@@ -33,6 +33,9 @@ struct float2 {
 struct float4 {
     float x, y, z, w;
 };
+struct int4 {
+    int x, y, z, w;
+};
 static int max(int a, int b) {
     return a > b ? a : b;
 }
@@ -87,6 +90,7 @@ struct Thread {
     std::deque<std::shared_ptr<int>> adding; // groups of copies to memory: how many have not read their shared memory
     std::vector<Work> products;
     std::deque<std::vector<Work>> groups; // committed products
+    int commits;                          // of products, so far
 };
 static std::vector<Thread> threads;
 static ucontext_t scheduler;
