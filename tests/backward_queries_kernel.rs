@@ -5,7 +5,7 @@ mod backward_emulated;
 use backward_emulated::Variant;
 use backward_emulated::case::Case;
 use backward_emulated::masks::{Slices, slice};
-use backward_emulated::queries::{LeftOut, Output, chosen, left_out, masks};
+use backward_emulated::queries::{Kernel, LeftOut, Output, left_out, step};
 
 const PLAIN: Case = Case {
     heads: (4, 2),
@@ -29,6 +29,7 @@ const V64: Variant = Variant {
     defines: &["-DRACECHECK=1"],
 };
 const CAUSAL: i64 = 1;
+const FROM_BELOW: i64 = 2;
 const ALL: LeftOut = LeftOut {
     last: true,
     two_in_a_row: true,
@@ -69,6 +70,18 @@ fn window() -> Slices {
     (vec![window], 261, [261, 0])
 }
 
+/// Blocks of which one row of a warpgroup sees one key, the first or the last one, and items of which a warpgroup has one
+/// row; `step`: keys of a block.
+fn edges(step: i32) -> Slices {
+    let slices = vec![
+        slice(0, 128, 0, i64::from(step) + 65, CAUSAL, 0),
+        slice(0, 128, 300, 365, FROM_BELOW, 0),
+        slice(63, 128, 400, 470, 0, 0),
+        slice(0, 65, 500, 560, 0, 0),
+    ];
+    (slices, 128, [600, 0])
+}
+
 #[test]
 fn masks_leave_out_what_they_are_made_for() {
     for v in [&V64, &V128] {
@@ -82,26 +95,30 @@ fn masks_leave_out_what_they_are_made_for() {
 
 #[test]
 fn two_stages_of_queries() {
-    masks(&V128, &PLAIN, Output::Same, 5);
+    let kernel = Kernel::build(&V128);
+    kernel.masks(&PLAIN, Output::Same, 5);
     let one = Case {
         heads: (1, 1),
         ..PLAIN
     };
-    chosen(&V128, &one, Output::Same, &apart(), 3);
-    chosen(&V128, &one, Output::Same, &documents(), 3);
-    chosen(&V128, &one, Output::F32, &window(), 2);
+    kernel.chosen(&one, Output::Same, &apart(), 3);
+    kernel.chosen(&one, Output::Same, &documents(), 3);
+    kernel.chosen(&one, Output::F32, &window(), 2);
+    kernel.chosen(&one, Output::Same, &edges(step(&V128)), 1);
 }
 
 #[test]
 fn every_lane_arrives_where_races_are_looked_for() {
+    let kernel = Kernel::build(&V64);
     let c = Case {
         heads: (2, 1),
         dims: (64, 64),
         ..PLAIN
     };
-    masks(&V64, &c, Output::Same, 4);
-    chosen(&V64, &c, Output::Added, &apart(), 2);
-    chosen(&V64, &c, Output::Same, &documents(), 2);
+    kernel.masks(&c, Output::Same, 4);
+    kernel.chosen(&c, Output::Added, &apart(), 2);
+    kernel.chosen(&c, Output::Same, &documents(), 2);
+    kernel.chosen(&c, Output::F32, &edges(step(&V64)), 1);
 }
 
 #[test]
@@ -113,15 +130,16 @@ fn padded_heads_in_f16() {
         f16: true,
         ..V128
     };
+    let kernel = Kernel::build(&v);
     let c = Case {
         heads: (4, 1),
         dims: (96, 96),
         ..PLAIN
     };
-    masks(&v, &c, Output::Added, 3);
+    kernel.masks(&c, Output::Added, 3);
     for output in [Output::Same, Output::F32] {
         let dims = (69, 76);
-        masks(&v, &Case { dims, ..c }, output, 2);
+        kernel.masks(&Case { dims, ..c }, output, 2);
     }
 }
 
@@ -133,12 +151,13 @@ fn softcap() {
         defines: &["-DSOFTCAP=1"],
         ..V128
     };
+    let kernel = Kernel::build(&v);
     let c = Case {
         heads: (2, 2),
         softcap: 1.5,
         ..PLAIN
     };
-    masks(&v, &c, Output::Same, 4);
+    kernel.masks(&c, Output::Same, 4);
 }
 
 #[test]
@@ -148,14 +167,15 @@ fn wide_heads_begin_with_scores() {
         head_dim: 192,
         ..V128
     };
+    let kernel = Kernel::build(&v);
     let c = Case {
         heads: (2, 1),
         dims: (192, 128),
         ..PLAIN
     };
-    masks(&v, &c, Output::Same, 4);
-    masks(&v, &c, Output::Added, 1);
-    chosen(&v, &Case { heads: (1, 1), ..c }, Output::F32, &documents(), 1);
+    kernel.masks(&c, Output::Same, 4);
+    kernel.masks(&c, Output::Added, 1);
+    kernel.chosen(&Case { heads: (1, 1), ..c }, Output::F32, &documents(), 1);
 }
 
 #[test]
@@ -167,13 +187,14 @@ fn widest_heads_have_barriers_for_values() {
         f16: true,
         ..V128
     };
+    let kernel = Kernel::build(&v);
     let c = Case {
         heads: (2, 1),
         dims: (256, 256),
         ..PLAIN
     };
-    masks(&v, &c, Output::Same, 3);
+    kernel.masks(&c, Output::Same, 3);
     let dims = (200, 168);
-    masks(&v, &Case { dims, ..c }, Output::Added, 2);
-    chosen(&v, &Case { heads: (1, 1), ..c }, Output::Same, &apart(), 1);
+    kernel.masks(&Case { dims, ..c }, Output::Added, 2);
+    kernel.chosen(&Case { heads: (1, 1), ..c }, Output::Same, &apart(), 1);
 }

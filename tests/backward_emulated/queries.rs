@@ -1,6 +1,6 @@
 //! The kernel over query tiles, kernels/attn_backward_queries.cu.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use magi_attn::plan::tiles::{StageRows, query_tiles};
 use magi_attn::types::{Item, Tile, TileList, TileShape};
@@ -9,8 +9,6 @@ use super::case::{Case, Written, check, run};
 use super::masks::{Slices, random_slices};
 use super::reference::{Reference, reference};
 use super::{Dice, Variant};
-
-const KERNEL: &str = "backward_queries";
 
 /// Rows of a tile, and of a warpgroup.
 const ROWS: i32 = 128;
@@ -27,7 +25,7 @@ pub enum Output {
 }
 
 /// Keys of a step.
-fn step(v: &Variant) -> i32 {
+pub fn step(v: &Variant) -> i32 {
     match (v.head_dim, v.head_dim_v) {
         (..=64, _) => 128,
         (..=128, _) => 96,
@@ -193,37 +191,53 @@ impl Run<'_> {
     }
 }
 
-/// Runs `count` random masks.
-pub fn masks(v: &Variant, c: &Case, output: Output, count: u64) {
-    let Some(program) = v.build(KERNEL) else { return };
-    for seed in 0..count {
-        let mut dice = Dice(seed * 7919 + v.head_dim as u64);
-        let slices = random_slices(&mut dice);
-        let run = Run {
-            program: &program,
-            variant: v,
-            case: c,
-            output,
-            seed,
-        };
-        run.mask(&slices, &mut dice);
-    }
+/// One compilation of the kernel.
+pub struct Kernel<'a> {
+    /// `None` without a C++ compiler.
+    program: Option<PathBuf>,
+    variant: &'a Variant,
 }
 
-/// Runs a mask with several seeds of timing, then with NaN in what each of its tiles does not see.
-pub fn chosen(v: &Variant, c: &Case, output: Output, slices: &Slices, seeds: u64) {
-    let Some(program) = v.build(KERNEL) else { return };
-    for seed in 0..seeds {
-        let run = Run {
-            program: &program,
-            variant: v,
-            case: c,
+impl Kernel<'_> {
+    pub fn build(variant: &Variant) -> Kernel<'_> {
+        Kernel {
+            program: variant.build("backward_queries"),
+            variant,
+        }
+    }
+
+    fn run<'a>(&'a self, case: &'a Case, output: Output, seed: u64) -> Option<Run<'a>> {
+        Some(Run {
+            program: self.program.as_ref()?,
+            variant: self.variant,
+            case,
             output,
             seed,
-        };
-        let mut r = run.mask(slices, &mut Dice(seed));
-        if seed == 0 {
-            run.poisoned(slices, &mut r);
+        })
+    }
+
+    /// Runs `count` random masks.
+    pub fn masks(&self, c: &Case, output: Output, count: u64) {
+        for seed in 0..count {
+            let Some(run) = self.run(c, output, seed) else {
+                return;
+            };
+            let mut dice = Dice(seed * 7919 + self.variant.head_dim as u64);
+            let slices = random_slices(&mut dice);
+            run.mask(&slices, &mut dice);
+        }
+    }
+
+    /// Runs a mask with several seeds of timing, and with NaN in what each of its tiles does not see.
+    pub fn chosen(&self, c: &Case, output: Output, slices: &Slices, seeds: u64) {
+        for seed in 0..seeds {
+            let Some(run) = self.run(c, output, seed) else {
+                return;
+            };
+            let mut r = run.mask(slices, &mut Dice(seed));
+            if seed == 0 {
+                run.poisoned(slices, &mut r);
+            }
         }
     }
 }

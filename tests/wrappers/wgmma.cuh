@@ -1,5 +1,5 @@
-// kernels/ptx/wgmma.cuh for the processor. A product is done when its group is waited for, as late as it may be: what
-// shared memory holds then is what counts.
+// kernels/ptx/wgmma.cuh for the processor. A product is done when its group is waited for, and some time later, as late
+// as it may be: what shared memory holds then is what counts.
 #pragma once
 #include "math.cuh"
 #include "memory.cuh"
@@ -12,6 +12,9 @@ static void wgmma_commit() {
     t.commits++;
 }
 template <int N> static void wgmma_wait() {
+    if (threads[threadIdx.x].groups.size() > N) {
+        hold_up();
+    }
     for (auto &groups = threads[threadIdx.x].groups; groups.size() > N; groups.pop_front()) {
         for (const Work &w : groups.front()) {
             w();
