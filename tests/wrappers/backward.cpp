@@ -1,5 +1,5 @@
 // The backward kernel on the processor: reads a case, runs all blocks, writes gradients. Built by
-// tests/backward_kernel.rs, which says what a case is; KERNELS is the kernel's text.
+// tests/backward_kernel.rs; KERNELS is the kernel's text.
 #include "block.h"
 #include KERNELS
 

@@ -27,7 +27,8 @@ static Keys take_keys(const std::vector<int> &sizes, int source, Map *of) {
 }
 
 // Rows without the gap behind each of them, which must be as it was.
-static std::vector<u8> without_gaps(const std::vector<u8> &dq, size_t row, size_t pitch, const std::vector<u8> &before) {
+static std::vector<u8> without_gaps(const std::vector<u8> &dq, size_t row, size_t pitch,
+                                    const std::vector<u8> &before) {
     std::vector<u8> x;
     for (size_t at = 0; at < dq.size(); at += pitch) {
         x.insert(x.end(), &dq[at], &dq[at] + row);

@@ -1,6 +1,6 @@
-// A block of threads on the processor, for kernels that want a Hopper device: each thread a coroutine that gives way where
-// it waits. Warps run in random order and are held up at random, copies complete at random later times: what a barrier
-// does not order may happen in any order.
+// A block of threads on the processor, for kernels that want a Hopper device: each thread a coroutine that gives way
+// where it waits. Warps run in random order and are held up at random, copies complete at random later times: what a
+// barrier does not order may happen in any order.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -87,7 +87,7 @@ using Work = std::function<void()>;
 struct Thread {
     ucontext_t context;
     bool done;
-    unsigned long long looked; // `events` when it began to wait; it looks again when there are more
+    unsigned long long looked;               // `events` when it began to wait; it looks again when there are more
     std::deque<std::shared_ptr<int>> adding; // groups of copies to memory: how many have not read their shared memory
     std::vector<Work> products;
     std::deque<std::vector<Work>> groups; // committed products

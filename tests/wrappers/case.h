@@ -1,4 +1,5 @@
-// A case as tests/backward_emulated/case.rs writes it, and tensor maps of its tensors. Included behind the kernel's text.
+// A case as tests/backward_emulated/case.rs writes it, and tensor maps of its tensors. Included behind the kernel's
+// text.
 #pragma once
 #include "block.h"
 
@@ -15,8 +16,8 @@ template <class T> static void give(const std::vector<T> &x) {
     fwrite(x.data(), sizeof(T), x.size(), stdout);
 }
 
-// Of a [tokens, heads, width] tensor of 16-bit elements: blocks of rows, all chunks of 64 columns of a family at once, or
-// one where the width is not the family's.
+// Of a [tokens, heads, width] tensor of 16-bit elements: blocks of rows, all chunks of 64 columns of a family at once,
+// or one where the width is not the family's.
 static Map rows_map(std::vector<u16> &x, int tokens, int heads, int width, int rows, int family, int &copies) {
     const int chunks = (family + 63) / 64;
     const bool whole = width == family && width % 64 == 0;

@@ -48,8 +48,7 @@ static float element(u64 desc, int r, int k, bool k_major) {
 }
 
 // d (+)= a b of one k16 step: what thread `self` of a warpgroup has of it.
-template <int N, class A>
-static void multiply(float (&d)[N], const A &a, u64 b, bool k_major, int add, unsigned self) {
+template <int N, class A> static void multiply(float (&d)[N], const A &a, u64 b, bool k_major, int add, unsigned self) {
     float of_a[2][16], of_b[16];
     for (int e = 0; e < 32; e++) {
         of_a[e / 16][e % 16] = a(16 * (self / 32 % 4) + self % 32 / 4 + 8 * (e / 16), e % 16);
@@ -70,9 +69,8 @@ static void multiply(float (&d)[N], const A &a, u64 b, bool k_major, int add, un
 }
 template <int N> static void later(float (&d)[N], u64 a, u64 b, bool a_k_major, bool b_k_major, int add) {
     const unsigned self = threadIdx.x;
-    threads[self].products.push_back([=, &d] {
-        multiply(d, [=](int r, int k) { return element(a, r, k, a_k_major); }, b, b_k_major, add, self);
-    });
+    threads[self].products.push_back(
+        [=, &d] { multiply(d, [=](int r, int k) { return element(a, r, k, a_k_major); }, b, b_k_major, add, self); });
 }
 template <int N> static void wgmma_ss(float (&d)[N], u64 a, u64 b, int add) {
     later(d, a, b, true, true, add);
