@@ -5,7 +5,7 @@ mod backward_emulated;
 use backward_emulated::Variant;
 use backward_emulated::case::Case;
 use backward_emulated::masks::{Slices, slice};
-use backward_emulated::queries::{Kernel, LeftOut, Output, left_out, step};
+use backward_emulated::queries::{Kernel, LeftOut, Output, has_limits, left_out, step};
 
 const PLAIN: Case = Case {
     heads: (4, 2),
@@ -82,6 +82,19 @@ fn edges(step: i32) -> Slices {
     (slices, 128, [600, 0])
 }
 
+/// Documents of 20 and, at last, of 10: rows with limits of their own.
+fn short_documents() -> Slices {
+    let document = |a: i64| slice(a, (a + 20).min(150), a, (a + 20).min(150), a / 20 % 2, 0);
+    ((0..150).step_by(20).map(document).collect(), 150, [150, 0])
+}
+
+#[test]
+fn short_documents_have_limits() {
+    for v in [&V64, &V128] {
+        assert!(has_limits(v, &short_documents()));
+    }
+}
+
 #[test]
 fn masks_leave_out_what_they_are_made_for() {
     for v in [&V64, &V128] {
@@ -105,6 +118,7 @@ fn two_stages_of_queries() {
     kernel.chosen(&one, Output::Same, &documents(), 3);
     kernel.chosen(&one, Output::F32, &window(), 2);
     kernel.chosen(&one, Output::Same, &edges(step(&V128)), 1);
+    kernel.chosen(&one, Output::Added, &short_documents(), 2);
 }
 
 #[test]
@@ -196,5 +210,7 @@ fn widest_heads_have_barriers_for_values() {
     kernel.masks(&c, Output::Same, 3);
     let dims = (200, 168);
     kernel.masks(&Case { dims, ..c }, Output::Added, 2);
-    kernel.chosen(&Case { heads: (1, 1), ..c }, Output::Same, &apart(), 1);
+    let one = Case { heads: (1, 1), ..c };
+    kernel.chosen(&one, Output::Same, &apart(), 1);
+    kernel.chosen(&one, Output::F32, &short_documents(), 1);
 }

@@ -247,3 +247,8 @@ pub fn left_out(v: &Variant, slices: &Slices) -> [LeftOut; 2] {
     let (list, _) = list(v, slices);
     [0, 1].map(|group| LeftOut::of(&list, group))
 }
+
+/// Whether some rows have limits of their own.
+pub fn has_limits(v: &Variant, slices: &Slices) -> bool {
+    !list(v, slices).0.limits.is_empty()
+}
