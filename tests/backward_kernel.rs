@@ -4,7 +4,9 @@
 
 mod backward_emulated;
 
-use backward_emulated::{Case, Variant, masks, window};
+use backward_emulated::Variant;
+use backward_emulated::case::Case;
+use backward_emulated::keys::{masks, window};
 
 const PLAIN: Case = Case {
     heads: (4, 2),

@@ -3,6 +3,7 @@
 // one item ahead; further ahead, a thread block would hold work that others are free for.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "../ptx/launch.cuh"
 #include "backward_queries_producer.cuh"
 
 struct Scheduler {
@@ -88,11 +89,6 @@ struct Scheduler {
         asm volatile("" : "+r"(x));
         return x;
     }
-    static MEMBER u32 blocks() {
-        u32 n;
-        asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(n));
-        return n;
-    }
 
     MEMBER void run() {
         u32 work = blockIdx.x;
@@ -100,7 +96,7 @@ struct Scheduler {
         while (work < again(p.tile_count) * p.units) {
             tile(work, b);
             b = &next_brief();
-            work = atomicAdd(&p.counters[0], 1) + blocks();
+            work = atomicAdd(&p.counters[0], 1) + ptx::blocks();
         }
         b->flags = STOP;
         send();

@@ -1,4 +1,5 @@
-// How a kernel overlaps with the one before it on its stream (programmatic dependent launch).
+// What a kernel knows of its launch, and how it overlaps with the one before it on its stream (programmatic dependent
+// launch).
 // SPDX-License-Identifier: Apache-2.0
 #ifndef MAGI_ATTN_KERNELS_PTX_LAUNCH_CUH
 #define MAGI_ATTN_KERNELS_PTX_LAUNCH_CUH
@@ -20,6 +21,13 @@ MAGI_DEVICE void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
+}
+
+// Thread blocks of this launch, read anew each time: no register is held for it.
+MAGI_DEVICE unsigned blocks() {
+    unsigned n;
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(n));
+    return n;
 }
 
 } // namespace ptx

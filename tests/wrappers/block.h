@@ -1,6 +1,6 @@
-// A block of threads on the processor, for kernels that want a Hopper device: each thread a coroutine that gives way where
-// it waits. Warps run in random order and are held up at random, copies complete at random later times: what a barrier
-// does not order may happen in any order.
+// A block of threads on the processor, for kernels that want a Hopper device: each thread a coroutine that gives way
+// where it waits. Warps run in random order and are held up at random, copies complete at random later times: what a
+// barrier does not order may happen in any order.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -32,6 +32,9 @@ struct float2 {
 };
 struct float4 {
     float x, y, z, w;
+};
+struct int4 {
+    int x, y, z, w;
 };
 static int max(int a, int b) {
     return a > b ? a : b;
@@ -84,9 +87,11 @@ using Work = std::function<void()>;
 struct Thread {
     ucontext_t context;
     bool done;
+    unsigned long long looked;               // `events` when it began to wait; it looks again when there are more
     std::deque<std::shared_ptr<int>> adding; // groups of copies to memory: how many have not read their shared memory
     std::vector<Work> products;
     std::deque<std::vector<Work>> groups; // committed products
+    int commits;                          // of products, so far
 };
 static std::vector<Thread> threads;
 static ucontext_t scheduler;
@@ -94,9 +99,22 @@ static std::mt19937 dice;
 static unsigned long long events; // whatever may let a thread go on
 static std::vector<Work> copies;  // under way
 
-static void give_way() {
+static void give_way(unsigned long long looked = events) {
     const unsigned self = threadIdx.x;
+    threads[self].looked = looked;
     swapcontext(&threads[self].context, &scheduler);
+}
+
+// Holds up a warp now and then; its lane 0 says for how long.
+static unsigned long long rounds, late[32];
+static void hold_up() {
+    const unsigned w = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0 && dice() % 8 == 0) {
+        late[w] = rounds + dice() % 200;
+    }
+    while (late[w] > rounds) {
+        give_way(~0ull);
+    }
 }
 
 // ---- barriers of threads
@@ -151,6 +169,7 @@ static void thread_main() {
 
 // One round: every warp that is not held up runs until its threads wait. Whether all threads have ended.
 static bool round_of_warps(std::vector<int> &order, std::vector<int> &held) {
+    rounds++;
     std::shuffle(order.begin(), order.end(), dice);
     for (const int w : order) {
         if (held[w] > 0) {
@@ -160,7 +179,7 @@ static bool round_of_warps(std::vector<int> &order, std::vector<int> &held) {
         held[w] = dice() % 60 == 0 ? dice() % 300 : dice() % 4 == 0;
         for (threadIdx.x = 32 * w; threadIdx.x < 32u * w + 32; threadIdx.x++) {
             const unsigned i = threadIdx.x;
-            if (!threads[i].done) {
+            if (!threads[i].done && threads[i].looked != events) {
                 swapcontext(&scheduler, &threads[i].context);
             }
             threadIdx.x = i;
@@ -178,10 +197,10 @@ static bool round_of_warps(std::vector<int> &order, std::vector<int> &held) {
 
 static void run_block(unsigned block, unsigned count, void (*entry)()) {
     constexpr size_t STACK = 256 << 10;
-    static std::vector<char> stacks(1024 * STACK);
+    static const std::unique_ptr<char[]> stacks(new char[1024 * STACK]); // not touched before they are used
     body = entry;
     blockIdx.x = block;
-    threads.assign(count, Thread{});
+    threads.assign(count, Thread{{}, false, ~0ull});
     for (Meeting *m : {warps, named}) {
         std::fill(m, m + (m == warps ? 32 : 16), Meeting{});
     }

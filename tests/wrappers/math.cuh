@@ -16,10 +16,18 @@ static u16 rounded(float x) {
     memcpy(&bits, &y, 2);
     return bits;
 }
+// All there are: processors have no instruction for it that a compiler may count on.
+static const std::vector<float> all_widened = [] {
+    std::vector<float> all(1 << 16);
+    for (u32 bits = 0; bits < all.size(); bits++) {
+        _Float16 y;
+        memcpy(&y, &bits, 2);
+        all[bits] = (float)y;
+    }
+    return all;
+}();
 static float widened(u16 bits) {
-    _Float16 y;
-    memcpy(&y, &bits, 2);
-    return (float)y;
+    return all_widened[bits];
 }
 #else
 static u16 rounded(float x) {

@@ -101,8 +101,14 @@ static void st_global_v4(void *p, u32 a, u32 b, u32 c, u32 d) {
 static void st_global_f32x4(float *p, float a, float b, float c, float d) {
     put(p, {a, b, c, d});
 }
+static void st_global_f32x2(float *p, float a, float b) {
+    put(p, {a, b});
+}
 static float4 ld_global_f32x4(const float *p) {
     return {p[0], p[1], p[2], p[3]};
+}
+static float2 ld_global_f32x2(const float *p) {
+    return {p[0], p[1]};
 }
 static void st_shared_v4(u32 a, u32 x, u32 y, u32 z, u32 w) {
     put(at(a), {x, y, z, w});

@@ -1,5 +1,5 @@
-// kernels/ptx/wgmma.cuh for the processor. A product is done when its group is waited for, as late as it may be: what
-// shared memory holds then is what counts.
+// kernels/ptx/wgmma.cuh for the processor. A product is done when its group is waited for, and some time later, as late
+// as it may be: what shared memory holds then is what counts.
 #pragma once
 #include "math.cuh"
 #include "memory.cuh"
@@ -9,8 +9,12 @@ static void wgmma_commit() {
     Thread &t = threads[threadIdx.x];
     t.groups.push_back(std::move(t.products));
     t.products.clear();
+    t.commits++;
 }
 template <int N> static void wgmma_wait() {
+    if (threads[threadIdx.x].groups.size() > N) {
+        hold_up();
+    }
     for (auto &groups = threads[threadIdx.x].groups; groups.size() > N; groups.pop_front()) {
         for (const Work &w : groups.front()) {
             w();
@@ -44,18 +48,19 @@ static float element(u64 desc, int r, int k, bool k_major) {
 }
 
 // d (+)= a b of one k16 step: what thread `self` of a warpgroup has of it.
-template <int N>
-static void multiply(float (&d)[N], const std::function<float(int, int)> &a, u64 b, bool k_major, int add, unsigned self) {
-    for (int h = 0; h < 2; h++) {
-        const int row = 16 * (self / 32 % 4) + self % 32 / 4 + 8 * h;
-        float of_a[16];
+template <int N, class A> static void multiply(float (&d)[N], const A &a, u64 b, bool k_major, int add, unsigned self) {
+    float of_a[2][16], of_b[16];
+    for (int e = 0; e < 32; e++) {
+        of_a[e / 16][e % 16] = a(16 * (self / 32 % 4) + self % 32 / 4 + 8 * (e / 16), e % 16);
+    }
+    for (int i = 0; i < N / 2; i++) {
         for (int k = 0; k < 16; k++) {
-            of_a[k] = a(row, k);
+            of_b[k] = element(b, 8 * (i / 2) + 2 * (self & 3) + i % 2, k, k_major);
         }
-        for (int i = 0; i < N / 2; i++) {
+        for (int h = 0; h < 2; h++) {
             double sum = 0;
             for (int k = 0; k < 16; k++) {
-                sum += (double)of_a[k] * element(b, 8 * (i / 2) + 2 * (self & 3) + i % 2, k, k_major);
+                sum += (double)of_a[h][k] * of_b[k];
             }
             float &x = d[4 * (i / 2) + 2 * h + i % 2];
             x = (float)(add ? x + sum : sum);
@@ -64,9 +69,8 @@ static void multiply(float (&d)[N], const std::function<float(int, int)> &a, u64
 }
 template <int N> static void later(float (&d)[N], u64 a, u64 b, bool a_k_major, bool b_k_major, int add) {
     const unsigned self = threadIdx.x;
-    threads[self].products.push_back([=, &d] {
-        multiply(d, [=](int r, int k) { return element(a, r, k, a_k_major); }, b, b_k_major, add, self);
-    });
+    threads[self].products.push_back(
+        [=, &d] { multiply(d, [=](int r, int k) { return element(a, r, k, a_k_major); }, b, b_k_major, add, self); });
 }
 template <int N> static void wgmma_ss(float (&d)[N], u64 a, u64 b, int add) {
     later(d, a, b, true, true, add);
