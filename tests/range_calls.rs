@@ -350,7 +350,7 @@ fn support_is_explained() {
     );
     has(
         &words,
-        "deterministic: the fast kernel attn_backward_keys_bf16_128",
+        "deterministic, or for a mask whose queries see few keys: the fast kernel attn_backward_keys_bf16_128",
     );
     has(&words, "then the fast kernel attn_backward_queries_bf16_128");
     has(&words, "\n  dropout");
