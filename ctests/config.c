@@ -56,7 +56,6 @@ static void limits(const magi_comm *comm, const magi_mask *mask) {
     SET(backward_high_precision_reduce, 2, "config.backward_high_precision_reduce is 2; it must be 0 or 1");
     SET(sanity_check, -1, "config.sanity_check is -1");
     SET(hierarchical_comm, 3, "config.hierarchical_comm is 3; it must be 0 or 1");
-    SET(hierarchical_comm, 1, "nothing says which ranks share a host");
     SET(qo_comm, 2, "config.qo_comm is 2; it must be 0 or 1");
     SET(forward_high_precision_reduce, -1, "config.forward_high_precision_reduce is -1; it must be 0 or 1");
     SET(deterministic, 2, "config.deterministic is 2; it must be 0 or 1");
