@@ -182,7 +182,9 @@ unsafe fn tensors(param: &str, data: *const magi_tensor, count: usize) -> Result
 ///
 /// `config`: NULL for defaults overlaid by the environment. Its allocator makes workspace; with hierarchical_comm, the same on
 /// every rank, rows go over the mesh that magi_comm_set_mesh has set before: each row to another host once. Its other fields
-/// have no effect. Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
+/// have no effect.
+///
+/// Errors: NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_ENUM, INVALID_RANGE (rows beyond their total, or received
 /// twice), INVALID_ENVIRONMENT, COMM_DESTROYED, OUT_OF_MEMORY, POISONED. Any thread; not collective. Destroy with
 /// magi_group_plan_destroy.
 ///
@@ -215,7 +217,8 @@ pub unsafe extern "C" fn magi_group_plan_create(
 /// called.
 ///
 /// Errors: NULL_POINTER, INVALID_ARGUMENT (stream), PLAN_MISMATCH (on every rank, naming two ranks that do not fit together),
-/// OUT_OF_MEMORY (on every rank), HANDLE_BUSY, COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
+/// OUT_OF_MEMORY (on every rank), NOT_SUPPORTED (on every rank: over a mesh more than 4,194,304 pieces leave their hosts),
+/// HANDLE_BUSY, COMM_DESTROYED, POISONED, COMM_FAILED, TIMEOUT, ABORTED. Collective.
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_group_plan_prepare(plan: Option<&magi_group_plan>, stream: magi_stream) -> Status {
     guard_handle("magi_group_plan_prepare", "plan", plan, |p| {

@@ -99,13 +99,12 @@ pub(super) fn run(session: &mut Session<'_>, plan: &GroupPlan, stream: Stream) -
 const MOST_LEAVING: i64 = 1 << 22;
 
 fn pieces_leaving(accounts: &[Account], mesh: Mesh) -> i64 {
-    let host = |rank: usize| rank / mesh.intra;
     let pairs = accounts.iter().enumerate().flat_map(|(from, a)| {
         let away = a
             .pairs
             .iter()
             .enumerate()
-            .filter(move |(to, _)| host(*to) != host(from));
+            .filter(move |(to, _)| mesh.host(*to) != mesh.host(from));
         away.map(|(_, [sent, _])| sent.pieces)
     });
     pairs.fold(0, i64::saturating_add)
