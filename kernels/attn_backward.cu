@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     } else {
         consume(p, s, group - 1, threadIdx.x & 127);
     }
-    if (threadIdx.x == 0) {
-        last_block(p.counters);
+    if (threadIdx.x == 0 && last_block(p.counters)) {
+        p.counters[2] = p.counters[3] = 0;
     }
 }

@@ -91,7 +91,7 @@ typedef struct magi_attn_backward_params {
     const magi_tile *tiles; /* in the order of the work */
     const magi_item *items;
     const magi_row_limits *limits;
-    int *counters; /* {next work, blocks done}; 0 before a launch, and after it */
+    int *counters; /* {next work, blocks done, even and odd parts begun}; 0 before a launch, and after it */
     float *dq;     /* [tokens_q, heads_q, head_dim], added to; 16-byte aligned */
     void *dk[2];   /* [tokens_k, heads_kv, head_dim] */
     void *dv[2];   /* [tokens_k, heads_kv, head_dim_v] */

@@ -6,7 +6,7 @@ mod backward_emulated;
 
 use backward_emulated::Variant;
 use backward_emulated::case::Case;
-use backward_emulated::keys::{masks, window};
+use backward_emulated::keys::{dense, masks, window};
 
 const PLAIN: Case = Case {
     heads: (4, 2),
@@ -84,7 +84,7 @@ fn tiles_by_parts_of_their_queries() {
         head_dim: 128,
         head_dim_v: 128,
         f16: false,
-        defines: &["-DPART_LEAST=1"],
+        defines: &["-DPART_LEAST=1", "-DWAVE=2"],
     };
     masks(
         &v,
@@ -104,6 +104,26 @@ fn tiles_by_parts_of_their_queries() {
         },
         3,
     );
+}
+
+/// A small cache: thread blocks begin parts together. Two, one after the other: the first waits in vain.
+#[test]
+fn parts_that_thread_blocks_begin_together() {
+    let alone = Variant {
+        name: "128_alone",
+        head_dim: 128,
+        head_dim_v: 128,
+        f16: false,
+        defines: &["-DPART_LEAST=1", "-DCACHE=4096", "-DBLOCKS=1"],
+    };
+    dense(&alone, &PLAIN);
+    let in_vain = Variant {
+        name: "128_in_vain",
+        defines: &["-DPART_LEAST=1", "-DCACHE=4096"],
+        ..alone
+    };
+    dense(&in_vain, &PLAIN);
+    masks(&in_vain, &PLAIN, 3);
 }
 
 #[test]

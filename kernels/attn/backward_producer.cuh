@@ -1,6 +1,7 @@
 // The producer: one thread takes the work and fetches keys, one fetches queries.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "../ptx/launch.cuh"
 #include "backward_maps.cuh"
 #include "backward_shape.cuh"
 #include "row_load.cuh"
@@ -200,12 +201,43 @@ struct Scheduler {
     // Where tiles are about equally long, and a query head of the longest stays there, they go through one query head
     // after the other in step. Else all heads come for a part of the queries before the next part. The tiles that begin
     // first end with the same queries in a causal mask, and go backward by parts; the shorter ones that follow as those
-    // end go forward, whereby they, too, are in step.
+    // end go forward, whereby they, too, are in step, and end together.
     MEMBER void order_parts() {
         const magi_tile *const t = p.tiles;
-        const bool unlike = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * t[0].steps;
-        s.share.in_parts = unlike || t[0].steps > CACHED / BQ;
-        s.share.part = min(max(t[0].steps / 8, PART_LEAST), 32) * BQ;
+        const int steps = t[0].steps;
+        const bool unlike = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * steps;
+        s.share.in_parts = unlike || steps > CACHED / BQ;
+        s.share.part = min(max(steps / 8, PART_LEAST), 16) * BQ;
+        s.share.waves = unlike ? max((2 * s.share.section + WAVE) / (2 * WAVE), 1) : 0;
+        s.share.together = s.share.begun = 0;
+        // A head that does not fit at all is worth a wait.
+        if (steps > 4 * CACHED / BQ && same_queries(t[0], t[p.tile_count - 1])) {
+            const int parts = (steps * BQ + s.share.part - 1) / s.share.part;
+            s.share.together = s.share.work / (int)ptx::blocks() * parts; // the last tiles are not for all
+        }
+    }
+
+    // Tiles that see the same queries go through as many parts.
+    MEMBER bool same_queries(const magi_tile &a, const magi_tile &b) {
+        const magi_item *const x = p.items + a.item0, *const y = p.items + b.item0;
+        return a.steps == b.steps && a.items == b.items && x[0].start == y[0].start &&
+               x[a.items - 1].run1 == y[b.items - 1].run1;
+    }
+
+    // Thread blocks whose tiles are the same drift apart over many of them, until a part has left the cache before all
+    // have read it. So none begins a part before all have begun the one before it. One that waits in vain, because
+    // others have no multiprocessor yet, does without from there on, and soon all do.
+    MEMBER void begin_together() {
+        const int n = s.share.begun;
+        if (n >= s.share.together) {
+            return;
+        }
+        s.share.begun = n + 1;
+        int *const begun = p.counters + 2; // of even and of odd parts
+        atomicAdd(&begun[n & 1], 1);
+        if (n > 0 && !ptx::comes_to(&begun[(n - 1) & 1], ((n + 1) / 2) * (int)ptx::blocks())) {
+            s.share.together = 0;
+        }
     }
 
     // Where part `n` begins for an item.
@@ -254,6 +286,7 @@ struct Scheduler {
             while (t.parts > 0) {
                 next_part(t, p.items[t.item]);
                 if (t.start < t.end) {
+                    begin_together();
                     send_part(t);
                 }
             }
@@ -272,7 +305,9 @@ struct Scheduler {
         tile.blocks = t.items > 0 ? t.steps * heads : 0;
         tile.head0 = head * p.group + split * heads;
         tile.head1 = tile.head0 + heads;
-        tile.backward = work / WAVE % 2 == 0;
+        const int waves = s.share.waves;
+        const int wave = waves > 0 ? section * waves + min(in / WAVE, waves - 1) : work / WAVE;
+        tile.backward = wave % 2 == 0;
         tile.item0 = t.item0, tile.item1 = t.item0 + t.items;
     }
 

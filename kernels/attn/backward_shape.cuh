@@ -16,8 +16,16 @@
 #ifndef DQ
 #define DQ 1
 #endif
-#ifndef PART_LEAST // blocks of a part of a tile's queries; tests have fewer
-#define PART_LEAST 4
+#ifndef PART_LEAST // blocks of a part of a tile's queries, at least; tests have fewer
+#define PART_LEAST 2
+#endif
+// Work items that begin at about the same time; tests have fewer. Not the number of thread blocks, which depends on
+// what is left to others: the order of a tile's blocks, and so the bits of dK and dV, must not.
+#ifndef WAVE
+#define WAVE 132
+#endif
+#ifndef CACHE // bytes that thread blocks can share of the L2 cache; tests have less
+#define CACHE (24 << 20)
 #endif
 
 // Without dQ ptxas finds no registers for exponentials with a softcap beside products that are under way.
@@ -54,11 +62,7 @@ constexpr u32 PAIR = sizeof(magi_backward_pair), STATS_BYTES = BQ / 2 * PAIR;
 constexpr u32 SHARED_MOST = 232448;
 
 // Queries of which Q, dO and sums of dQ of two heads stay in the L2 cache.
-constexpr int CACHED = (12 << 20) / (2 * HEAD_DIM + 2 * HEAD_DIM_V + (DQ ? 4 * HEAD_DIM : 0));
-
-// Work items that begin at about the same time. Not the number of thread blocks, which depends on what is left to
-// others: the order of a tile's blocks, and so the bits of dK and dV, must not.
-constexpr int WAVE = 132;
+constexpr int CACHED = CACHE / 2 / (2 * HEAD_DIM + 2 * HEAD_DIM_V + (DQ ? 4 * HEAD_DIM : 0));
 
 // dQ of a block leaves in boxes of 32 columns, BOXES of them at a time, through a place for each warpgroup that has a
 // share of the columns. Where one warpgroup has them all, it leaves a chunk after the other, by places in turn.
@@ -103,9 +107,12 @@ struct alignas(16) Tile : TilePlace {
 };
 
 // What follows from the parameters for all tiles: work items, those of a section of heads without splits, query heads
-// of a split; whether tiles go by parts of their queries, and queries of a part. Kept here because registers are short.
+// of a split; whether tiles go by parts of their queries, and queries of a part; waves of a section, 0 where they go on
+// from one to the next. Then how many parts all thread blocks begin together, and how many this one has begun of them.
+// Kept here because registers are short.
 struct Share {
-    int work, section, heads, in_parts, part;
+    int work, section, heads, in_parts, part, waves;
+    int together, begun;
 };
 
 // Where dQ of a block goes. The producer may be some blocks further when it is wanted.

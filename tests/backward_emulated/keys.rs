@@ -81,6 +81,19 @@ pub fn masks(v: &Variant, c: &Case, count: u64) {
     }
 }
 
+/// Runs a mask whose tiles all see the same queries.
+pub fn dense(v: &Variant, c: &Case) {
+    let Some(program) = v.build("backward") else {
+        return;
+    };
+    let all = |keys: i64, source: u8| StageSlice {
+        slice: Slice::new(Range::new(0, 330), Range::new(0, keys), Band::FULL),
+        source,
+    };
+    let slices = (vec![all(256, 0), all(128, 1)], 330, [256, 128]);
+    mask(&program, v, c, &slices, &mut Dice(3), 3);
+}
+
 /// Runs a window over the keys of one tile, whose queries end at an odd one inside the tensor.
 pub fn window(v: &Variant, c: &Case) {
     let Some(program) = v.build("backward") else {

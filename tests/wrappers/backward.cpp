@@ -1,5 +1,8 @@
 // The backward kernel on the processor: reads a case, runs all blocks, writes gradients. Built by
 // tests/backward_kernel.rs; KERNELS is the kernel's text.
+#ifndef BLOCKS // of the launch
+#define BLOCKS 2
+#endif
 #include "block.h"
 #include KERNELS
 
@@ -61,7 +64,7 @@ int main() {
     auto stats = take<magi_backward_pair>((size_t)hq * padded);
     std::vector<float> dq((size_t)tq * hq * columns);
     std::vector<float> piece((size_t)sizes[TILES] * hk * sizes[SPLITS] * BK * (D + DV));
-    std::vector<int> counters(2), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
+    std::vector<int> counters(4), done((size_t)sizes[TILES] * hk * CONSUMER_WARPS);
     of[6] = stats_map(stats, padded, hq, BQ);
     of[7] = {(u8 *)dq.data(), 3, 4, 1, {d, tq, hq}, {4, 4 * hq * columns, 4 * columns}, {32, BQ, 1}};
     for (int i = 0; i < 8; i++) {
@@ -75,7 +78,7 @@ int main() {
     params.softcap_scale = factors[2];
 
     dice.seed(sizes[SEED]);
-    gridDim.x = std::min(2, params.tile_count * hk * params.splits);
+    gridDim.x = std::min(BLOCKS, params.tile_count * hk * params.splits);
     for (unsigned block = 0; block < gridDim.x; block++) {
         run_block(block, THREADS, entry);
     }
@@ -83,7 +86,7 @@ int main() {
     for (const int word : done) {
         counters[0] |= word;
     }
-    if (counters[0] != 0 || counters[1] != 0) {
+    if (std::any_of(counters.begin(), counters.end(), [](int x) { return x != 0; })) {
         fail("words that must be 0 after a launch are not");
     }
     give(dq);

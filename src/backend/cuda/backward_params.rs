@@ -13,7 +13,7 @@ pub struct BackwardParams {
     pub items: *const Item,
     /// What `Item::limits` counts.
     pub limits: *const RowLimits,
-    /// {next work, blocks done}; 0 before a launch, and after it.
+    /// {next work, blocks done, even and odd parts begun}; 0 before a launch, and after it.
     pub counters: *mut i32,
     /// `[tokens_q, heads_q, head_dim]`, added to; aligned to 16 bytes.
     pub dq: *mut f32,
