@@ -388,7 +388,7 @@ class Bench:
         return {**found, "outcome": "wrong" if wrong else "timed"}
 
     def _fractions(self, row, alone, measured):
-        """Rates over that of one GPU: the mean of what each reaches on its own part."""
+        """Rates over that of one GPU: the mean of what each reaches on its own part; and over that of the slowest."""
         cells = self.torch.tensor([alone.cells], dtype=self.torch.int64, device=self.device)
         every = [self.torch.empty_like(cells) for _ in range(self.world)]
         self.dist.all_gather(every, cells)
@@ -398,6 +398,7 @@ class Bench:
         measured["alone"]["tflops_by_rank"] = rates
         for entry in measured.values():
             entry["fraction"] = entry["tflops_per_gpu"] / mean
+            entry["fraction_of_slowest"] = entry["tflops_per_gpu"] / min(rates)
         if "magi" in measured:
             measured["magi"]["beyond_alone_ms"] = measured["magi"]["ms"] - measured["alone"]["ms"]
 

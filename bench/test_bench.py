@@ -221,6 +221,7 @@ class Peers(unittest.TestCase):
         for row in rows:
             self.assertEqual(list(row["measured"])[:3], ["magi", "alone", "ulysses_cudnn"])
             self.assertEqual(row["measured"]["alone"]["fraction"], 1)
+            self.assertEqual(row["measured"]["magi"]["fraction_of_slowest"], row["measured"]["magi"]["fraction"], "one rank")
             self.assertLess(row["contestants"]["ulysses_cudnn"]["dk_difference"], 1e-5)
             self.assertIn("predicted_stages", row["plan"])
 

@@ -25,12 +25,18 @@ wanted() {
     return 1
 }
 
+# A program that goes on behind its end would use the device beside whatever comes next.
+running=
+trap '[ -z "$running" ] || kill "$running" 2>/dev/null; wait; exit 143' TERM INT
+
 pass=0 skip=0 failed=()
 while read -r name folder seconds; do
     wanted "$name" "$@" || continue
     log="$logs/$name.log"
     begin="$(date +%s%N)"
-    (cd "$here" && LD_LIBRARY_PATH="$here/$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" timeout -k 5 "$seconds" "tests/$name") >"$log" 2>&1 </dev/null
+    (cd "$here" && LD_LIBRARY_PATH="$here/$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" exec timeout -k 5 "$seconds" "tests/$name") >"$log" 2>&1 </dev/null &
+    running=$!
+    wait "$running"
     code=$?
     took="$((($(date +%s%N) - begin) / 1000000)) ms"
     case "$code" in
