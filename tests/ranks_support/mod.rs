@@ -2,11 +2,13 @@
 //! processor (tests/host_ranks), and NCCL between them (tests/host_nccl). Each test runs in a process of its own.
 
 #![allow(dead_code)] // Every test program includes all of it and uses its own part.
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 
 use crate::common_backend::{Buffer, Layout};
 use crate::common_cuda::{Copy, kernels_for_a_driver};
@@ -180,6 +182,39 @@ pub fn on_ranks<R: Send>(world: usize, f: impl Fn(&Rank) -> R + Sync) -> Vec<R> 
     })
 }
 
+/// As `on_ranks`. On devices of the machine, where a communicator takes one or two seconds to make, over one that later calls
+/// have again; a call that panics keeps it.
+fn on_kept_ranks<R: Send>(world: usize, f: impl Fn(&Rank) -> R + Sync) -> Vec<R> {
+    if nccl_support::is_inside_any() {
+        return on_ranks(world, f);
+    }
+    static KEPT: Mutex<BTreeMap<usize, Vec<Arc<NcclComm>>>> = Mutex::new(BTreeMap::new());
+    let kept = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let comms = kept().remove(&world);
+    let comms = comms.unwrap_or_else(|| nccl_support::on_ranks(world, LONG, |_, comm| comm.unwrap()));
+    let f = &f;
+    let answers = thread::scope(|scope| {
+        let ranks: Vec<_> = comms
+            .iter()
+            .enumerate()
+            .map(|(rank, comm)| {
+                scope.spawn(move || {
+                    f(&Rank {
+                        rank,
+                        world,
+                        comm: comm.clone(),
+                        gpu: Gpu::open(rank as i32).unwrap(),
+                        user: UserStream::new(rank),
+                    })
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    kept().insert(world, comms);
+    answers
+}
+
 impl Rank {
     /// The caller's stream.
     pub fn stream(&self) -> Stream {
@@ -331,7 +366,7 @@ pub fn key_of(job: &Job, r: &Rank) -> Arc<Key> {
 
 /// Runs the job on devices, `times` on one key; every rank and every time has the same bits.
 pub fn over_devices(job: &Job, o: &Operands, times: usize) -> Answer {
-    let answers = on_ranks(job.world, |r| {
+    let answers = on_kept_ranks(job.world, |r| {
         let key = key_of(job, r);
         let runs: Vec<Answer> = (0..times).map(|_| rank_on(r, job, o, &key).unwrap()).collect();
         agreed(runs)
