@@ -28,10 +28,10 @@ DEFAULTS = {
     "cuda": (16384, "64:8", "bf16", "1000000,4000000,16000000,64000000,256000000"),
     "cpu": (64, "2:1", "f32", "4096,65536"),
 }
-# Runs to each rank and rows of a run: more than 8 runs of less than 128 rows are packed.
+# Runs to each rank and rows of a run: more than 8 runs of less than 1,024 rows are packed.
 PACKING = {
-    "cuda": [(runs, rows) for rows in (1, 16, 64, 127, 128) for runs in (1, 4, 8, 9, 16, 64, 256)],
-    "cpu": [(runs, rows) for rows in (1, 127, 128) for runs in (1, 8, 9)],
+    "cuda": [(runs, rows) for rows in (128, 1, 64, 256, 1023, 1024, 2048) for runs in (1, 4, 8, 9, 16, 64)],
+    "cpu": [(runs, rows) for rows in (1, 1023, 1024) for runs in (1, 8, 9)],
 }
 # Every rank sends rows of k and v of so many elements, as keys travel.
 ROW_ELEMENTS = (1024, 1024)

@@ -7,8 +7,8 @@ use crate::types::{Piece, Range};
 /// More runs than this between two ranks are packed, if they are small.
 const MANY: usize = 8;
 
-/// Rows that a run has on average where it is large enough to travel alone.
-const LARGE: i64 = 128;
+/// Rows that a run has on average where it is large enough to travel alone. A run of its own costs NCCL about 30 us (docs/performance.md).
+const LARGE: i64 = 1024;
 
 /// The runs of one side of a transfer. Both ranks know of the same runs, so both pack the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,7 +130,7 @@ mod tests {
         let many: Vec<_> = (0..MANY as i64 + 1)
             .map(|i| (1, 10 * i + 4, 10 * i + 6))
             .collect();
-        let large: Vec<_> = (0..20).map(|i| (2, 200 * i, 200 * i + LARGE)).collect();
+        let large: Vec<_> = (0..20).map(|i| (2, 2 * LARGE * i, 2 * LARGE * i + LARGE)).collect();
         let packing = Packing::new(&pieces(&[few.clone(), many.clone(), large.clone()].concat()));
         assert_eq!(packing.single, pieces(&[few, large].concat()));
         assert_eq!(packing.packed, pieces(&[(1, 0, 18)]));
