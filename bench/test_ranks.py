@@ -188,7 +188,7 @@ class Rates(unittest.TestCase):
             self.assertEqual(calibrate.main([*words, "--library", library().path, "--out", path]), 0)
             found = results.load(path)
         self.assertEqual([(row["runs"], row["rows"]) for row in found["rows"]], calibrate.PACKING["cpu"])
-        self.assertEqual(found["rows"][-1]["bytes_received"], 9 * 128 * 2048 * 4)
+        self.assertEqual(found["rows"][-1]["bytes_received"], 9 * 1024 * 2048 * 4)
         self.assertTrue(all(row["ms"] > 0 for row in found["rows"]))
         self.assertEqual(len(printed.getvalue().splitlines()), 4)
 
