@@ -204,7 +204,7 @@ struct Scheduler {
     // end go forward, whereby they, too, are in step, and end together.
     MEMBER void order_parts() {
         const magi_tile *const t = p.tiles;
-        const int steps = t[0].steps;
+        const int steps = t[p.tile_count / 16].steps; // not of the few tiles whose keys are of two documents
         const bool unlike = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * steps;
         s.share.in_parts = unlike || steps > CACHED / BQ;
         s.share.part = min(max(steps / 8, PART_LEAST), 16) * BQ;
