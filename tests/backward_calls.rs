@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use common_backend::{Buffer, Layout, Random, random_mask};
 use common_calls::{HostSpace, Lists, equal, hide, misplaced, seen};
-use common_cuda::{Copy, hopper, run_on_the_processor};
+use common_cuda::{Copy, hopper, launches, run_on_the_processor};
 use magi_attn::backend::cuda::backward_kernel::BackwardChoice;
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
@@ -41,6 +41,17 @@ struct Case {
     /// To dk, dv and dsink.
     add: bool,
     ranges: bool,
+}
+
+impl Case {
+    /// Rows, gradients, dq in its dtype; dq apart is a launch of its own, which writes its dtype but adds to f32 alone. Before
+    /// them, one for each list of ranges.
+    fn most_launches(&self) -> i32 {
+        let apart = i32::from(self.deterministic);
+        let converted = !self.dq_f32 && (!self.deterministic || self.add_dq);
+        let lists = if self.ranges { 1 + apart } else { 0 };
+        2 + apart + i32::from(converted) + lists
+    }
 }
 
 /// Host tensors of a call.
@@ -221,7 +232,15 @@ fn on_the_device(gpu: &Arc<Gpu>, c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<
         let bytes = device_workspace(c, ranges, &a);
         let space = DeviceMemory::upload(gpu, &vec![0xff; bytes]).unwrap();
         let o = options(c, space.as_ptr(), bytes);
+        let begun = launches();
         single::backward(source, &a, &o, Stream::NULL).unwrap();
+        if let (Some(begun), Some(ended)) = (begun, launches()) {
+            assert!(
+                ended - begun <= c.most_launches(),
+                "{c:?}: {} launches",
+                ended - begun
+            );
+        }
         stream::synchronize(gpu, Stream::NULL).unwrap();
         // Results go over the host's outputs, which are put back for the next run.
         let before = t.values();
