@@ -320,6 +320,11 @@ def edges(suite, rng):
     for dtype, dims, deterministic in ((f16, (64, 64), False), (bf16, (256, 256), True)):  # each is a kernel or two to compile
         call = Call(rng, n, n, (4, 2), dims, dtype, softcap=15.0, deterministic=deterministic)
         suite.run(f"softcap, {dims}, {dtype}, deterministic {deterministic}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
+    for deterministic in (False, True):
+        call = Call(rng, n, n, (4, 2), (128, 128), bf16, deterministic=deterministic)
+        for t in (call.q, call.k, call.v, call.dout):
+            t.fill_(0.3)
+        suite.run(f"constant tensors, deterministic {deterministic}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
     n = 2500
     cells = [(a, a + 50, b, b + 50, rng.randrange(4)) for a in range(0, n, 50) for b in range(0, n, 50)]
     for dims in ((128, 128), (256, 256)):
