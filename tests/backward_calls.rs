@@ -7,18 +7,20 @@ mod common_calls;
 mod common_cuda;
 mod common_reference;
 
+use std::collections::BTreeSet;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
 use common_backend::{Buffer, Layout, Random, random_mask};
 use common_calls::{HostSpace, Lists, equal, hide, misplaced, seen};
-use common_cuda::{Copy, hopper, run_on_the_processor};
+use common_cuda::{Copy, hopper, launches, run_on_the_processor};
+use magi_attn::backend::cuda::backward_kernel::BackwardChoice;
 use magi_attn::device::Stream;
 use magi_attn::device::cuda::{DeviceMemory, Gpu, stream};
 use magi_attn::runtime::attn_args::{Backward, Forward};
 use magi_attn::runtime::device_mask::DeviceMask;
 use magi_attn::runtime::single::{self, Choice, Options, RangeLists, Source};
-use magi_attn::types::{DType, Mask, Status, Tensor};
+use magi_attn::types::{AttnShape, DType, Mask, Status, Tensor};
 
 /// What a call computes, beside its mask.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +28,8 @@ struct Case {
     tokens: (i64, i64),
     heads: (i64, i64),
     dims: (i64, i64),
+    dtype: DType,
+    softcap: f64,
     layout: Layout,
     deterministic: bool,
     /// Number, whether all tokens share them.
@@ -37,6 +41,17 @@ struct Case {
     /// To dk, dv and dsink.
     add: bool,
     ranges: bool,
+}
+
+impl Case {
+    /// Rows, gradients, dq in its dtype; dq apart is a launch of its own, which writes its dtype but adds to f32 alone. Before
+    /// them, one for each list of ranges.
+    fn most_launches(&self) -> i32 {
+        let apart = i32::from(self.deterministic);
+        let converted = !self.dq_f32 && (!self.deterministic || self.add_dq);
+        let lists = if self.ranges { 1 + apart } else { 0 };
+        2 + apart + i32::from(converted) + lists
+    }
 }
 
 /// Host tensors of a call.
@@ -57,9 +72,9 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
     let ((tq, tk), (hq, hkv), (d, dv)) = (c.tokens, c.heads, c.dims);
     let [rows, keys] = seen(mask);
     let mut make = |shape: [i64; 3], sees: &[bool]| {
-        let mut values = r.normals(shape.iter().product::<i64>() as usize, 1.0, DType::Bf16);
+        let mut values = r.normals(shape.iter().product::<i64>() as usize, 1.0, c.dtype);
         hide(&mut values, (shape[1] * shape[2]) as usize, sees);
-        Buffer::new(&values, &shape, DType::Bf16, c.layout)
+        Buffer::new(&values, &shape, c.dtype, c.layout)
     };
     let inputs = [
         make([tq, hq, d], &rows),
@@ -73,7 +88,7 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
         let values = r.normals(shape.iter().product::<i64>() as usize, 2.0, DType::F32);
         Buffer::new(&values, shape, DType::F32, Layout::Dense)
     });
-    let of = |f32: bool| if f32 { DType::F32 } else { DType::Bf16 };
+    let of = |f32: bool| if f32 { DType::F32 } else { c.dtype };
     let mut outputs = Vec::new();
     for (i, (f32, add)) in [(c.dq_f32, c.add_dq), (c.keys_f32, c.add), (c.keys_f32, c.add)]
         .into_iter()
@@ -105,7 +120,7 @@ fn tensors(r: &mut Random, c: &Case, mask: &Mask) -> Tensors {
         v,
         sink: t.sink.as_mut().map(Buffer::tensor),
         softmax_scale: 0.0,
-        softcap: 0.0,
+        softcap: c.softcap,
         out: t.out.tensor(),
         lse: Some(t.lse.tensor()),
         max_logits: None,
@@ -157,7 +172,7 @@ fn args(c: &Case, t: &[Tensor]) -> Backward {
         lse: t[5],
         dout: t[3],
         softmax_scale: 0.0,
-        softcap: 0.0,
+        softcap: c.softcap,
         dq: outputs[0],
         dk: outputs[1],
         dv: outputs[2],
@@ -217,7 +232,15 @@ fn on_the_device(gpu: &Arc<Gpu>, c: &Case, mask: &Mask, t: &mut Tensors) -> Vec<
         let bytes = device_workspace(c, ranges, &a);
         let space = DeviceMemory::upload(gpu, &vec![0xff; bytes]).unwrap();
         let o = options(c, space.as_ptr(), bytes);
+        let begun = launches();
         single::backward(source, &a, &o, Stream::NULL).unwrap();
+        if let (Some(begun), Some(ended)) = (begun, launches()) {
+            assert!(
+                ended - begun <= c.most_launches(),
+                "{c:?}: {} launches",
+                ended - begun
+            );
+        }
         stream::synchronize(gpu, Stream::NULL).unwrap();
         // Results go over the host's outputs, which are put back for the next run.
         let before = t.values();
@@ -242,15 +265,15 @@ fn check(gpu: &Arc<Gpu>, r: &mut Random, c: &Case) {
     let mut t = tensors(r, c, &mask);
     let got = on_the_device(gpu, c, &mask, &mut t);
     let want = on_the_cpu(c, &mask, &mut t);
-    // A GPU rounds P and dS to bf16 on its way; the processor does not.
+    // A GPU rounds P and dS on its way; the processor does not.
     let inner = if gpu.properties().name == "the processor" {
         0.0
     } else {
         2e-2
     };
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-        let bf16 = t.outputs[i].dtype == DType::Bf16;
-        let tolerance: f64 = if bf16 { 5e-3 } else { 1e-4 };
+        let f32 = t.outputs[i].dtype == DType::F32;
+        let tolerance: f64 = if f32 { 1e-4 } else { 5e-3 };
         let most = want.iter().fold(1.0, |m: f64, x| m.max(x.abs()));
         for (at, (x, y)) in got.iter().zip(want).enumerate() {
             let close = (x - y).abs() <= tolerance * y.abs().max(1.0) + inner * most;
@@ -284,6 +307,7 @@ fn calls_against_the_cpu() {
             tokens: (1 + r.below(70), 1 + r.below(70)),
             heads: [(1, 1), (4, 2), (3, 1)][case % 3],
             dims: [(128, 128), (104, 112), (40, 64), (96, 72), (128, 97)][case % 5],
+            ..PLAIN
         };
         // Rows must begin at multiples of 16 bytes.
         let c = if c.layout == Layout::Dense && c.dims.1 == 97 {
@@ -302,6 +326,8 @@ const PLAIN: Case = Case {
     tokens: (33, 40),
     heads: (4, 2),
     dims: (128, 128),
+    dtype: DType::Bf16,
+    softcap: 0.0,
     layout: Layout::Dense,
     deterministic: false,
     sinks: None,
@@ -312,6 +338,73 @@ const PLAIN: Case = Case {
     add: false,
     ranges: false,
 };
+
+/// Every form of the kernels, over several tiles.
+fn forms() -> Vec<Case> {
+    let all_dims = [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)];
+    let plain = all_dims.map(|dims| (dims, DType::Bf16, 0.0));
+    let others = [
+        ((96, 96), DType::F16, 0.0),
+        ((192, 192), DType::F16, 0.0),
+        ((128, 128), DType::Bf16, 15.0),
+        ((256, 256), DType::Bf16, 15.0),
+    ];
+    let form = |(i, (dims, dtype, softcap))| {
+        [false, true].map(|deterministic| Case {
+            tokens: (100, 140),
+            heads: (2, 1),
+            dims,
+            dtype,
+            softcap,
+            deterministic,
+            ranges: (i % 2 == 0) == deterministic,
+            keys_f32: i % 3 == 0,
+            add: i % 3 == 0,
+            ..PLAIN
+        })
+    };
+    plain
+        .into_iter()
+        .chain(others)
+        .enumerate()
+        .flat_map(form)
+        .collect()
+}
+
+#[test]
+fn every_form_against_the_cpu() {
+    let Some(gpu) = hopper() else { return };
+    let mut r = Random(5);
+    for c in forms() {
+        check(&gpu, &mut r, &c);
+    }
+}
+
+/// Compiling a kernel takes seconds where it was not compiled ahead of time, so those of few dtypes and softcaps are asked for.
+#[test]
+fn forms_are_all_kernels() {
+    let of_case = |c: &Case| {
+        let shape = AttnShape {
+            heads_q: c.heads.0,
+            heads_kv: c.heads.1,
+            head_dim: c.dims.0,
+            head_dim_v: c.dims.1,
+            dtype: c.dtype,
+        };
+        let choice = BackwardChoice::new(&shape, c.softcap > 0.0, c.deterministic).unwrap();
+        choice.kernels().iter().map(move |&g| choice.variant(g).name)
+    };
+    let names: BTreeSet<String> = forms().iter().flat_map(of_case).collect();
+    assert_eq!(names.len(), 30, "{names:?}");
+    for part in ["", "_keys", "_queries"] {
+        for dims in ["64", "96", "128", "192_128", "192", "256"] {
+            assert!(
+                names.contains(&format!("attn_backward{part}_bf16_{dims}")),
+                "{part} {dims}"
+            );
+        }
+    }
+}
 
 #[test]
 fn sides_without_tokens() {
@@ -424,5 +517,5 @@ fn strides_that_are_refused() {
 
 #[test]
 fn the_same_on_the_processor() {
-    run_on_the_processor("backward_calls", &[], 5);
+    run_on_the_processor("backward_calls", &[], 7);
 }

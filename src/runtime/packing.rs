@@ -130,7 +130,9 @@ mod tests {
         let many: Vec<_> = (0..MANY as i64 + 1)
             .map(|i| (1, 10 * i + 4, 10 * i + 6))
             .collect();
-        let large: Vec<_> = (0..20).map(|i| (2, 2 * LARGE * i, 2 * LARGE * i + LARGE)).collect();
+        let large: Vec<_> = (0..20)
+            .map(|i| (2, 2 * LARGE * i, 2 * LARGE * i + LARGE))
+            .collect();
         let packing = Packing::new(&pieces(&[few.clone(), many.clone(), large.clone()].concat()));
         assert_eq!(packing.single, pieces(&[few, large].concat()));
         assert_eq!(packing.packed, pieces(&[(1, 0, 18)]));

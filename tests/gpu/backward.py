@@ -320,12 +320,25 @@ def edges(suite, rng):
     for dtype, dims, deterministic in ((f16, (64, 64), False), (bf16, (256, 256), True)):  # each is a kernel or two to compile
         call = Call(rng, n, n, (4, 2), dims, dtype, softcap=15.0, deterministic=deterministic)
         suite.run(f"softcap, {dims}, {dtype}, deterministic {deterministic}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
+    for deterministic in (False, True):
+        call = Call(rng, n, n, (4, 2), (128, 128), bf16, deterministic=deterministic)
+        for t in (call.q, call.k, call.v, call.dout):
+            t.fill_(0.3)
+        suite.run(f"constant tensors, deterministic {deterministic}", [(0, n, 0, n, magi.CAUSAL)], n, n, call)
     n = 2500
     cells = [(a, a + 50, b, b + 50, rng.randrange(4)) for a in range(0, n, 50) for b in range(0, n, 50)]
     for dims in ((128, 128), (256, 256)):
         for deterministic, ranges in ((False, False), (True, False), (True, True)):
             call = Call(rng, n, n, (2, 1), dims, bf16, deterministic=deterministic)
             suite.run(f"2,500 slices of 50 x 50, {dims}, deterministic {deterministic}", cells, n, n, call, ranges=ranges)
+    # Tiles that see the same queries, more of them than the cache holds of a head: thread blocks begin parts together. Margins
+    # leave one for each tile, fewer, and fewer still.
+    n, keys = 100_000, 600
+    for dims in ((64, 64), (128, 128), (256, 256)):
+        for deterministic, ranges in ((False, False), (True, False), (False, True)):
+            call = Call(rng, n, keys, (3, 3), dims, bf16, deterministic=deterministic, margin=112)
+            what = f"parts begun together, {dims}, deterministic {deterministic}"
+            suite.run(what, [(0, n, 0, keys, magi.FULL)], n, keys, call, repeats=3, ranges=ranges)
 
 
 def repeated(suite, rng):

@@ -86,14 +86,19 @@ static void cell(const Maps &maps, const Params &p, int query, int key, int sour
         const magi_backward_pair &before = pair(maps.stats, query - 1, head);
         expect(before.lse2[1] == own.lse2[0] && before.delta[1] == own.delta[0], "a query and the pair before it");
     }
-    weight = exp2(s * (double)p.scale_log2 - own.lse2[0]);
-    slope = weight * (dp - own.delta[0]) * p.scale;
+    // With a softcap of its tanh, whose slope is a factor of dS.
+    const double x = p.softcap_scale > 0 ? tanh(s * (double)p.softcap_scale) : s;
+    weight = exp2(x * (double)p.scale_log2 - own.lse2[0]);
+    slope = weight * (dp - own.delta[0]) * p.scale * (p.softcap_scale > 0 ? 1 - x * x : 1);
 }
 
-static void store_gradient(void *to, int64_t at, double x, bool f32_out, bool add) {
+// `inputs`: a map of the inputs' dtype.
+static void store_gradient(void *to, int64_t at, double x, bool f32_out, bool add, const Map &inputs) {
     if (f32_out) {
         float *const y = (float *)to + at;
         *y = (float)(x + (add ? *y : 0.0f));
+    } else if (inputs.type == MAP_F16) {
+        narrow(*((f16 *)to + at), (f32)x);
     } else {
         narrow(*((bf16 *)to + at), (f32)x);
     }
@@ -108,6 +113,7 @@ static void magi_attn_backward(const BackwardMaps maps, const magi_attn_backward
         return;
     }
     take_counters(p.counters);
+    expect(p.counters[2] == 0 && p.counters[3] == 0, "parts were begun before a launch");
     expect(p.splits == 1 && p.heads_kv % p.section == 0, "splits or sections");
     expect(p.tokens_q == 0 || (maps.stats.box[0] == 16 && maps.stats.box[1] == 1), "the box of row sums");
     expect(p.dq == nullptr || p.tokens_q == 0 || (maps.dq.box[0] == 32 && maps.dq.box[1] == 8), "the box of dq");
@@ -149,11 +155,11 @@ static void magi_attn_backward(const BackwardMaps maps, const magi_attn_backward
             const int64_t key = t.row0 + row;
             for (int c = 0; c < p.head_dim; c++) {
                 store_gradient(p.dk[t.source], key * p.dk_token[t.source] + head_kv * p.dk_head[t.source] + c,
-                               dk[row * p.head_dim + c], f32_out, add);
+                               dk[row * p.head_dim + c], f32_out, add, maps.q);
             }
             for (int c = 0; c < p.head_dim_v; c++) {
                 store_gradient(p.dv[t.source], key * p.dv_token[t.source] + head_kv * p.dv_head[t.source] + c,
-                               dv[row * p.head_dim_v + c], f32_out, add);
+                               dv[row * p.head_dim_v + c], f32_out, add, maps.q);
             }
         }
     }
@@ -186,7 +192,7 @@ static void magi_attn_backward_queries(const BackwardQueriesMaps maps, const mag
             }
             for (int c = 0; c < p.head_dim; c++) {
                 store_gradient(p.dq, (t.row0 + row) * p.dq_token + head * p.dq_head + c, dq[c],
-                               p.flags & MAGI_BACKWARD_QUERIES_F32, p.flags & MAGI_BACKWARD_QUERIES_ACCUMULATE);
+                               p.flags & MAGI_BACKWARD_QUERIES_F32, p.flags & MAGI_BACKWARD_QUERIES_ACCUMULATE, maps.q);
             }
         }
     }

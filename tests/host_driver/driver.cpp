@@ -7,6 +7,7 @@ enum { DEVICES = 1 };
 #include "modules.h"
 
 static std::map<char *, size_t> allocated;
+static int launches;
 
 extern "C" {
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
@@ -116,7 +117,11 @@ int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **parameters
     if (const int code = refuse(*config, function)) {
         return code;
     }
+    launches++;
     run_grid(config->grid, config->block, function->prepare(parameters));
     return SUCCESS;
+}
+int fake_launches(void) {
+    return launches;
 }
 }

@@ -80,7 +80,7 @@ template <class T> static T __shfl_xor_sync(unsigned, T mine, int mask) {
 }
 namespace {
 #include KERNELS
-enum { HEAD_DIM_MOST = 128 };
+enum { HEAD_DIM_MOST = 256 };
 #include "attention.h"
 #include "forward.h"
 } // namespace

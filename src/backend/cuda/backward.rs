@@ -177,7 +177,8 @@ impl BackwardKernels {
         })
     }
 
-    /// Enqueues the call: at most three launches, which neither allocate nor wait and may be captured.
+    /// Enqueues the call: at most three launches, one more where dq apart is added to what is not f32. They neither allocate nor
+    /// wait and may be captured.
     ///
     /// # Safety
     /// The call's tensors and workspace are good until the kernels have run, and are what `BackwardCall` says; the lists and

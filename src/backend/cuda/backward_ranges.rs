@@ -92,7 +92,7 @@ impl BackwardRanges {
         Ok(lists.bytes().1 + call)
     }
 
-    /// Enqueues the call over `ranges`, with `workspace_bytes` of workspace: a launch for each list, then at most three.
+    /// Enqueues the call over `ranges`, with `workspace_bytes` of workspace: a launch for each list, then those of `BackwardKernels`.
     /// Neither allocates nor waits, and may be captured.
     ///
     /// # Safety

@@ -81,7 +81,8 @@ impl BackwardTiles {
             .tiles_workspace_bytes(&self.shape, (tokens_q, tiles), dq, accumulate)
     }
 
-    /// Enqueues the call: at most three launches, which neither allocate nor wait and may be captured.
+    /// Enqueues the call: at most three launches, one more where dq apart is added to what is not f32. They neither allocate nor
+    /// wait and may be captured.
     ///
     /// # Safety
     /// The call's tensors and workspace are good until the kernels have run, and are what `BackwardCall` says, with the
