@@ -207,7 +207,8 @@ struct Scheduler {
         const int steps = t[p.tile_count / 16].steps; // not of the few tiles whose keys are of two documents
         const bool unlike = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * steps;
         s.share.in_parts = unlike || steps > CACHED / BQ;
-        s.share.part = min(max(steps / 8, PART_LEAST), 16) * BQ;
+        const int most = min(max(128 / s.share.heads, PART_LEAST), 16); // 10 MB of all heads at 128 columns
+        s.share.part = min(max(steps / 8, PART_LEAST), most) * BQ;
         s.share.waves = unlike ? max((2 * s.share.section + WAVE) / (2 * WAVE), 1) : 0;
         s.share.together = s.share.begun = 0;
         // A head that does not fit at all is worth a wait.
