@@ -227,7 +227,8 @@ struct Scheduler {
 
     // Thread blocks whose tiles are the same drift apart over many of them, until a part has left the cache before all
     // have read it. So none begins a part before all have begun the one before it. One that waits in vain, because
-    // others have no multiprocessor yet, does without from there on, and soon all do.
+    // others have no multiprocessor yet, does without from there on, and soon all do: it waits as long as a twentieth
+    // of all parts takes, or 2 ms.
     MEMBER void begin_together() {
         const int n = s.share.begun;
         if (n >= s.share.together) {
@@ -236,7 +237,8 @@ struct Scheduler {
         s.share.begun = n + 1;
         int *const begun = p.counters + 2; // of even and of odd parts
         atomicAdd(&begun[n & 1], 1);
-        if (n > 0 && !ptx::comes_to(&begun[(n - 1) & 1], ((n + 1) / 2) * (int)ptx::blocks())) {
+        const int times = max(16 * s.share.together, 2048); // a part takes 300 of them
+        if (n > 0 && !ptx::comes_to(&begun[(n - 1) & 1], ((n + 1) / 2) * (int)ptx::blocks(), times)) {
             s.share.together = 0;
         }
     }

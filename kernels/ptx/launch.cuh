@@ -30,9 +30,10 @@ MAGI_DEVICE unsigned blocks() {
     return n;
 }
 
-// Whether `*word` comes to `least` or more within about 2 ms. It may be other thread blocks that make it.
-MAGI_DEVICE bool comes_to(int *word, int least) {
-    for (int tries = 0; tries < 2048; tries++) {
+// Whether `*word` comes to `least` or more while it is looked at so many times, each of about a microsecond. It may be
+// other thread blocks that make it.
+MAGI_DEVICE bool comes_to(int *word, int least, int times) {
+    for (int n = 0; n < times; n++) {
         int now;
         asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
         if (now >= least) {
