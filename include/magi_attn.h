@@ -1984,7 +1984,8 @@ magi_status magi_mask_draw(const struct magi_mask *mask,
                            size_t *size);
 
 /**
- * Frees the handle. Keys made from it stay good. NULL does nothing.
+ * Frees the handle. Keys made from it stay good. A mask that was used on a CUDA device waits for all that is under way there, so
+ * do not destroy one while a stream of that device is captured. NULL does nothing.
  */
 void magi_mask_destroy(struct magi_mask *mask);
 

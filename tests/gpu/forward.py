@@ -228,6 +228,27 @@ def edges(suite, rng):
             suite.fail(f"sinks {sinks}", "NaN was lost")
 
 
+def unusual(suite, rng):
+    """Rows of which a few keys have all the weight, constant tensors, and sinks that outweigh everything or nothing."""
+    n, heads = 333, (4, 2)
+    slices = [(0, n, 0, n, magi.CAUSAL)]
+    for dims in ((64, 64), (128, 128), (256, 256)):
+        one_hot = torch.eye(dims[0], device=DEVICE)[torch.arange(n, device=DEVICE) % dims[0], None] * 8
+        for dtype in (torch.bfloat16, torch.float16):
+            for out_f32 in (False, True):
+                call = Call(rng, n, n, heads, dims, dtype, scale=1.0, out_f32=out_f32)
+                call.q, call.k = (one_hot.to(dtype).repeat(1, h, 1) for h in heads)
+                suite.run(f"one-hot rows, {dims}, {dtype}, f32 {out_f32}", slices, n, n, call)
+                call = Call(rng, n, n, heads, dims, dtype, out_f32=out_f32)
+                for t in (call.q, call.k, call.v):
+                    t.fill_(0.5)
+                suite.run(f"constant tensors, {dims}, {dtype}, f32 {out_f32}", slices, n, n, call)
+            for layout in ("shared", "tokens"):
+                call = Call(rng, n, n, heads, dims, dtype, sink=(layout, 2, 1.0))
+                call.sink[..., 0], call.sink[..., 1], call.sink[..., 0, 2] = 100, -100, 100
+                suite.run(f"sinks of +-100, {layout}, {dims}, {dtype}", slices, n, n, call)
+
+
 def longest(suite):
     """16M tokens, so that offsets of elements pass 2^32: some rows of a window, computed again."""
     n, window, (hq, d) = 1 << 24, 1024, (2, 128)
@@ -381,6 +402,7 @@ def main():
         suite.report("twenty runs")
         switched(suite, rng)
         edges(suite, rng)
+        unusual(suite, rng)
         suite.report("edges")
         hidden.forward(suite)
         suite.report("NaN beside tiles")
