@@ -202,8 +202,12 @@ fn compile_all(
         match result {
             Ok((path, said)) => {
                 eprintln!("{said}");
-                if settings.verbose {
-                    said.lines().for_each(|line| println!("cargo:warning={line}"));
+                // The first line is the command.
+                let from = usize::from(!settings.verbose);
+                if settings.verbose || settings.debug {
+                    said.lines()
+                        .skip(from)
+                        .for_each(|line| println!("cargo:warning={line}"));
                 }
                 cubins.push((name, path));
             }

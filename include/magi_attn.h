@@ -1984,7 +1984,8 @@ magi_status magi_mask_draw(const struct magi_mask *mask,
                            size_t *size);
 
 /**
- * Frees the handle. Keys made from it stay good. NULL does nothing.
+ * Frees the handle. Keys made from it stay good. A mask that was used on a CUDA device waits for all that is under way there, so
+ * do not destroy one while a stream of that device is captured. NULL does nothing.
  */
 void magi_mask_destroy(struct magi_mask *mask);
 
@@ -2496,8 +2497,8 @@ magi_status magi_calc_attn_backward(const struct magi_key *key,
  * become NaN (max_logits -inf), and the next call with ranges on the device returns INVALID_ENUM or BUFFER_TOO_SMALL in
  * place of computing, once.
  *
- * On a CUDA device calls with one mask may be under way on 64 streams at once, and beside them 448 calls that were captured; a captured
- * call must not run twice at the same time, as in two executable graphs of one graph.
+ * On a CUDA device calls with one mask may be under way at once on the 64 streams that it was called on last, and beside them the 448
+ * calls that were captured last; a captured call must not run twice at the same time, as in two executable graphs of one graph.
  *
  * `mask`: NULL when `options` holds ranges. `options`: NULL for defaults. Errors: NULL_POINTER, STRUCT_SIZE,
  * INVALID_ARGUMENT, INVALID_ENUM, SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_STRIDE, DEVICE_MISMATCH, TENSOR_OVERLAP,
@@ -2560,7 +2561,8 @@ magi_status magi_flex_flash_attn_backward_prepare(const struct magi_mask *mask,
 
 /**
  * Bytes of workspace that magi_flex_flash_attn_forward needs for `args` (data pointers are not looked at beyond NULL)
- * and `options` (NULL for defaults). Errors: as forward. Any thread.
+ * and `options` (NULL for defaults). On a CUDA device the first query, or prepare, for a kind of arguments loads their kernel, which
+ * may have to be compiled; later ones only compute. Errors: as forward, and COMPILE_FAILED. Any thread.
  *
  * # Safety
  * As magi_flex_flash_attn_forward; `bytes` must point to a size_t.

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use common_layout::assert_compiles;
+use magi_attn::backend::cuda::embedded::SOURCES;
 use magi_attn::backend::cuda::forward_params::ForwardParams;
 
 macro_rules! offsets {
@@ -86,4 +87,31 @@ fn host_and_device_agree() {
         writeln!(text, "_Static_assert({flag} == {value}, \"{flag}\");").unwrap();
     }
     assert_compiles("forward_layout", &text);
+}
+
+/// What `workspace_bound` takes the sizes of a general kernel for, of which it knows the plain form alone.
+#[test]
+fn general_kernels_have_tiles_as_small_and_steps_nearly_as_long() {
+    let shape = SOURCES.iter().find(|(name, _)| *name == "attn/forward_shape.cuh");
+    // Switches and sizes stand before everything else, as macros.
+    let (_, sizes) = shape.unwrap().1.split_once("#ifndef SOFTCAP").unwrap();
+    let mut text = format!("#ifndef SOFTCAP{}", sizes.split_once("constexpr").unwrap().0);
+    for (d, dv) in [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)] {
+        let head = "#undef HEAD_DIM\n#undef HEAD_DIM_V\n#undef GENERAL";
+        for (form, general) in [("plain", 0), ("general", 1)] {
+            writeln!(
+                text,
+                "{head}\n#define HEAD_DIM {d}\n#define HEAD_DIM_V {dv}\n#define GENERAL {general}\n\
+                 enum {{ {form}_q_{d}_{dv} = BLOCK_Q, {form}_k_{d}_{dv} = BLOCK_K }};"
+            )
+            .unwrap();
+        }
+        writeln!(
+            text,
+            "_Static_assert(+general_q_{d}_{dv} <= +plain_q_{d}_{dv}, \"rows\");\n\
+             _Static_assert(4 * general_k_{d}_{dv} >= 3 * plain_k_{d}_{dv}, \"keys\");"
+        )
+        .unwrap();
+    }
+    assert_compiles("forward_sizes", &text);
 }

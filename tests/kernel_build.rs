@@ -266,6 +266,11 @@ fn threads_line_numbers_and_what_is_printed() {
         lines.join("\n")
     };
     assert_eq!(warnings(&[FRESH]), "");
+    let said = warnings(&[FRESH, ("MAGI_ATTENTION_BUILD_DEBUG", "1")]);
+    assert!(
+        said.contains("40 registers") && !said.contains("-gencode"),
+        "{said}"
+    );
     let said = warnings(&[FRESH, ("MAGI_ATTENTION_BUILD_VERBOSE", "1")]);
     assert!(
         said.contains("-gencode") && said.contains("40 registers"),
@@ -343,6 +348,18 @@ fn without_a_compiler_the_library_still_builds() {
     let path = format!("{home}/bin:/usr/bin:/bin");
     let (names, _) = project.build(&[("NVCC", ""), ("PATH", &path)]);
     assert_eq!(names.len(), 5, "nvcc on PATH");
+    for (prefix, wheel) in [("VIRTUAL_ENV", "cu13"), ("CONDA_PREFIX", "cuda_nvcc")] {
+        let base = project.base.join(prefix);
+        let bin = base
+            .join("lib/python3.12/site-packages/nvidia")
+            .join(wheel)
+            .join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        fs::copy(project.base.join("bin/nvcc"), bin.join("nvcc")).unwrap();
+        let (names, _) = project.build(&[("NVCC", ""), (prefix, base.to_str().unwrap()), FRESH]);
+        assert_eq!(names.len(), 5, "the wheels of {prefix}");
+        assert!(bin.join("log").exists(), "another nvcc than that of {prefix}");
+    }
 }
 
 #[test]

@@ -109,9 +109,18 @@ fn helpers_compile_for_older_and_newer_devices() {
     let Some(nvrtc) = nvrtc() else {
         return;
     };
-    for name in ["elementwise", "textbook_forward"] {
+    // All that textbook attention needs, for the oldest device that it is for.
+    let needed = [
+        "elementwise",
+        "ranges",
+        "running",
+        "textbook_forward",
+        "textbook_backward",
+    ];
+    for (i, name) in needed.into_iter().enumerate() {
         let variant = embedded::listed(name).unwrap();
-        for (major, minor) in [(8, 0), (10, 0)] {
+        let newer = [(8, 0), (10, 0), (12, 0)];
+        for (major, minor) in newer.into_iter().take(if i == 0 { 3 } else { 1 }) {
             let options = compile::options(variant, Arch { major, minor }, &KernelBuild::default());
             nvrtc
                 .compile(&variant.name, &embedded::text(variant).unwrap(), &options)

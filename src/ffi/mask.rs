@@ -250,7 +250,8 @@ pub unsafe extern "C" fn magi_mask_draw(
     })
 }
 
-/// Frees the handle. Keys made from it stay good. NULL does nothing.
+/// Frees the handle. Keys made from it stay good. A mask that was used on a CUDA device waits for all that is under way there, so
+/// do not destroy one while a stream of that device is captured. NULL does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn magi_mask_destroy(mask: Option<Box<magi_mask>>) {
     guard_destroy(|| drop(mask));

@@ -59,12 +59,8 @@ fn forward(key: &Key, gpu: &Arc<Gpu>, on: Stream) -> Result<usize> {
     let chosen = stage_forward::choose(key, asked)?;
     let bytes = match chosen {
         Some(choice) => {
-            let general = ForwardChoice {
-                general: true,
-                ..choice
-            };
             let tokens_k = dims.tokens_k + dims.forward.recv_rows;
-            workspace_bound(gpu, &ForwardKernel::load(gpu, general)?, tokens_k)
+            workspace_bound(gpu, &ForwardKernel::load(gpu, choice)?, tokens_k)
         }
         None => 0,
     };

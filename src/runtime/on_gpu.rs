@@ -212,11 +212,7 @@ pub(super) fn check_workspace(
 /// Bytes of workspace that no mask makes a call of the fast kernels exceed.
 pub(super) fn forward_workspace(a: &Forward, e: &Extents, asked: ForwardChoice) -> Result<usize> {
     let gpu = gpu_of(e)?;
-    let general = ForwardChoice {
-        general: true,
-        ..asked
-    };
-    let kernel = ForwardKernel::load(&gpu, general)?;
+    let kernel = ForwardKernel::load(&gpu, asked)?;
     Ok(forward::workspace_bound(&gpu, &kernel, a.k.tokens()))
 }
 

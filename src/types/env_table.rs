@@ -354,7 +354,7 @@ pub const TABLE: &[Variable] = &[
         "MAGI_ATTENTION_BUILD_DEBUG",
         Kind::Boolean,
         "0",
-        "Line numbers in kernels and barriers that compute-sanitizer follows; at run time registers and memory of each kernel on stderr.",
+        "Line numbers in kernels and barriers that compute-sanitizer follows; prints registers and memory of each kernel: in cargo's output, and on stderr at run time.",
     ),
     building(
         "MAGI_ATTENTION_NO_BUILD_CACHE",

@@ -228,6 +228,27 @@ def edges(suite, rng):
             suite.fail(f"sinks {sinks}", "NaN was lost")
 
 
+def unusual(suite, rng):
+    """Rows of which a few keys have all the weight, constant tensors, and sinks that outweigh everything or nothing."""
+    n, heads = 333, (4, 2)
+    slices = [(0, n, 0, n, magi.CAUSAL)]
+    for dims in ((64, 64), (128, 128), (256, 256)):
+        one_hot = torch.eye(dims[0], device=DEVICE)[torch.arange(n, device=DEVICE) % dims[0], None] * 8
+        for dtype in (torch.bfloat16, torch.float16):
+            for out_f32 in (False, True):
+                call = Call(rng, n, n, heads, dims, dtype, scale=1.0, out_f32=out_f32)
+                call.q, call.k = (one_hot.to(dtype).repeat(1, h, 1) for h in heads)
+                suite.run(f"one-hot rows, {dims}, {dtype}, f32 {out_f32}", slices, n, n, call)
+                call = Call(rng, n, n, heads, dims, dtype, out_f32=out_f32)
+                for t in (call.q, call.k, call.v):
+                    t.fill_(0.5)
+                suite.run(f"constant tensors, {dims}, {dtype}, f32 {out_f32}", slices, n, n, call)
+            for layout in ("shared", "tokens"):
+                call = Call(rng, n, n, heads, dims, dtype, sink=(layout, 2, 1.0))
+                call.sink[..., 0], call.sink[..., 1], call.sink[..., 0, 2] = 100, -100, 100
+                suite.run(f"sinks of +-100, {layout}, {dims}, {dtype}", slices, n, n, call)
+
+
 def longest(suite):
     """16M tokens, so that offsets of elements pass 2^32: some rows of a window, computed again."""
     n, window, (hq, d) = 1 << 24, 1024, (2, 128)
@@ -309,6 +330,32 @@ def captured(suite, rng):
                       softmax(call, call.k, call.v, see, torch.float32, rounded=True)[0])
 
 
+def shared(suite):
+    """Keys and values that heads share, and queries that tokens share, by a stride of 0: the bits of the same tensors in full."""
+    tq, tk = 300, 500
+    call = Call(random.Random(23), tq, tk, (4, 2), (128, 128), torch.bfloat16)
+    mask = magi.Mask(suite.library, [(0, tq, 0, tk, magi.CAUSAL)], tq, tk)
+
+    def run(*tensors):
+        out, lse = torch.full_like(call.q, math.nan), torch.full((tq, 4), math.nan, device=DEVICE)
+        q, k, v, o, l = (C.pointer(describe(t)) for t in (*tensors, out, lse))
+        args, options = magi.ForwardArgs(q=q, k=k, v=v, out=o, lse=l), magi.FlexOptions()
+        space = torch.empty(max(1, suite.library.workspace_bytes(args, options)), dtype=torch.uint8, device=DEVICE)
+        options.workspace, options.workspace_size = space.data_ptr(), space.numel()
+        suite.library.enqueue(mask, args, options, torch.cuda.current_stream().cuda_stream)()
+        torch.cuda.synchronize()
+        return bits(out), bits(lse)
+
+    heads = lambda t: t[:, :1].expand(-1, t.shape[1], -1)
+    for what, q, k, v in (
+        ("keys and values of one head", call.q, heads(call.k), heads(call.v)),
+        ("queries of one token", call.q[:1].expand(tq, -1, -1), call.k, call.v),
+    ):
+        suite.cases += 1
+        if not all(torch.equal(a, b) for a, b in zip(run(q, k, v), run(q.contiguous(), k.contiguous(), v.contiguous()))):
+            suite.fail(what, "a stride of 0 gives other bits")
+
+
 def listed_mask(suite, name, slices, tq, tk, rng):
     for dims in ((64, 64), (128, 128), (256, 256)):
         if tq * tk > 1 << 28:
@@ -334,6 +381,8 @@ def main():
     suite = Suite(magi.Library(options.library))
     rng = random.Random(options.seed)
     captured(suite, rng)
+    if not options.only:
+        suite.replay()  # first of all: nothing has been launched that makes lists of ranges
     for name, slices, tq, tk in listed(options.masks):
         if options.only in name:
             listed_mask(suite, name, slices, tq, tk, rng)
@@ -353,11 +402,12 @@ def main():
         suite.report("twenty runs")
         switched(suite, rng)
         edges(suite, rng)
+        unusual(suite, rng)
         suite.report("edges")
         hidden.forward(suite)
         suite.report("NaN beside tiles")
         longest(suite)
-        suite.replay()
+        shared(suite)
         suite.impossible()
     suite.report("all")
     return 1 if suite.failures else 0

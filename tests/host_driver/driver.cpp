@@ -10,8 +10,20 @@ static std::map<char *, size_t> allocated;
 static int launches;
 
 extern "C" {
+// Set by tests: streams say that they are being captured. Calls that would spoil a capture are counted then.
+int fake_capturing, fake_spoilt;
+}
+enum { CAPTURE_UNSUPPORTED = 900 };
+
+// Ends a call that nobody may make while a stream is captured: it allocates, frees, copies or waits.
+#define SPOILS_CAPTURE                                                                                                 \
+    if (fake_capturing && ++fake_spoilt)                                                                               \
+    return CAPTURE_UNSUPPORTED
+
+extern "C" {
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     NEEDS_CONTEXT;
+    SPOILS_CAPTURE;
     char *const memory = (char *)aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (memory == nullptr) {
         return OUT_OF_MEMORY;
@@ -22,6 +34,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 }
 int cuMemFree_v2(uint64_t address) {
     NEEDS_CONTEXT;
+    SPOILS_CAPTURE;
     if (allocated.erase((char *)address) == 0) {
         return INVALID_VALUE;
     }
@@ -30,10 +43,12 @@ int cuMemFree_v2(uint64_t address) {
 }
 int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     NEEDS_CONTEXT;
+    SPOILS_CAPTURE;
     *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     return *at == nullptr ? OUT_OF_MEMORY : SUCCESS;
 }
 int cuCtxSynchronize(void) {
+    SPOILS_CAPTURE;
     return current.empty() ? INVALID_CONTEXT : SUCCESS;
 }
 int cuMemPoolSetAccess(void *, const void *, size_t) {
@@ -46,9 +61,11 @@ int cuMemFreeAsync(uint64_t address, void *) {
     return cuMemFree_v2(address);
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
+    SPOILS_CAPTURE;
     return memcpy((void *)to, from, bytes), SUCCESS;
 }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
+    SPOILS_CAPTURE;
     return memcpy(to, (void *)from, bytes), SUCCESS;
 }
 int cuMemsetD32Async(uint64_t to, unsigned value, size_t count, void *) {
@@ -85,9 +102,10 @@ int cuStreamGetId(void *stream, unsigned long long *id) {
     return *id = (uintptr_t)stream, SUCCESS;
 }
 int cuStreamIsCapturing(void *, int *status) {
-    return *status = 0, SUCCESS;
+    return *status = fake_capturing, SUCCESS;
 }
 int cuStreamSynchronize(void *) {
+    SPOILS_CAPTURE;
     return current.empty() ? INVALID_CONTEXT : SUCCESS;
 }
 int cuStreamWaitEvent(void *, void *, unsigned) {
@@ -109,6 +127,7 @@ int cuEventRecord(void *, void *) {
     return SUCCESS;
 }
 int cuEventSynchronize(void *) {
+    SPOILS_CAPTURE;
     return SUCCESS;
 }
 int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **parameters, void **) {

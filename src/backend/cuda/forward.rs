@@ -26,9 +26,15 @@ pub fn pack(shape: &AttnShape, tokens_q: i64, block_q: i64) -> i64 {
     if 4 * tiles(most) <= 3 * tiles(1) { most } else { 1 }
 }
 
-/// Bytes of workspace that no call of this shape on this device exceeds, whatever its mask.
+/// Bytes of workspace that no call of this shape on this device exceeds, whatever its mask. `kernel` is the one that is asked for:
+/// its general form, to which a mask may lead, need not be there, as it may have to be compiled.
 pub fn workspace_bound(gpu: &Gpu, kernel: &ForwardKernel, tokens_k: i64) -> usize {
-    if !may_cut(kernel, tokens_k) {
+    // The general form has no larger tiles, and three quarters of the keys in a step at least (tests/forward_layout.rs).
+    let mut smallest = kernel.clone();
+    if !kernel.choice.general {
+        smallest.block_k = kernel.block_k * 3 / 4;
+    }
+    if !may_cut(&smallest, tokens_k) {
         return 0;
     }
     // Pieces are at least a multiprocessor's share long and tiles that are cut a quarter longer: at most 1.8 for each.

@@ -14,6 +14,8 @@ use crate::types::{Error, KernelBuild, Result};
 #[derive(Debug)]
 pub struct Kernels {
     functions: BTreeMap<String, Function>,
+    /// What `read_ints` has read, by name.
+    ints: Mutex<BTreeMap<String, Vec<i32>>>,
     /// Keeps the functions valid.
     module: Module,
 }
@@ -25,9 +27,17 @@ impl Kernels {
         found.ok_or_else(|| Error::internal(format!("no kernel {entry} among {:?}", self.functions.keys())))
     }
 
-    /// The integers of a `__device__ int` array of the kernels.
+    /// The integers of a `__device__ int` array of the kernels, with which they were compiled. Waits for the copy the first
+    /// time alone: a copy would wait for other work, and spoil the capture of a stream.
     pub fn read_ints<const N: usize>(&self, name: &str) -> Result<[i32; N]> {
-        self.module.read_ints(name)
+        let mut known = self.ints.lock();
+        if let Some(ints) = known.get(name) {
+            let count = |_| Error::internal(format!("{name} has {} integers, not {N}", ints.len()));
+            return ints.as_slice().try_into().map_err(count);
+        }
+        let ints = self.module.read_ints::<N>(name)?;
+        known.insert(name.to_owned(), ints.to_vec());
+        Ok(ints)
     }
 
     /// Address and bytes of a variable of the kernels.
@@ -79,5 +89,9 @@ fn fresh(gpu: &Arc<Gpu>, variant: &Variant) -> Result<Kernels> {
         .iter()
         .map(|entry| Ok((entry.clone(), module.function(entry)?)))
         .collect::<Result<_>>()?;
-    Ok(Kernels { functions, module })
+    Ok(Kernels {
+        functions,
+        ints: Mutex::default(),
+        module,
+    })
 }
