@@ -207,8 +207,7 @@ struct Scheduler {
         const int steps = t[p.tile_count / 16].steps; // not of the few tiles whose keys are of two documents
         const bool unlike = 4 * t[3 * (i64)p.tile_count / 4].steps < 3 * steps;
         s.share.in_parts = unlike || steps > CACHED / BQ;
-        const int most = min(max(128 / s.share.heads, PART_LEAST), 16); // 10 MB of all heads at 128 columns
-        s.share.part = min(max(steps / 8, PART_LEAST), most) * BQ;
+        s.share.part = min(max(steps / 8, PART_LEAST), 16) * BQ;
         s.share.waves = unlike ? max((2 * s.share.section + WAVE) / (2 * WAVE), 1) : 0;
         s.share.together = s.share.begun = 0;
         // A head that does not fit at all is worth a wait.
@@ -237,7 +236,8 @@ struct Scheduler {
         s.share.begun = n + 1;
         int *const begun = p.counters + 2; // of even and of odd parts
         atomicAdd(&begun[n & 1], 1);
-        const int times = max(16 * s.share.together, 2048); // a part takes 300 of them
+        // A part takes 300 with 8 query heads.
+        const int times = max(max(16 * s.share.together, 128 * s.share.heads), 2048);
         if (n > 0 && !ptx::comes_to(&begun[(n - 1) & 1], ((n + 1) / 2) * (int)ptx::blocks(), times)) {
             s.share.together = 0;
         }
