@@ -172,18 +172,12 @@ pub struct Rank {
 /// Calls `f` for each of `world` ranks, on threads of their own, over one communicator. What they give, by rank.
 pub fn on_ranks<R: Send>(world: usize, f: impl Fn(&Rank) -> R + Sync) -> Vec<R> {
     nccl_support::on_ranks(world, LONG, |rank, comm| {
-        f(&Rank {
-            rank,
-            world,
-            comm: comm.unwrap(),
-            gpu: Gpu::open(rank as i32).unwrap(),
-            user: UserStream::new(rank),
-        })
+        f(&Rank::new(rank, world, comm.unwrap()))
     })
 }
 
 /// As `on_ranks`. On devices of the machine, where a communicator takes one or two seconds to make, over one that later calls
-/// have again; a call that panics keeps it.
+/// use again, unless a rank has panicked.
 fn on_kept_ranks<R: Send>(world: usize, f: impl Fn(&Rank) -> R + Sync) -> Vec<R> {
     if nccl_support::is_inside_any() {
         return on_ranks(world, f);
@@ -197,17 +191,7 @@ fn on_kept_ranks<R: Send>(world: usize, f: impl Fn(&Rank) -> R + Sync) -> Vec<R>
         let ranks: Vec<_> = comms
             .iter()
             .enumerate()
-            .map(|(rank, comm)| {
-                scope.spawn(move || {
-                    f(&Rank {
-                        rank,
-                        world,
-                        comm: comm.clone(),
-                        gpu: Gpu::open(rank as i32).unwrap(),
-                        user: UserStream::new(rank),
-                    })
-                })
-            })
+            .map(|(rank, comm)| scope.spawn(move || f(&Rank::new(rank, world, comm.clone()))))
             .collect();
         ranks.into_iter().map(|r| r.join().unwrap()).collect()
     });
@@ -216,6 +200,16 @@ fn on_kept_ranks<R: Send>(world: usize, f: impl Fn(&Rank) -> R + Sync) -> Vec<R>
 }
 
 impl Rank {
+    fn new(rank: usize, world: usize, comm: Arc<NcclComm>) -> Rank {
+        Rank {
+            rank,
+            world,
+            comm,
+            gpu: Gpu::open(rank as i32).unwrap(),
+            user: UserStream::new(rank),
+        }
+    }
+
     /// The caller's stream.
     pub fn stream(&self) -> Stream {
         self.user.stream
